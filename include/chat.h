@@ -1,0 +1,41 @@
+// chat.h: chat turns to token ids, and a model's token ids to thought and answer (SPEC 5.3).
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tokenizer.h"
+
+namespace easel {
+
+enum class Role { System, User, Model };
+
+struct Message {
+    Role role;
+    std::string content;
+};
+
+struct ChatOptions {
+    bool think = false;  // ask for a thought channel before the answer
+};
+
+// Turns as the model was trained to read them, bos first, ending where the model is to go on. A system
+// message may only come first. Control tokens are placed as ids: nothing inside a message's content can
+// become one. Thoughts in earlier model turns are left out. Throws Error when the file's vocabulary lacks the
+// turn tokens, on an empty list, on a system message that is not first, or when the last message is the
+// model's.
+std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view chat_template,
+                                 std::span<const Message> messages, const ChatOptions& options);
+
+struct Reply {
+    std::string thought, answer;
+    bool thought_unfinished = false;  // the channel was never closed: all of it is thought
+};
+
+// `ids` may hold an end-of-generation id; what follows the first is ignored. Tolerant of a channel that never
+// closes, of a second channel and of literal <think>...</think>.
+Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids);
+
+}  // namespace easel

@@ -1,0 +1,27 @@
+// check.h: the one way a wrong file, flag or request is reported.
+// Every part throws Error; main() alone catches it, prints the one line and exits with 1.
+#pragma once
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace easel {
+
+// What a user did or gave that cannot be served: one line, what was expected and what was found.
+struct Error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+template <class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
+    throw Error(fmt::format(text, std::forward<Args>(args)...));
+}
+
+// Throws Error with the formatted text unless `ok`.
+template <class... Args>
+void require(bool ok, fmt::format_string<Args...> text, Args&&... args) {
+    if (!ok) fail(text, std::forward<Args>(args)...);
+}
+
+}  // namespace easel

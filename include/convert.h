@@ -1,0 +1,46 @@
+// convert.h: other weights to a GGUF file that easel (and llama.cpp) reads: a Hugging Face DiffusionGemma
+// folder, or a GGUF file in another precision. Used by `easel convert`.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "quant.h"
+
+namespace easel {
+
+struct ConvertOptions {
+    std::string type;    // one of convert_types(), any case
+    bool quiet = false;  // no notes and warnings on stderr
+    // Called now and then with the bytes of tensors written so far, those of the whole file, and the current
+    // tensor.
+    std::function<void(uint64_t done, uint64_t total, std::string_view tensor)> progress;
+};
+
+// Writes `target`, a GGUF file, from `source`: a folder with config.json, model*.safetensors and
+// tokenizer.json (generation_config.json and a chat template when present), or a GGUF file, whose keys are
+// all kept but general.file_type. Memory stays under about 1 GB beyond mapped pages, whatever the size of the
+// source. `target` appears, or is replaced, only when it is complete. Throws Error naming the file, tensor or
+// key.
+void convert(const std::string& source, const std::string& target, const ConvertOptions& options);
+
+// The names that ConvertOptions::type can have: "bf16, f16, ..."; those whose block types easel can write.
+std::string convert_types();
+
+// A tensor of the file to be: ne in GGUF order, ne[0] contiguous.
+struct TensorPlan {
+    std::string name;
+    std::vector<int64_t> ne;
+    Type type = Type::F32;
+};
+
+// Sets each tensor's type as the published files of that name have it (SPEC 4.4): norms, scalars and the
+// router F32, more bits for part of ffn_down and attn_v, the embedding as an output, another block type for
+// rows that are not a multiple of 256. Returns general.file_type. Throws Error on an unknown type name. Order
+// of the tensors is free.
+uint32_t plan_types(std::string_view type, std::span<TensorPlan> tensors);
+
+}  // namespace easel

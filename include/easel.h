@@ -1,0 +1,90 @@
+// easel.h: the program as a library: a model, its tokenizer and a backend behind one call. main, and whatever
+// else answers requests, use this and nothing below it.
+#pragma once
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "chat.h"
+#include "model.h"
+#include "tokenizer.h"
+
+namespace easel {
+
+struct EngineOptions {
+    std::string model;  // a GGUF file; empty: the demo model that is part of the program
+    int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for
+    int n_thread = 0;   // 0: one a core
+};
+
+struct Request {
+    // The prompt: exactly one of these.
+    std::vector<Message> messages;  // chat turns
+    std::optional<std::string>
+        raw;  // text as it is; control strings in it are recognised, nothing is added but bos
+    std::vector<int32_t> prompt_ids;  // ids as they are
+
+    bool think = false;                    // chat only: ask for a thought before the answer
+    std::optional<SamplerConfig> sampler;  // default: the model's own settings
+    uint64_t seed = 0;
+    int n_token = 0;  // answer tokens at most; whole canvases are computed; 0: 2048 or what there is room for
+    bool ignore_eos = false;  // go on past end-of-generation ids
+};
+
+struct Result {
+    std::string text, thought;
+    std::vector<int32_t> ids;  // before the first end-of-generation id, at most n_token
+    Finish finish = Finish::Length;
+    std::vector<int> steps;  // a number a canvas
+    int n_prompt = 0;        // tokens of the prompt
+    int n_reused = 0;        // of these, found in the cache
+    double encode_ms = 0, denoise_ms = 0, commit_ms = 0;
+    uint64_t hash = 0;  // FNV-1a of the ids: equal answers have equal hashes
+};
+
+// Tokens of the prompt that are encoded, and all of them. Returns false to cancel.
+using ProgressFn = std::function<bool(int done, int total)>;
+
+// Bytes that running a model takes.
+struct MemoryPlan {
+    int64_t weights, kv, scratch;
+    int64_t total() const { return weights + kv + scratch; }
+};
+// On a CPU: the mapped file, float32 K and V of n_context tokens, buffers of the largest pass.
+MemoryPlan plan_cpu(const Model& model, int n_context);
+// On a GPU: weights, float16 K and V (sliding layers keep a window only), buffers of a step.
+MemoryPlan plan_gpu(const Model& model, int n_context);
+
+class Engine {
+  public:
+    // Opens and checks the model. Error on anything wrong with the file.
+    explicit Engine(const EngineOptions& options);
+
+    const Model& model() const { return *model_; }
+    const Tokenizer& tokenizer() const { return *tokenizer_; }
+    int n_context() const { return n_context_; }
+
+    // The request's prompt as ids. Error on an empty prompt, on text that is not UTF-8, on ids out of range.
+    std::vector<int32_t> prompt_ids(const Request& request) const;
+
+    // Answers one request. What the KV cache shares with the prompt is not encoded again. Error when prompt
+    // and canvases exceed the context (nothing is generated then) or a setting is out of range.
+    Result generate(const Request& request, const FrameFn& on_frame = {}, const ProgressFn& on_progress = {});
+
+    Backend& backend() { return *backend_; }
+
+  private:
+    std::shared_ptr<const Model> model_;
+    std::unique_ptr<Tokenizer> tokenizer_;
+    std::unique_ptr<Backend> backend_;
+    int n_context_;
+    std::vector<int32_t> cached_;  // ids whose K and V the backend holds
+};
+
+// Whether `text` is valid UTF-8; else *at is the offset of the first byte that is not.
+bool is_utf8(std::string_view text, size_t* at);
+
+}  // namespace easel

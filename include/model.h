@@ -1,0 +1,101 @@
+// model.h: every number and tensor of a DiffusionGemma, bound by name and checked against the file (SPEC
+// 1, 4.2, 4.3). Nothing is copied but the small vectors: weights stay as blocks in the mapped file.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gguf.h"
+#include "sampler.h"
+
+namespace easel {
+
+// Rows of one type: row r is n_col values at data + r * row_bytes().
+struct Matrix {
+    Type type = Type::F32;
+    const uint8_t* data = nullptr;
+    int64_t n_row = 0, n_col = 0;
+
+    explicit operator bool() const { return data; }
+    int64_t stride() const { return row_bytes(type, n_col); }
+};
+
+// A matrix an expert: expert e is [n_row, n_col] at data + e * expert_bytes. (A view: gate and up may share a
+// tensor.)
+struct ExpertMatrix {
+    Matrix first;
+    int64_t expert_bytes = 0;
+
+    Matrix expert(int e) const {
+        Matrix m = first;
+        m.data += e * expert_bytes;
+        return m;
+    }
+};
+
+struct LayerShape {
+    bool global = false;  // attends to everything before it; else only to the window
+    int n_head_kv = 0, head_dim = 0;
+};
+
+struct Config {
+    int n_layer = 0, n_embd = 0, n_head = 0, n_ff = 0;
+    int n_ff_exp = 0, n_expert = 0, n_expert_used = 0;
+    int n_vocab = 0, n_canvas = 0, n_context = 0, window = 0;
+    float rms_eps = 0, softcap = 0;
+    double rope_theta = 0, rope_theta_swa = 0;  // of global and of sliding layers
+    std::vector<LayerShape> layers;
+    SamplerConfig sampler;  // what the file asks for
+
+    int max_head_dim() const;
+    // float32 K and V of one token in all layers.
+    int64_t kv_bytes_per_token() const;
+};
+
+struct Layer {
+    LayerShape shape;
+    std::vector<float> attn_norm, q_norm, k_norm, post_attention_norm;  // [n_embd] or [head_dim]
+    Matrix q, k, v, o;  // q [n_head * head_dim, n_embd], k and v [n_head_kv * head_dim, n_embd], o the other
+                        // way; no v: V is the raw k projection
+    std::vector<float> ffn_norm, post_ffw_norm_1;
+    Matrix gate, up, down;  // dense branch: [n_ff, n_embd] twice, [n_embd, n_ff]
+    std::vector<float> router_scale, pre_ffw_norm_2, post_ffw_norm_2;
+    Matrix router;                               // [n_expert, n_embd]
+    ExpertMatrix gate_exps, up_exps, down_exps;  // [n_ff_exp, n_embd] twice, [n_embd, n_ff_exp]
+    std::vector<float> down_exps_scale;          // [n_expert]
+    std::vector<float> post_ffw_norm;
+    float output_scale = 1, enc_output_scale = 1;  // of the denoise and of the encode pass
+};
+
+struct Model {
+    Model() = default;  // empty, for synthetic_model() to fill
+    // Checks every key and tensor; Error with the key or tensor, what was expected and what was found.
+    explicit Model(std::shared_ptr<const Gguf> file);
+
+    std::shared_ptr<const Gguf> file;
+    Config config;
+    Matrix token_embd;  // [n_vocab, n_embd]
+    Matrix output;      // the same unless the file has its own
+    std::vector<float> output_norm, self_cond_norm;
+    Matrix self_cond_gate, self_cond_up, self_cond_down;
+    std::vector<float> rope_freqs;  // [head_dim / 2] divisors of the angle on global layers
+    std::vector<Layer> layers;
+    std::vector<std::string> warnings;          // what is odd in the file but can be run
+    std::vector<std::vector<uint8_t>> storage;  // weights that no file holds
+
+    // Bytes of all weights as they lie in the file, and the number of parameters.
+    int64_t weight_bytes() const;
+    int64_t n_parameters() const;
+};
+
+// A model of the given shape with random weights of the types that a file of `type` has (see plan_types()),
+// made in memory: for timing, where only shapes and types matter. Shapes known: "mid" (0.58 B parameters, for
+// CPUs).
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type);
+
+// The model that is part of the program.
+std::span<const uint8_t> demo_model();
+
+}  // namespace easel

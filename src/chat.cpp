@@ -1,0 +1,196 @@
+// chat.cpp: chat turns to token ids as the model's template writes them, and a model's ids to thought and
+// answer (SPEC 5.3). Used by the engine.
+#include "chat.h"
+
+#include <algorithm>
+
+#include "check.h"
+
+namespace easel {
+
+namespace {
+
+constexpr std::string_view kOpen = "<|channel>", kClose = "<channel|>";
+constexpr std::string_view kThought = "thought";  // the only channel's name, on the first line inside
+
+// The bytes of the white space character that s starts with, or 0. Those that Python's str.strip() takes,
+// because the template trims with it.
+size_t space_bytes(std::string_view s) {
+    if (s.empty()) return 0;
+    const unsigned char c = s[0];
+    if ((c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20)) return 1;
+    for (std::string_view space :
+         {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+          "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"})
+        if (s.starts_with(space)) return space.size();
+    return 0;
+}
+
+std::string_view trim(std::string_view s) {
+    while (const size_t n = space_bytes(s)) s.remove_prefix(n);
+    for (;;) {
+        // A white space character at the end has 1, 2 or 3 bytes.
+        size_t n = std::min<size_t>(3, s.size());
+        while (n > 0 && space_bytes(s.substr(s.size() - n)) != n) n--;
+        if (n == 0) return s;
+        s.remove_suffix(n);
+    }
+}
+
+// A model's earlier answer without its thoughts: what stands between <|channel> and <channel|>, or the text's
+// end, goes, and so does a <channel|> alone.
+std::string without_thoughts(std::string_view text) {
+    std::string out;
+    while (!text.empty()) {
+        const size_t close = std::min(text.find(kClose), text.size());
+        const std::string_view part = text.substr(0, close);
+        out += part.substr(0, part.find(kOpen));
+        text.remove_prefix(std::min(close + kClose.size(), text.size()));
+    }
+    return std::string(trim(out));
+}
+
+// Whether the template ends its prompt with an empty thought channel when it is not to think. Published files
+// do; newer templates of the family leave it out (SPEC 7.7), and then the model was not trained to see it.
+bool template_closes_thought(std::string_view chat_template) {
+    if (chat_template.empty()) return true;
+    const size_t prompt = chat_template.rfind("add_generation_prompt");
+    if (prompt != chat_template.npos) chat_template.remove_prefix(prompt);
+    for (std::string_view newline : {"\\n", "\n"}) {
+        const size_t at = chat_template.find(fmt::format("{}{}{}", kOpen, kThought, newline));
+        if (at != chat_template.npos && chat_template.find(kClose, at) != chat_template.npos) return true;
+    }
+    return false;
+}
+
+// Writes a prompt: control tokens by id, all other text as nothing but text.
+struct Prompt {
+    const Tokenizer& tokenizer;
+    std::vector<int32_t> ids;
+
+    void control(std::string_view token) {
+        const std::optional<int32_t> id = tokenizer.find(token);
+        require(id.has_value(), "this model cannot chat: its vocabulary lacks the token {}", token);
+        ids.push_back(*id);
+    }
+    void text(std::string_view text) {
+        const std::vector<int32_t> more = tokenizer.encode(text, Specials::None);
+        ids.insert(ids.end(), more.begin(), more.end());
+    }
+    void end_turn() {
+        control("<turn|>");
+        text("\n");
+    }
+};
+
+void check_order(std::span<const Message> messages) {
+    require(!messages.empty(), "no chat messages, expected at least one");
+    for (size_t i = 1; i < messages.size(); i++)
+        require(messages[i].role != Role::System,
+                "chat message {} is a system message, expected it to be the first", i + 1);
+    require(messages.back().role != Role::Model, "the last chat message is the model's, expected the user's");
+}
+
+}  // namespace
+
+std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view chat_template,
+                                 std::span<const Message> messages, const ChatOptions& options) {
+    check_order(messages);  // so the last message is the user's
+    require(!options.think || tokenizer.find("<|think|>"),
+            "this model cannot think: its vocabulary lacks the token <|think|>");
+    Prompt prompt{tokenizer, {}};
+    if (tokenizer.bos >= 0) prompt.ids.push_back(tokenizer.bos);
+
+    const bool has_system = messages[0].role == Role::System;
+    if (options.think || has_system) {
+        const std::string_view system = has_system ? trim(messages[0].content) : std::string_view();
+        prompt.control("<|turn>");
+        if (options.think) {
+            prompt.text("system\n");
+            prompt.control("<|think|>");
+            prompt.text(fmt::format("\n{}", system));
+        } else {
+            prompt.text(fmt::format("system\n{}", system));
+        }
+        prompt.end_turn();
+    }
+    for (size_t i = has_system; i < messages.size(); i++) {
+        std::string turn;
+        if (messages[i].role == Role::User) {
+            turn = fmt::format("user\n{}", trim(messages[i].content));
+        } else {  // the model's messages one after the other are one turn
+            turn = "model\n" + without_thoughts(messages[i].content);
+            while (messages[i + 1].role == Role::Model) turn += without_thoughts(messages[++i].content);
+        }
+        prompt.control("<|turn>");
+        prompt.text(turn);
+        prompt.end_turn();
+    }
+    prompt.control("<|turn>");
+    prompt.text("model\n");
+    if (!options.think && template_closes_thought(chat_template) && tokenizer.find(kOpen) &&
+        tokenizer.find(kClose)) {
+        prompt.control(kOpen);
+        prompt.text(fmt::format("{}\n", kThought));
+        prompt.control(kClose);
+    }
+    return std::move(prompt.ids);
+}
+
+namespace {
+
+// The next thought of a reply that has several goes on a line of its own.
+void add_thought(std::string& thought, std::string_view more) {
+    more = trim(more);
+    if (!thought.empty() && !more.empty()) thought += '\n';
+    thought += more;
+}
+
+// A channel's text without its name's line.
+std::string_view without_name(std::string_view channel) {
+    if (!channel.starts_with(kThought)) return channel;
+    const std::string_view rest = channel.substr(kThought.size());
+    return rest.empty() || space_bytes(rest) ? rest : channel;
+}
+
+// Some fine-tuned models write <think>..</think> instead of a channel. Only in front of the answer: elsewhere
+// the words may be what the answer is about.
+void split_literal_think(Reply& reply) {
+    constexpr std::string_view open = "<think>", close = "</think>";
+    const std::string_view text = trim(reply.answer);
+    if (!text.starts_with(open)) return;
+    const size_t end = text.find(close);
+    add_thought(reply.thought, text.substr(open.size(), end == text.npos ? end : end - open.size()));
+    reply.thought_unfinished |= end == text.npos;
+    reply.answer = end == text.npos ? "" : std::string(trim(text.substr(end + close.size())));
+}
+
+}  // namespace
+
+Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
+    ids = ids.first(std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return tokenizer.is_end(id); }) -
+                    ids.begin());
+    const std::optional<int32_t> open = tokenizer.find(kOpen), close = tokenizer.find(kClose);
+    Reply reply;
+    bool in_channel = false;
+    std::vector<int32_t>
+        answer;  // decoded in one piece: a character's bytes may lie on both sides of a channel
+    while (!ids.empty()) {
+        // Markers that change nothing, such as a second opening one, are dropped.
+        const auto mark =
+            std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return id == open || id == close; });
+        const auto part = ids.first(mark - ids.begin());
+        if (in_channel)
+            add_thought(reply.thought, without_name(tokenizer.decode(part, false)));
+        else
+            answer.insert(answer.end(), part.begin(), part.end());
+        if (mark != ids.end()) in_channel = *mark == open;
+        ids = ids.subspan(part.size() + (mark != ids.end()));
+    }
+    reply.thought_unfinished = in_channel;
+    reply.answer = tokenizer.decode(answer, false);
+    split_literal_think(reply);
+    return reply;
+}
+
+}  // namespace easel

@@ -1,0 +1,361 @@
+// commands.cpp: generate, logits, tokenize, info and convert as a user meets them: files in, text out, one
+// line of statistics. Called by main.
+#include "commands.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "check.h"
+#include "convert.h"
+
+namespace easel {
+
+namespace {
+
+std::string read_all(std::FILE* in, const std::string& name) {
+    std::string text;
+    char buffer[1 << 16];
+    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
+    require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
+    return text;
+}
+
+std::string read_file(const std::string& path) {
+    std::FILE* in = std::fopen(path.c_str(), "rb");
+    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
+    return read_all(in, path);
+}
+
+// Whitespace-separated decimals.
+std::vector<int32_t> parse_ids(const std::string& text, const std::string& name) {
+    std::vector<int32_t> ids;
+    for (size_t at = text.find_first_not_of(" \t\r\n"); at != std::string::npos;) {
+        const size_t end = std::min(text.find_first_of(" \t\r\n", at), text.size());
+        const std::string word = text.substr(at, end - at);
+        const bool digits = word.size() <= 9 && word.find_first_not_of("0123456789") == std::string::npos;
+        require(digits, "{}: \"{}\" at offset {} is not a token id, expected decimals separated by blanks",
+                name, word.substr(0, 32), at);
+        ids.push_back(std::stoi(word));
+        at = text.find_first_not_of(" \t\r\n", end);
+    }
+    return ids;
+}
+
+std::vector<int32_t> read_ids(const std::string& path) {
+    std::vector<int32_t> ids = parse_ids(read_file(path), path);
+    require(!ids.empty(), "{}: holds no token ids, expected at least one", path);
+    return ids;
+}
+
+// False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
+bool write_stdout(std::string_view text) {
+    errno = 0;
+    const bool ok =
+        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+    require(ok || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
+    return ok;
+}
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// The first Ctrl-C asks the running step to be the last; a second one ends the program at once.
+void catch_interrupt() {
+    std::signal(SIGINT, [](int) {
+        interrupted = 1;
+        std::signal(SIGINT, SIG_DFL);
+    });
+}
+
+// One line that is rewritten in place, on a terminal only.
+class ProgressLine {
+  public:
+    ~ProgressLine() { clear(); }
+    void show(const std::string& text) {
+        if (!terminal_) return;
+        std::fprintf(stderr, "\r\033[K%s", text.c_str());
+        std::fflush(stderr);
+        shown_ = true;
+    }
+    void clear() {
+        if (shown_) std::fputs("\r\033[K", stderr);
+        shown_ = false;
+    }
+
+  private:
+    bool terminal_ = isatty(STDERR_FILENO), shown_ = false;
+};
+
+std::string human_bytes(int64_t n) {
+    static const char* const units[] = {"B", "kB", "MB", "GB", "TB"};
+    double v = static_cast<double>(n);
+    int u = 0;
+    while (v >= 1000 && u < 4) v /= 1000, u++;
+    return u ? fmt::format("{:.2f} {}", v, units[u]) : fmt::format("{} B", n);
+}
+
+double rate(double n, double ms) {
+    return ms > 0 ? n * 1000 / ms : 0;
+}
+
+// The model's settings, except those that a flag names.
+SamplerConfig merge_sampler(SamplerConfig base, const GenerateFlags& f) {
+    const SamplerConfig& s = f.sampler;
+    for (const std::string& name : f.set) {
+        if (name == "--max-steps") base.max_steps = s.max_steps;
+        if (name == "--t-min") base.t_min = s.t_min;
+        if (name == "--t-max") base.t_max = s.t_max;
+        if (name == "--entropy-bound") base.entropy_bound = s.entropy_bound;
+        if (name == "--stability") base.stability = s.stability;
+        if (name == "--confidence") base.confidence = s.confidence;
+        if (name == "--greedy") base.greedy = s.greedy;
+        if (name == "--top-k") base.top_k = s.top_k;
+        if (name == "--top-k-start") base.top_k_start = s.top_k_start;
+        if (name == "--top-k-end") base.top_k_end = s.top_k_end;
+        if (name == "--top-k-tail-correction") base.top_k_tail_correction = s.top_k_tail_correction;
+        if (name == "--self-cond-top-k") base.self_cond_top_k = s.self_cond_top_k;
+    }
+    return base;
+}
+
+Request make_request(const GenerateFlags& f, const Engine& engine) {
+    const int n_source = !f.prompt.empty() + !f.prompt_file.empty() + !f.prompt_ids.empty();
+    require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
+            n_source);
+    Request r;
+    if (!f.prompt_ids.empty()) {
+        require(!f.raw && f.system.empty() && !f.think,
+                "--prompt-ids goes without --raw, --system and --think");
+        r.prompt_ids = read_ids(f.prompt_ids);
+    } else {
+        std::string text = f.prompt;
+        if (f.prompt == "-") text = read_all(stdin, "stdin");
+        if (!f.prompt_file.empty()) text = read_file(f.prompt_file);
+        if (f.raw) {
+            require(f.system.empty() && !f.think, "--raw goes without --system and --think");
+            r.raw = std::move(text);
+        } else {
+            if (!f.system.empty()) r.messages.push_back({Role::System, f.system});
+            r.messages.push_back({Role::User, std::move(text)});
+        }
+    }
+    r.think = f.think;
+    r.sampler = merge_sampler(engine.model().config.sampler, f);
+    r.seed = f.seed;
+    r.n_token = f.n_token;
+    r.ignore_eos = f.ignore_eos;
+    return r;
+}
+
+const char* finish_name(Finish finish) {
+    return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
+}
+
+std::string ids_text(std::span<const int32_t> ids) {
+    return fmt::format("{}\n", fmt::join(ids, " "));
+}
+
+std::string result_json(const Result& r, uint64_t seed, int n_step) {
+    nlohmann::ordered_json j;
+    j["text"] = r.text;
+    j["thought"] = r.thought;
+    j["ids"] = r.ids;
+    j["finish_reason"] = finish_name(r.finish);
+    j["seed"] = seed;
+    j["prompt_tokens"] = r.n_prompt;
+    j["canvases"] = r.steps.size();
+    j["steps"] = n_step;
+    j["steps_per_canvas"] = r.steps;
+    j["timings_ms"] = {{"encode", r.encode_ms}, {"denoise", r.denoise_ms}, {"commit", r.commit_ms}};
+    j["hash"] = fmt::format("{:016x}", r.hash);
+    // A cut answer can end inside a character: such bytes are replaced, not refused.
+    return j.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+}
+
+void print_statistics(const Result& r, int n_step) {
+    const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
+    const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
+    fmt::print(stderr,
+               "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
+               "{:.0f} tok/s, "
+               "{:.1f} steps a canvas, {} | hash {:016x}\n",
+               r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
+               n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(),
+               rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvas, finish_name(r.finish),
+               r.hash);
+}
+
+// A step's canvas on one line: what was accepted, and a dot for every token that is still noise.
+std::string step_line(const Tokenizer& tokenizer, const Frame& f) {
+    std::string canvas;
+    for (size_t i = 0; i < f.tokens.size(); i++) {
+        const bool end = tokenizer.is_end(f.tokens[i]);
+        if (f.accepted[i] && end) break;
+        std::string text = f.accepted[i] ? tokenizer.decode(f.tokens.subspan(i, 1), false) : "\u00b7";
+        std::replace(text.begin(), text.end(), '\n', ' ');
+        canvas += text;
+    }
+    return fmt::format("step {:>2}  mean entropy {:.3f}  {}\n", f.step + 1, f.mean_entropy, canvas);
+}
+
+void warn(const Model& model) {
+    for (const std::string& text : model.warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+}
+
+}  // namespace
+
+int run_generate(const GenerateFlags& flags) {
+    Engine engine(flags.engine);
+    const Request request = make_request(flags, engine);
+    catch_interrupt();
+    ProgressLine progress;
+    int n_step = 0;
+    const Result result = engine.generate(
+        request,
+        [&](const Frame& f) {
+            n_step++;
+            if (flags.show_steps)
+                fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
+            else
+                progress.show(fmt::format("canvas {}, step {}, mean entropy {:.3f}", f.canvas + 1, f.step + 1,
+                                          f.mean_entropy));
+            return !interrupted;
+        },
+        [&](int done, int total) {
+            if (done < total) progress.show(fmt::format("encoding the prompt: {} of {} tokens", done, total));
+            return !interrupted;
+        });
+    progress.clear();
+    const std::string text = flags.print == "json"  ? result_json(result, flags.seed, n_step)
+                             : flags.print == "ids" ? ids_text(result.ids)
+                                                    : result.text + "\n";
+    if (!result.thought.empty() && flags.print == "text") fmt::print(stderr, "thought: {}\n", result.thought);
+    write_stdout(text);
+    warn(engine.model());
+    print_statistics(result, n_step);
+    return result.finish == Finish::Cancelled ? kInterrupted : 0;
+}
+
+int run_logits(const LogitsFlags& flags) {
+    Engine engine(flags.engine);
+    const Config& c = engine.model().config;
+    const size_t n = size_t(c.n_canvas) * c.n_vocab;
+    const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
+    require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",
+            flags.canvas_ids, canvas.size(), c.n_canvas);
+    std::vector<float> prev, out(n);
+    if (!flags.prev_logits.empty()) {
+        const std::string bytes = read_file(flags.prev_logits);
+        require(bytes.size() == n * sizeof(float), "{}: holds {} bytes, expected {} (float32 [{}, {}])",
+                flags.prev_logits, bytes.size(), n * sizeof(float), c.n_canvas, c.n_vocab);
+        prev.resize(n);
+        std::memcpy(prev.data(), bytes.data(), bytes.size());
+        for (float v : prev)
+            require(std::isfinite(v), "{}: holds {}, expected finite numbers", flags.prev_logits, v);
+    }
+    if (!flags.prompt_ids.empty()) engine.backend().encode(read_ids(flags.prompt_ids));
+    engine.backend().logits({canvas, prev, flags.prev_temperature}, out);
+
+    std::FILE* file = std::fopen(flags.output.c_str(), "wb");
+    require(file, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+    const bool written = std::fwrite(out.data(), sizeof(float), n, file) == n;
+    const bool closed = std::fclose(file) == 0;
+    require(written && closed, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+    warn(engine.model());
+    return 0;
+}
+
+int run_tokenize(const TokenizeFlags& flags) {
+    const Gguf file =
+        flags.model.empty() ? Gguf::from_memory(demo_model(), "demo model") : Gguf::open(flags.model);
+    const Tokenizer tokenizer(file);
+    const std::string input = read_all(stdin, "stdin");
+    if (flags.decode)
+        write_stdout(tokenizer.decode(parse_ids(input, "stdin"), flags.special));
+    else
+        write_stdout(
+            ids_text(tokenizer.encode(input, flags.special ? Specials::All : Specials::UserDefined)));
+    return 0;
+}
+
+static std::string value_text(const Value& v) {
+    constexpr uint64_t kShown = 8;
+    if (v.type == ValueType::String) {
+        std::string s(v.string[0].substr(0, 60));
+        std::replace_if(
+            s.begin(), s.end(), [](unsigned char c) { return c < 32; }, ' ');
+        return fmt::format("\"{}\"{}", s,
+                           v.string[0].size() > 60 ? fmt::format("... ({} bytes)", v.string[0].size()) : "");
+    }
+    if (!v.is_array()) return fmt::format("{}", to_double(v));
+    if (v.item == ValueType::String) return fmt::format("{} strings", v.count);
+    std::string s;
+    for (uint64_t i = 0; i < std::min(v.count, kShown); i++)
+        s += fmt::format("{}{}", i ? ", " : "", item_to_double(v, i));
+    return fmt::format("[{}{}] {} x {}", s, v.count > kShown ? ", ..." : "", v.count,
+                       value_type_name(v.item));
+}
+
+int run_info(const std::string& path, int n_context) {
+    const auto file = std::make_shared<const Gguf>(
+        path.empty() ? Gguf::from_memory(demo_model(), "demo model") : Gguf::open(path));
+    std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file->name(),
+                                  file->version(), human_bytes(static_cast<int64_t>(file->file_bytes())),
+                                  file->values().size(), file->tensors().size());
+    for (const auto& [key, value] : file->values()) out += fmt::format("  {} = {}\n", key, value_text(value));
+
+    std::map<std::string_view, std::pair<int, int64_t>> by_type;  // number of tensors, bytes
+    for (const Tensor& t : file->tensors()) {
+        auto& [n, bytes] = by_type[type_info(t.type).name];
+        n++;
+        bytes += static_cast<int64_t>(t.bytes);
+    }
+    out += "tensors by type\n";
+    for (const auto& [name, sum] : by_type)
+        out += fmt::format("  {:<7} {:>5}  {:>10}\n", name, sum.first, human_bytes(sum.second));
+
+    const Model model(file);
+    const Config& c = model.config;
+    const int64_t n_global =
+        std::count_if(c.layers.begin(), c.layers.end(), [](const LayerShape& l) { return l.global; });
+    out += fmt::format(
+        "model: {} layers ({} global), width {}, {} experts of {} ({} used), dense {}, canvas {}, window {}, "
+        "vocabulary {}, "
+        "{:.2f} M parameters\n",
+        c.n_layer, n_global, c.n_embd, c.n_expert, c.n_ff_exp, c.n_expert_used, c.n_ff, c.n_canvas, c.window,
+        c.n_vocab, static_cast<double>(model.n_parameters()) / 1e6);
+    const int context = n_context ? std::min(n_context, c.n_context) : std::min(8192, c.n_context);
+    const auto line = [&](const char* where, const MemoryPlan& p, const char* note) {
+        out +=
+            fmt::format("  {}  {:>10} = weights {} + KV {} + buffers {}{}\n", where, human_bytes(p.total()),
+                        human_bytes(p.weights), human_bytes(p.kv), human_bytes(p.scratch), note);
+    };
+    out += fmt::format("memory at a context of {} tokens\n", context);
+    line("CPU", plan_cpu(model, context), " (weights stay in the mapped file)");
+    line("GPU", plan_gpu(model, context), " (planned: this version runs on the CPU only)");
+    for (const std::string& text : model.warnings) out += fmt::format("warning: {}\n", text);
+    write_stdout(out);
+    return 0;
+}
+
+int run_convert(const ConvertFlags& flags) {
+    ProgressLine progress;
+    ConvertOptions options;
+    options.type = flags.type;
+    options.progress = [&](uint64_t done, uint64_t total, std::string_view tensor) {
+        progress.show(fmt::format("{:3.0f} % of {}  {}",
+                                  total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0,
+                                  human_bytes(static_cast<int64_t>(total)), tensor));
+    };
+    convert(flags.source, flags.target, options);
+    return 0;
+}
+
+}  // namespace easel

@@ -1,0 +1,50 @@
+// commands.h: what `easel COMMAND` runs; each is one function that main() calls with its parsed flags.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "easel.h"
+
+namespace easel {
+
+// Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C.
+constexpr int kInterrupted = 130;
+
+struct GenerateFlags {
+    EngineOptions engine;
+    std::string prompt, prompt_file, system, prompt_ids, print = "text";
+    bool think = false, raw = false, ignore_eos = false, show_steps = false;
+    uint64_t seed = 0;
+    int n_token = 0;
+    SamplerConfig sampler;  // only the settings named in `set` replace the model's
+    std::vector<std::string> set;
+};
+int run_generate(const GenerateFlags& flags);
+
+struct LogitsFlags {
+    EngineOptions engine;
+    std::string prompt_ids, canvas_ids, prev_logits, output;
+    float prev_temperature = 1;
+};
+int run_logits(const LogitsFlags& flags);
+
+struct TokenizeFlags {
+    std::string model;
+    bool special = false, decode = false;
+};
+int run_tokenize(const TokenizeFlags& flags);
+
+int run_info(const std::string& model, int n_context);
+
+struct ConvertFlags {
+    std::string source, target, type;
+};
+int run_convert(const ConvertFlags& flags);
+
+struct BenchFlags {
+    std::string what = "cpu", model, json;
+    int n_thread = 0, n_prefix = 256, n_repeat = 5;
+};
+int run_bench(const BenchFlags& flags);
+
+}  // namespace easel

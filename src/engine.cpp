@@ -1,0 +1,191 @@
+// engine.cpp: from a request to an answer: prompt ids, the cached prefix, generation, splitting. Called by
+// main.
+#include <algorithm>
+#include <chrono>
+
+#include "check.h"
+#include "easel.h"
+#include "parallel.h"
+
+namespace easel {
+
+namespace {
+
+constexpr int kDefaultTokens = 2048;  // where an answer ends at the latest unless a request says otherwise
+constexpr int kEncodeChunk = 512;     // tokens between two looks at the progress callback
+
+uint64_t hash_ids(std::span<const int32_t> ids) {
+    uint64_t h = 0xcbf29ce484222325;  // FNV-1a, 64 bits
+    for (int32_t id : ids)
+        for (int byte = 0; byte < 4; byte++)
+            h = (h ^ (static_cast<uint32_t>(id) >> 8 * byte & 255)) * 0x100000001b3;
+    return h;
+}
+
+std::shared_ptr<const Gguf> open_model(const std::string& path) {
+    return std::make_shared<const Gguf>(path.empty() ? Gguf::from_memory(demo_model(), "demo model")
+                                                     : Gguf::open(path));
+}
+
+double ms_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+bool is_utf8(std::string_view s, size_t* at) {
+    for (size_t i = 0; i < s.size();) {
+        const auto byte = [&](size_t j) { return static_cast<unsigned char>(s[j]); };
+        const unsigned char c = byte(i);
+        const int n = c < 0x80                ? 1
+                      : c >= 0xc2 && c < 0xe0 ? 2
+                      : c >= 0xe0 && c < 0xf0 ? 3
+                      : c >= 0xf0 && c < 0xf5 ? 4
+                                              : 0;
+        bool ok = n > 0 && i + n <= s.size();
+        for (int j = 1; ok && j < n; j++) ok = (byte(i + j) & 0xc0) == 0x80;
+        // Overlong forms, surrogates, and what lies past U+10FFFF.
+        if (ok && n == 3) ok = !(c == 0xe0 && byte(i + 1) < 0xa0) && !(c == 0xed && byte(i + 1) >= 0xa0);
+        if (ok && n == 4) ok = !(c == 0xf0 && byte(i + 1) < 0x90) && !(c == 0xf4 && byte(i + 1) >= 0x90);
+        if (!ok) {
+            *at = i;
+            return false;
+        }
+        i += n;
+    }
+    return true;
+}
+
+Engine::Engine(const EngineOptions& options) {
+    set_threads(options.n_thread);
+    const auto file = open_model(options.model);
+    model_ = std::make_shared<const Model>(file);
+    tokenizer_ = std::make_unique<Tokenizer>(*file);
+    const Config& c = model_->config;
+    require(tokenizer_->n_vocab() == c.n_vocab,
+            "{}: key tokenizer.ggml.tokens has {} items, token_embd.weight {} rows", file->name(),
+            tokenizer_->n_vocab(), c.n_vocab);
+    require(options.n_context >= 0 && options.n_context <= c.n_context, "context is {}, expected 1 to {}",
+            options.n_context, c.n_context);
+    n_context_ = options.n_context ? options.n_context : c.n_context;
+    backend_ = make_cpu_backend(model_, n_context_);
+}
+
+std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
+    const auto check_text = [](std::string_view text) {
+        size_t at = 0;
+        const bool valid = is_utf8(text, &at);
+        require(valid, "the prompt is not valid UTF-8: byte 0x{:02x} at offset {}",
+                at < text.size() ? static_cast<unsigned char>(text[at]) : 0, at);
+    };
+    std::vector<int32_t> ids;
+    if (!request.prompt_ids.empty()) {
+        ids = request.prompt_ids;
+    } else if (request.raw) {
+        require(!request.raw->empty(), "the prompt is empty, expected some text");
+        check_text(*request.raw);
+        ids = tokenizer_->encode(*request.raw, Specials::All);
+        if (tokenizer_->bos >= 0 && (ids.empty() || ids[0] != tokenizer_->bos))
+            ids.insert(ids.begin(), tokenizer_->bos);
+    } else {
+        for (const Message& m : request.messages) check_text(m.content);
+        const bool blank = request.messages.empty() ||
+                           request.messages.back().content.find_first_not_of(" \t\r\n") == std::string::npos;
+        require(!blank, "the prompt is empty, expected some text");
+        ids = render_chat(*tokenizer_, model_->file->string_or("tokenizer.chat_template", ""),
+                          request.messages, {request.think});
+    }
+    for (int32_t id : ids)
+        require(id >= 0 && id < model_->config.n_vocab, "prompt id {} is out of range, expected 0 to {}", id,
+                model_->config.n_vocab - 1);
+    return ids;
+}
+
+Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
+    const int n_canvas_token = model_->config.n_canvas;
+    GenerateParams params;
+    params.sampler = request.sampler.value_or(model_->config.sampler);
+    check_sampler(params.sampler);
+    params.seed = request.seed;
+    require(request.n_token >= 0, "the answer's length is {}, expected 1 or more tokens", request.n_token);
+    if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
+
+    const std::vector<int32_t> prompt = prompt_ids(request);
+    const int room =
+        std::max(0, n_context_ - static_cast<int>(prompt.size())) / n_canvas_token * n_canvas_token;
+    const int n_token = request.n_token
+                            ? request.n_token
+                            : std::clamp(room, n_canvas_token, std::max(n_canvas_token, kDefaultTokens));
+    params.n_canvas = static_cast<int>((int64_t{n_token} + n_canvas_token - 1) / n_canvas_token);
+    const int64_t needed = static_cast<int64_t>(prompt.size()) + int64_t{params.n_canvas} * n_canvas_token;
+    require(needed <= n_context_,
+            "{} prompt tokens and {} canvases of {} tokens need {} places, the context has {}: shorten the "
+            "prompt or ask "
+            "for fewer tokens",
+            prompt.size(), params.n_canvas, n_canvas_token, needed, n_context_);
+
+    Result result;
+    result.n_prompt = static_cast<int>(prompt.size());
+    const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
+    result.n_reused = static_cast<int>(end - prompt.begin());
+    backend_->truncate(result.n_reused);
+    cached_.resize(result.n_reused);
+
+    auto start = std::chrono::steady_clock::now();
+    while (cached_.size() < prompt.size()) {
+        const size_t n = std::min<size_t>(kEncodeChunk, prompt.size() - cached_.size());
+        const auto chunk = std::span(prompt).subspan(cached_.size(), n);
+        backend_->encode(chunk);
+        cached_.insert(cached_.end(), chunk.begin(), chunk.end());
+        if (on_progress && !on_progress(static_cast<int>(cached_.size()), result.n_prompt)) {
+            result.finish = Finish::Cancelled;
+            return result;
+        }
+    }
+    result.encode_ms = ms_since(start);
+
+    const Answer answer = backend_->generate(params, on_frame);
+    backend_->truncate(result.n_prompt);  // the next prompt holds the answer in its own form, if at all
+    result.ids = answer.tokens;
+    if (static_cast<int>(result.ids.size()) > n_token) result.ids.resize(n_token);
+    // An end past the tokens asked for is not an end that the user sees.
+    const bool cut = static_cast<int>(answer.tokens.size()) > n_token;
+    result.finish = answer.finish == Finish::Stop && cut ? Finish::Length : answer.finish;
+    result.steps = answer.steps;
+    result.denoise_ms = answer.denoise_ms;
+    result.commit_ms = answer.commit_ms;
+    result.hash = hash_ids(result.ids);
+    Reply reply = split_reply(*tokenizer_, result.ids);
+    result.text = std::move(reply.answer);
+    result.thought = std::move(reply.thought);
+    return result;
+}
+
+MemoryPlan plan_cpu(const Model& model, int n_context) {
+    const Config& c = model.config;
+    const int64_t n = std::max(512, c.n_canvas);  // tokens of the largest pass
+    int64_t q = 0;
+    for (const LayerShape& l : c.layers) q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
+    const int64_t per_token = 5 * int64_t{c.n_embd} + q + 2 * int64_t{c.n_ff} +
+                              int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
+    const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
+    return {model.weight_bytes(), c.kv_bytes_per_token() * n_context, 4 * (n * per_token + probs)};
+}
+
+MemoryPlan plan_gpu(const Model& model, int n_context) {
+    const Config& c = model.config;
+    const int64_t chunk = 2048, half = 2;  // an encode chunk; bytes of a float16
+    int64_t kv = 0;
+    for (const LayerShape& l : c.layers) {
+        const int64_t kept = l.global ? n_context : std::min<int64_t>(n_context, c.window - 1 + chunk);
+        kv += 2 * int64_t{l.n_head_kv} * l.head_dim * half * kept;
+    }
+    // Residual stream and normed inputs of a chunk, expert slots, and one float16 probability a canvas row
+    // and word.
+    const int64_t per_token = 4 * 4 * int64_t{c.n_embd} +
+                              half * int64_t{c.n_expert_used} * (c.n_embd + c.n_ff_exp) +
+                              half * (int64_t{c.n_head} * c.max_head_dim() * 3 + 2 * int64_t{c.n_ff});
+    return {model.weight_bytes(), kv, chunk * per_token + half * int64_t{c.n_canvas} * c.n_vocab};
+}
+
+}  // namespace easel

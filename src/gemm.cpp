@@ -1,0 +1,235 @@
+// gemm.cpp: y = x W^T for weights of any block type, the one fast part of the CPU backend. Called by
+// reference.cpp.
+//
+// A task owns kTileRows rows of W: it turns kTileCols columns of them into floats, transposes those into
+// panels of 16 rows, and multiplies every token with them before it goes on. So a weight is dequantised once
+// a pass, the panels (64 KiB) stay in the core's own cache, and y gathers one partial sum per kTileCols
+// columns, always in that order.
+#include "gemm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+#include "parallel.h"
+
+namespace easel {
+
+namespace {
+
+constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
+constexpr int kLanes = 16;                          // rows in a panel
+constexpr int kTokens = 6;                          // 6 x 16 sums fill 12 of 16 vector registers
+
+typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+Vec8 load8(const float* p) {
+    return *reinterpret_cast<const Vec8*>(p);
+}
+void store8(float* p, Vec8 v) {
+    *reinterpret_cast<Vec8*>(p) = v;
+}
+
+// out[t, j] (+)= sum over k of x[t, k] * panel[k, j], t < n, j < 16. Sums of kSpan products are added up one
+// after the other: the rounding of long sums is that of short ones.
+template <int n>
+void micro_kernel(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride, int64_t n_k,
+                  float* out, int64_t out_stride, bool add) {
+    constexpr int64_t kSpan = 32;
+    for (int64_t k0 = 0; k0 < n_k; k0 += kSpan) {
+        const int64_t end = std::min(n_k, k0 + kSpan);
+        Vec8 sum[n][2] = {};
+        for (int64_t k = k0; k < end; k++) {
+            const Vec8 w0 = load8(panel + k * panel_stride), w1 = load8(panel + k * panel_stride + 8);
+            for (int t = 0; t < n; t++) {
+                const float a = x[t * x_stride + k];
+                sum[t][0] += a * w0;
+                sum[t][1] += a * w1;
+            }
+        }
+        for (int t = 0; t < n; t++) {
+            float* y = out + t * out_stride;
+            store8(y, add || k0 > 0 ? load8(y) + sum[t][0] : sum[t][0]);
+            store8(y + 8, add || k0 > 0 ? load8(y + 8) + sum[t][1] : sum[t][1]);
+        }
+    }
+}
+
+void run_kernel(int n, const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
+                int64_t n_k, float* out, int64_t out_stride, bool add) {
+    switch (n) {
+        case 1:
+            return micro_kernel<1>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+        case 2:
+            return micro_kernel<2>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+        case 3:
+            return micro_kernel<3>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+        case 4:
+            return micro_kernel<4>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+        case 5:
+            return micro_kernel<5>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+        default:
+            return micro_kernel<6>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
+    }
+}
+
+// All tokens of x [n_token, n_k] against one panel; width < 16 at a matrix's edge: the panel is full, y is
+// not.
+void multiply(const float* x, int64_t x_stride, int64_t n_token, const float* panel, int64_t panel_stride,
+              int64_t n_k, float* y, int64_t y_stride, int64_t width, bool add) {
+    float edge[kTokens * kLanes];
+    for (int64_t t = 0; t < n_token; t += kTokens) {
+        const int n = static_cast<int>(std::min<int64_t>(kTokens, n_token - t));
+        float* out = y + t * y_stride;
+        if (width == kLanes) {
+            run_kernel(n, x + t * x_stride, x_stride, panel, panel_stride, n_k, out, y_stride, add);
+            continue;
+        }
+        run_kernel(n, x + t * x_stride, x_stride, panel, panel_stride, n_k, edge, kLanes, false);
+        for (int i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++)
+                out[i * y_stride + j] = (add ? out[i * y_stride + j] : 0) + edge[i * kLanes + j];
+    }
+}
+
+// rows [16, stride] to panel [n_k, 16], by blocks of 8 x 8.
+void transpose_panel(const float* rows, int64_t stride, int64_t n_k, float* panel) {
+    int64_t k = 0;
+    for (; k + 8 <= n_k; k += 8)
+        for (int half = 0; half < 2; half++) {
+            Vec8 a[8], b[8];
+            for (int i = 0; i < 8; i++) a[i] = load8(rows + (half * 8 + i) * stride + k);
+            for (int i = 0; i < 8; i += 2) {
+                b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+                b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+            }
+            for (int i = 0; i < 8; i += 4)
+                for (int j = 0; j < 2; j++) {
+                    a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+                    a[i + j + 2] =
+                        __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+                }
+            for (int j = 0; j < 4; j++) {
+                store8(panel + (k + j) * kLanes + half * 8,
+                       __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11));
+                store8(panel + (k + j + 4) * kLanes + half * 8,
+                       __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15));
+            }
+        }
+    for (; k < n_k; k++)
+        for (int i = 0; i < kLanes; i++) panel[k * kLanes + i] = rows[i * stride + k];
+}
+
+// Columns [c, c + n) of row r as floats; c and n are multiples of the type's block.
+void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
+    to_float(w.type, w.data + r * w.stride() + row_bytes(w.type, c), out, n);
+}
+
+// One task: rows [r0, r0 + n_row) of the job's matrix, n_row <= kTileRows.
+void gemm_tile(const GemmJob& job, int64_t r0, int64_t n_row) {
+    alignas(64) thread_local float rows[kLanes * kTileCols];
+    alignas(64) thread_local float panels[kTileRows * kTileCols];
+    const Matrix& w = job.w;
+    for (int64_t c = 0; c < w.n_col; c += kTileCols) {
+        const int64_t n_k = std::min(kTileCols, w.n_col - c);
+        for (int64_t p = 0; p < n_row; p += kLanes) {
+            const int64_t width = std::min<int64_t>(kLanes, n_row - p);
+            for (int64_t i = 0; i < width; i++) row_segment(w, r0 + p + i, c, n_k, rows + i * kTileCols);
+            std::fill(rows + width * kTileCols, rows + kLanes * kTileCols, 0.0f);
+            transpose_panel(rows, kTileCols, n_k, panels + p * kTileCols);
+        }
+        // A few tokens at a time through all panels: their piece of x stays in the nearest cache.
+        constexpr int64_t kGroup = 8 * kTokens;
+        for (int64_t t = 0; t < job.x.n_row; t += kGroup) {
+            const int64_t n_token = std::min(kGroup, job.x.n_row - t);
+            for (int64_t p = 0; p < n_row; p += kLanes)
+                multiply(job.x.data + t * job.x.stride + c, job.x.stride, n_token, panels + p * kTileCols,
+                         kLanes, n_k, job.y + t * job.y_stride + r0 + p, job.y_stride,
+                         std::min<int64_t>(kLanes, n_row - p), c > 0);
+        }
+    }
+}
+
+int64_t n_tiles(const GemmJob& job) {
+    return job.x.n_row ? (job.w.n_row + kTileRows - 1) / kTileRows : 0;
+}
+
+void run_tile(const GemmJob& job, int64_t tile) {
+    const int64_t r0 = tile * kTileRows;
+    gemm_tile(job, r0, std::min(kTileRows, job.w.n_row - r0));
+}
+
+// Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
+void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
+                     float skip) {
+    // The panel's row stride is off a power of two, or its rows would meet in the same few cache sets.
+    constexpr int64_t kRows = 64, kScan = 256, kStride = kTileCols + kLanes;
+    alignas(64) thread_local float panel[kRows * kStride];
+    thread_local std::vector<float> packed;
+    packed.resize(p.n_row * kRows);
+    for (int64_t t = 0; t < p.n_row; t++) std::fill_n(y + t * y_stride + c, n_col, 0.0f);
+
+    for (int64_t r0 = 0; r0 < w.n_row; r0 += kScan) {
+        const int64_t n_scan = std::min(kScan, w.n_row - r0);
+        float largest[kScan] = {};
+        if (skip > 0)
+            for (int64_t t = 0; t < p.n_row; t++)
+                for (int64_t r = 0; r < n_scan; r++)
+                    largest[r] = std::max(largest[r], std::fabs(p.data[t * p.stride + r0 + r]));
+        int64_t active[kScan], n_active = 0;
+        for (int64_t r = 0; r < n_scan; r++)
+            if (largest[r] >= skip) active[n_active++] = r0 + r;
+
+        for (int64_t a = 0; a < n_active; a += kRows) {
+            const int64_t n = std::min(kRows, n_active - a);
+            for (int64_t r = 0; r < n; r++) row_segment(w, active[a + r], c, n_col, panel + r * kStride);
+            for (int64_t t = 0; t < p.n_row; t++)
+                for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = p.data[t * p.stride + active[a + r]];
+            for (int64_t j = 0; j < n_col; j += kLanes)
+                multiply(packed.data(), kRows, p.n_row, panel + j, kStride, n, y + c + j, y_stride,
+                         std::min<int64_t>(kLanes, n_col - j), true);
+        }
+    }
+}
+
+}  // namespace
+
+void gemm(std::span<const GemmJob> jobs) {
+    std::vector<int64_t> first(1, 0);  // first[i]: number of tiles before job i
+    for (const GemmJob& job : jobs) first.push_back(first.back() + n_tiles(job));
+    parallel_for(first.back(), [&](int64_t i) {
+        const size_t j = std::upper_bound(first.begin(), first.end(), i) - first.begin() - 1;
+        run_tile(jobs[j], i - first[j]);
+    });
+}
+
+void gemm(float* y, Rows x, const Matrix& w) {
+    const GemmJob job{y, w.n_row, x, w};
+    gemm({&job, 1});
+}
+
+void gemm_serial(const GemmJob& job) {
+    for (int64_t tile = 0; tile < n_tiles(job); tile++) run_tile(job, tile);
+}
+
+void gemm_transposed(float* y, Rows p, const Matrix& w, float skip) {
+    // Tasks: pieces of the columns, and of the tokens too when there are fewer pieces than cores.
+    const int64_t n_piece = (w.n_col + kTileCols - 1) / kTileCols;
+    const int64_t n_split =
+        std::clamp<int64_t>((2 * n_threads() + n_piece - 1) / n_piece, 1, (p.n_row + 31) / 32);
+    const int64_t n_token = (p.n_row + n_split - 1) / std::max<int64_t>(n_split, 1);
+    parallel_for(n_piece * n_split, [&](int64_t i) {
+        const int64_t c = i % n_piece * kTileCols, t = std::min(p.n_row, i / n_piece * n_token);
+        const Rows part{p.data + t * p.stride, std::min(n_token, p.n_row - t), p.stride};
+        transposed_tile(y + t * w.n_col, w.n_col, part, w, c, std::min(kTileCols, w.n_col - c), skip);
+    });
+}
+
+void gemm_transposed_serial(float* y, int64_t y_stride, Rows p, const Matrix& w) {
+    for (int64_t c = 0; c < w.n_col; c += kTileCols)
+        transposed_tile(y, y_stride, p, w, c, std::min(kTileCols, w.n_col - c), 0);
+}
+
+}  // namespace easel

@@ -1,0 +1,37 @@
+// gemm.h: products of float activations with matrices of any block type, on all cores. Used by reference.cpp.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "model.h"
+
+namespace easel {
+
+// Rows of activations: row t is at data + t * stride.
+struct Rows {
+    const float* data = nullptr;
+    int64_t n_row = 0, stride = 0;
+};
+
+// y[t, r] = sum over c of x[t, c] * w[r, c]; y's rows are y_stride apart.
+struct GemmJob {
+    float* y;
+    int64_t y_stride;
+    Rows x;
+    Matrix w;
+};
+
+// All jobs at once, spread over all cores by tiles of rows of w: a tile is dequantised once and used for
+// every token. Every output is summed in one fixed order, whatever the number of threads.
+void gemm(std::span<const GemmJob> jobs);
+void gemm(float* y, Rows x, const Matrix& w);  // y [x.n_row, w.n_row], contiguous
+
+// The same product on the calling thread alone, for loops that are parallel outside.
+void gemm_serial(const GemmJob& job);
+
+// y[t, c] = sum over r of p[t, r] * w[r, c], y [p.n_row, w.n_col] contiguous: the soft embedding and
+// attention's P V. Rows r whose every |p[t, r]| is below `skip` are left out.
+void gemm_transposed(float* y, Rows p, const Matrix& w, float skip);
+void gemm_transposed_serial(float* y, int64_t y_stride, Rows p, const Matrix& w);
+
+}  // namespace easel

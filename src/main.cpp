@@ -1,0 +1,167 @@
+// main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+
+#include "check.h"
+#include "commands.h"
+
+#ifndef EASEL_COMMIT
+#define EASEL_COMMIT "unknown"
+#endif
+
+namespace {
+
+using namespace easel;
+
+// Every CLI flag that stands for a sampler setting; its name goes to `set` when given.
+void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
+    SamplerConfig& s = f.sampler;
+    const auto option = [&](const char* name, auto& value, const char* text) {
+        app.add_option_function<std::decay_t<decltype(value)>>(
+               name,
+               [&f, &value, name](const auto& v) {
+                   value = v;
+                   f.set.emplace_back(name);
+               },
+               text)
+            ->group("Sampler (default: what the model file says)");
+    };
+    option("--max-steps", s.max_steps, "denoise steps a canvas at most");
+    option("--t-min", s.t_min, "temperature of the last step");
+    option("--t-max", s.t_max, "temperature of the first step");
+    option("--entropy-bound", s.entropy_bound, "nats of entropy accepted a step");
+    option("--stability", s.stability, "equal argmax canvases before a canvas may end");
+    option("--confidence", s.confidence, "mean entropy in nats below which it may end");
+    option("--top-k", s.top_k, "logits a position that take part (0: all, exact)");
+    option("--top-k-start", s.top_k_start, "top-k of the first step, changing evenly to ...");
+    option("--top-k-end", s.top_k_end, "... top-k of the last");
+    option("--self-cond-top-k", s.self_cond_top_k, "probabilities a position fed back (0: all, exact)");
+    const auto flag = [&](const char* name, bool& value, const char* text) {
+        app.add_flag_callback(
+               name,
+               [&f, &value, name] {
+                   value = true;
+                   f.set.emplace_back(name);
+               },
+               text)
+            ->group("Sampler (default: what the model file says)");
+    };
+    flag("--greedy", s.greedy, "take the most likely token instead of drawing one");
+    flag("--top-k-tail-correction", s.top_k_tail_correction,
+         "entropy over all logits although top-k draws from few");
+}
+
+void add_engine_flags(CLI::App& app, EngineOptions& e) {
+    app.add_option("-m,--model", e.model, "GGUF file (default: the built-in demo model)");
+    app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
+        ->check(CLI::Range(1, 4096));
+    app.add_option("-c,--context", e.n_context, "tokens of prompt and answer together (default: the model's)")
+        ->check(CLI::Range(1, 1 << 30));
+}
+
+int run(int argc, char** argv) {
+    CLI::App app{
+        "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
+        "Example: easel generate -p \"What is 47 + 85?\""};
+    app.require_subcommand(1);
+    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", CPU)");
+
+    GenerateFlags generate;
+    auto* g =
+        app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
+    add_engine_flags(*g, generate.engine);
+    g->add_option("-p,--prompt", generate.prompt, "the prompt; - reads it from stdin");
+    g->add_option("-f,--file", generate.prompt_file, "read the prompt from a file");
+    g->add_option("--prompt-ids", generate.prompt_ids, "file of token ids, used as they are");
+    g->add_option("-s,--system", generate.system, "system text");
+    g->add_flag("--think,!--no-think", generate.think, "let the model think first (default: no)");
+    g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn");
+    g->add_option("-n,--tokens", generate.n_token,
+                  "answer tokens at most (default: 2048, or what the context has room for)")
+        ->check(CLI::Range(1, 1 << 30));
+    g->add_option("--seed", generate.seed, "random seed, 64 bits (default: 0)");
+    g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer");
+    g->add_flag("--show-steps", generate.show_steps,
+                "one line a denoise step on stderr: the canvas as it settles");
+    g->add_option("--print", generate.print, "text, ids or json")
+        ->check(CLI::IsMember({"text", "ids", "json"}));
+    add_sampler_flags(*g, generate);
+
+    std::string info_model;
+    int info_context = 0;
+    auto* i = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
+    i->add_option("file,-m,--model", info_model, "GGUF file (default: the built-in demo model)");
+    i->add_option("-c,--context", info_context, "context for the memory figures")
+        ->check(CLI::Range(1, 1 << 30));
+
+    TokenizeFlags tokenize;
+    auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
+    t->add_option("-m,--model", tokenize.model, "GGUF file (default: the built-in demo model)");
+    t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens");
+    t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout");
+
+    LogitsFlags logits;
+    auto* l =
+        app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
+    add_engine_flags(*l, logits.engine);
+    l->add_option("--prompt-ids", logits.prompt_ids, "file of token ids to encode first");
+    l->add_option("--canvas-ids", logits.canvas_ids, "file with the canvas' token ids")->required();
+    l->add_option("--prev-logits", logits.prev_logits,
+                  "an earlier output: the step before, for self-conditioning");
+    l->add_option("--prev-temperature", logits.prev_temperature, "that step's temperature")
+        ->check(CLI::Range(1e-3, 1e3));
+    l->add_option("-o,--output", logits.output, "file to write")->required();
+
+    ConvertFlags convert;
+    auto* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
+    c->add_option("source", convert.source, "folder with config.json and model*.safetensors, or a GGUF file")
+        ->required();
+    c->add_option("target", convert.target, "GGUF file to write")->required();
+    c->add_option("--type", convert.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
+
+    BenchFlags bench;
+    auto* b =
+        app.add_subcommand("bench", "times encode and denoise passes beside the machine's measured peak");
+    b->add_option("what", bench.what, "cpu")->check(CLI::IsMember({"cpu"}));
+    b->add_option("-m,--model", bench.model,
+                  "GGUF file (default: the demo model and a synthetic mid-size one)");
+    b->add_option("-t,--threads", bench.n_thread, "CPU threads (default: all cores)")
+        ->check(CLI::Range(1, 4096));
+    b->add_option("--prefix", bench.n_prefix, "prompt tokens")->check(CLI::Range(1, 1 << 20));
+    b->add_option("--repeat", bench.n_repeat, "passes a figure is the median of")->check(CLI::Range(1, 1000));
+    b->add_option("--json", bench.json, "also write the figures to this file");
+
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+        std::string text = e.what();
+        std::replace(text.begin(), text.end(), '\n', ' ');
+        throw Error(text + " (see easel --help)");
+    }
+    if (*g) return run_generate(generate);
+    if (*i) return run_info(info_model, info_context);
+    if (*t) return run_tokenize(tokenize);
+    if (*l) return run_logits(logits);
+    if (*c) return run_convert(convert);
+    return run_bench(bench);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is seen as a failed write
+    try {
+        return run(argc, argv);
+    } catch (const std::bad_alloc&) {
+        std::fprintf(stderr, "easel: out of memory\n");
+    } catch (const std::exception& e) {
+        // One line, whatever bytes a broken file put into the text.
+        std::string text = e.what();
+        std::replace_if(
+            text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+        std::fprintf(stderr, "easel: %s\n", text.c_str());
+    }
+    return 1;
+}

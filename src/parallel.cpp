@@ -1,0 +1,118 @@
+// parallel.cpp: the thread pool behind parallel_for().
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace easel {
+
+namespace {
+
+thread_local bool inside_loop = false;
+
+class Pool {
+  public:
+    ~Pool() { resize(1); }
+
+    // Threads including the caller's.
+    void resize(int n) {
+        {
+            std::lock_guard lock(mutex_);
+            quit_ = true;
+            round_++;
+        }
+        wake_.notify_all();
+        for (auto& t : threads_) t.join();
+        threads_.clear();
+        quit_ = false;
+        for (int i = 1; i < n; i++)
+            threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
+    }
+    int size() const { return static_cast<int>(threads_.size()) + 1; }
+
+    void run(int64_t n, const std::function<void(int64_t)>& f) {
+        std::lock_guard one_loop_at_a_time(run_mutex_);
+        {
+            std::lock_guard lock(mutex_);
+            f_ = &f;
+            n_ = n;
+            next_ = 0;
+            busy_ = static_cast<int>(threads_.size());
+            round_++;
+        }
+        wake_.notify_all();
+        take_items();
+        std::unique_lock lock(mutex_);
+        done_.wait(lock, [&] { return busy_ == 0; });
+    }
+
+  private:
+    void take_items() {
+        inside_loop = true;
+        for (int64_t i; (i = next_.fetch_add(1)) < n_;) (*f_)(i);
+        inside_loop = false;
+    }
+
+    void work(uint64_t seen) {
+        for (;;) {
+            // Loops follow each other closely within a pass: look a moment before going to sleep.
+            for (int spin = 0; spin < 2000 && round_.load(std::memory_order_acquire) == seen; spin++)
+                std::atomic_signal_fence(std::memory_order_seq_cst);
+            {
+                std::unique_lock lock(mutex_);
+                wake_.wait(lock, [&] { return round_ != seen; });
+                seen = round_;
+                if (quit_) return;
+            }
+            take_items();
+            std::lock_guard lock(mutex_);
+            if (--busy_ == 0) done_.notify_one();
+        }
+    }
+
+    std::vector<std::thread> threads_;
+    std::mutex run_mutex_, mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void(int64_t)>* f_ = nullptr;
+    int64_t n_ = 0;
+    std::atomic<int64_t> next_{0};
+    std::atomic<uint64_t> round_{0};  // which loop; changes under mutex_
+    int busy_ = 0;                    // threads that have not finished it
+    bool quit_ = false;
+};
+
+int n_core() {
+    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+Pool& pool() {
+    static Pool p;
+    static std::once_flag once;
+    std::call_once(once, [] { p.resize(n_core()); });
+    return p;
+}
+
+}  // namespace
+
+void set_threads(int n) {
+    n = n > 0 ? n : n_core();
+    if (n != pool().size()) pool().resize(n);
+}
+
+int n_threads() {
+    return pool().size();
+}
+
+void parallel_for(int64_t n, const std::function<void(int64_t)>& f) {
+    if (n <= 1 || inside_loop || pool().size() == 1) {
+        for (int64_t i = 0; i < n; i++) f(i);
+        return;
+    }
+    pool().run(n, f);
+}
+
+}  // namespace easel

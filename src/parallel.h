@@ -1,0 +1,16 @@
+// parallel.h: a loop over all cores. Used by the CPU backend and by convert.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+namespace easel {
+
+// Threads that parallel_for() uses from now on; 0 = one a core. Not while a loop runs.
+void set_threads(int n);
+int n_threads();
+
+// Calls f(i) for i = 0..n-1, each once, in any order and on any thread; returns when all have returned.
+// f must not throw. A call from inside f runs its loop on the calling thread.
+void parallel_for(int64_t n, const std::function<void(int64_t)>& f);
+
+}  // namespace easel

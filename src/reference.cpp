@@ -1,0 +1,526 @@
+// reference.cpp: the CPU backend. It is the specification of the forward pass (SPEC section 2) and of the
+// loop (section 3) in float32, one function per box, and the oracle of the device code. Created by the
+// engine.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "backend.h"
+#include "check.h"
+#include "gemm.h"
+#include "parallel.h"
+#include "vmath.h"
+
+namespace easel {
+
+namespace {
+
+using Floats = std::vector<float>;
+
+enum class Mask {
+    Causal,  // encode: a token sees itself and what is before it, on sliding layers only the window
+    Canvas,  // denoise: every row sees the prefix (on sliding layers its last window - 1 rows) and the whole
+             // canvas
+};
+
+// K and V of one layer, [n_head_kv][n_token, head_dim], k normed and rotated. Rows of canvas tokens stand
+// here only during a denoise pass.
+struct LayerCache {
+    std::vector<Floats> k, v;
+};
+
+// cos and sin of every token's angles, [n_token, head_dim / 2].
+struct Rotation {
+    Floats cos, sin;
+};
+
+// Buffers of one pass over n tokens; sizes in floats.
+struct Scratch {
+    Floats x, h, a;                    // [n, n_embd]: residual stream, after attention, a normed input
+    Floats q, k, v, o;                 // [n, n_head or n_head_kv, head_dim]
+    Floats gate, up, branch, experts;  // [n, n_ff] twice, [n, n_embd] twice
+    Floats router;                     // [n, n_expert]
+    std::vector<int> chosen;           // [n, n_expert_used] expert numbers
+    Floats weight;                     // the same: their weights
+    Floats slot_x, slot_gate, slot_up, slot_out;  // a row a (token, expert) pair, grouped by expert
+    Rotation rotation, rotation_swa;              // of global and of sliding layers
+};
+
+// out = x / sqrt(mean(x^2) + eps) * w, statistics in double; w may be null (no weight). out may be x.
+void rms_norm(float* out, const float* x, const float* w, int64_t n, float eps) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += double{x[i]} * x[i];
+    const float scale = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(n) + eps));
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * (w ? w[i] : 1.0f);
+}
+
+// The same for every row of x [n_row, n]. An empty w: no weight.
+void rms_norm_rows(Floats& out, const Floats& x, const Floats& w, int64_t n, float eps) {
+    out.resize(x.size());
+    parallel_for(static_cast<int64_t>(x.size()) / n, [&](int64_t t) {
+        rms_norm(out.data() + t * n, x.data() + t * n, w.empty() ? nullptr : w.data(), n, eps);
+    });
+}
+
+// NeoX pairs (i, i + n/2), in place; cos, sin [n / 2].
+void rope(float* x, const float* cos, const float* sin, int n) {
+    for (int i = 0; i < n / 2; i++) {
+        const float a = x[i], b = x[i + n / 2];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + n / 2] = b * cos[i] + a * sin[i];
+    }
+}
+
+// Angles pos * theta^(-2i / head_dim) / freqs[i], in double: positions reach 262143. An empty freqs: all 1.
+Rotation make_rotation(int pos, int n_token, int head_dim, double theta, const Floats& freqs) {
+    const int half = head_dim / 2;
+    Rotation r{Floats(size_t(n_token) * half), Floats(size_t(n_token) * half)};
+    for (int i = 0; i < half; i++) {
+        const double freq = std::pow(theta, -2.0 * i / head_dim) / (freqs.empty() ? 1.0 : double{freqs[i]});
+        for (int t = 0; t < n_token; t++) {
+            r.cos[size_t(t) * half + i] = static_cast<float>(std::cos((pos + t) * freq));
+            r.sin[size_t(t) * half + i] = static_cast<float>(std::sin((pos + t) * freq));
+        }
+    }
+    return r;
+}
+
+Rows rows(const Floats& x, int64_t n) {
+    return {x.data(), static_cast<int64_t>(x.size()) / n, n};
+}
+
+// y = x W^T for all rows of x [n_token, w.n_col].
+void linear(Floats& y, const Floats& x, const Matrix& w) {
+    const Rows in = rows(x, w.n_col);
+    y.resize(in.n_row * w.n_row);
+    gemm(y.data(), in, w);
+}
+
+// a = gelu(a) * b
+void gelu_product(Floats& a, const Floats& b) {
+    constexpr int64_t kPiece = 4096;
+    const int64_t n = static_cast<int64_t>(a.size());
+    parallel_for((n + kPiece - 1) / kPiece, [&](int64_t p) {
+        const int64_t end = std::min(n, (p + 1) * kPiece);
+        for (int64_t i = p * kPiece; i < end; i++) a[i] = gelu(a[i]) * b[i];
+    });
+}
+
+// out = D (gelu(G x) * (U x)) for all rows of x.
+void mlp(Floats& out, const Floats& x, const Matrix& gate, const Matrix& up, const Matrix& down, Floats& g,
+         Floats& u) {
+    const Rows in = rows(x, gate.n_col);
+    g.resize(in.n_row * gate.n_row);
+    u.resize(in.n_row * up.n_row);
+    const GemmJob jobs[] = {{g.data(), gate.n_row, in, gate}, {u.data(), up.n_row, in, up}};
+    gemm(jobs);
+    gelu_product(g, u);
+    linear(out, g, down);
+}
+
+// Weights of the softmax over one row of scores, in place; entries at -inf become 0.
+void softmax(float* x, int64_t n) {
+    const float max = *std::max_element(x, x + n);
+    for (int64_t i = 0; i < n; i++) x[i] = exp_approx(x[i] - max);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i];
+    const float scale = static_cast<float>(1 / sum);
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+}  // namespace
+
+class CpuBackend final : public Backend {
+  public:
+    CpuBackend(std::shared_ptr<const Model> model, int n_context)
+        : model_(std::move(model)), m_(*model_), c_(m_.config), n_context_(n_context) {
+        for (const LayerShape& l : c_.layers)
+            cache_.push_back({std::vector<Floats>(l.n_head_kv), std::vector<Floats>(l.n_head_kv)});
+    }
+
+    int n_cached() const override { return n_cached_; }
+
+    void truncate(int n_token) override {
+        require(n_token >= 0 && n_token <= n_cached_, "cannot truncate the cache to {} tokens, it holds {}",
+                n_token, n_cached_);
+        n_cached_ = n_token;
+        trim_cache();
+    }
+
+    void encode(std::span<const int32_t> tokens) override {
+        check_tokens(tokens);
+        require(tokens.size() <= size_t(n_context_ - n_cached_),
+                "{} tokens after {} cached ones exceed the context of {}", tokens.size(), n_cached_,
+                n_context_);
+        constexpr size_t kChunk = 512;  // bounds the buffers of a pass
+        for (size_t at = 0; at < tokens.size(); at += kChunk) {
+            const auto chunk = tokens.subspan(at, std::min(kChunk, tokens.size() - at));
+            embed(chunk);  // no norm here: only the canvas has one
+            layers(Mask::Causal, static_cast<int>(chunk.size()));
+            n_cached_ += static_cast<int>(chunk.size());
+        }
+    }
+
+    void logits(const LogitsRequest& request, std::span<float> out) override {
+        const size_t n = size_t(c_.n_canvas) * c_.n_vocab;
+        require(request.canvas.size() == size_t(c_.n_canvas), "the canvas has {} tokens, expected {}",
+                request.canvas.size(), c_.n_canvas);
+        require(out.size() == n, "room for {} logits, expected {}", out.size(), n);
+        check_tokens(request.canvas);
+        require_room(1);
+        Floats soft;
+        if (!request.prev_logits.empty()) {
+            require(request.prev_logits.size() == n, "{} previous logits, expected {}",
+                    request.prev_logits.size(), n);
+            Floats probs(request.prev_logits.begin(), request.prev_logits.end());
+            parallel_for(c_.n_canvas, [&](int64_t t) {
+                sample_row(row(probs, t), request.prev_temperature, 0, 0, false);
+            });
+            soft_embedding(soft, probs);
+        }
+        Floats z;
+        denoise(request.canvas, soft, z);
+        std::copy(z.begin(), z.end(), out.begin());
+    }
+
+    Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
+        check_sampler(params.sampler);
+        require(params.n_canvas >= 1, "{} canvases asked for, expected 1 or more", params.n_canvas);
+        require_room(params.n_canvas);
+        Answer answer;
+        std::vector<int32_t> commit;
+        for (int canvas = 0; canvas < params.n_canvas; canvas++) {
+            auto start = std::chrono::steady_clock::now();
+            const auto lap = [&start] {
+                const auto now = std::chrono::steady_clock::now();
+                return std::chrono::duration<double, std::milli>(now - std::exchange(start, now)).count();
+            };
+            if (canvas > 0) encode(commit);
+            answer.commit_ms += lap();
+            const bool finished =
+                denoise_canvas(params, canvas, on_frame, commit, answer.steps.emplace_back());
+            answer.denoise_ms += lap();
+            if (!finished) {
+                answer.finish = Finish::Cancelled;
+                return answer;
+            }
+            for (int32_t id : commit) {
+                if (std::find(params.end_tokens.begin(), params.end_tokens.end(), id) !=
+                    params.end_tokens.end()) {
+                    answer.finish = Finish::Stop;
+                    return answer;
+                }
+                answer.tokens.push_back(id);
+            }
+        }
+        return answer;
+    }
+
+  private:
+    std::span<float> row(Floats& x, int64_t t) const {
+        return {x.data() + t * c_.n_vocab, size_t(c_.n_vocab)};
+    }
+
+    void check_tokens(std::span<const int32_t> tokens) const {
+        for (int32_t id : tokens)
+            require(id >= 0 && id < c_.n_vocab, "token id {} is out of range, expected 0 to {}", id,
+                    c_.n_vocab - 1);
+    }
+    void require_room(int n_canvas) const {
+        const int64_t needed = n_cached_ + int64_t{n_canvas} * c_.n_canvas;
+        require(needed <= n_context_,
+                "{} tokens of prompt and {} canvases of {} need {} places, the context has {}", n_cached_,
+                n_canvas, c_.n_canvas, needed, n_context_);
+    }
+    void trim_cache() {
+        for (int l = 0; l < c_.n_layer; l++)
+            for (auto* heads : {&cache_[l].k, &cache_[l].v})
+                for (Floats& head : *heads)
+                    head.resize(std::min(head.size(), size_t(n_cached_) * c_.layers[l].head_dim));
+    }
+
+    // One canvas from noise to its last argmax, which goes to `commit`. False: the callback cancelled.
+    bool denoise_canvas(const GenerateParams& params, int canvas_number, const FrameFn& on_frame,
+                        std::vector<int32_t>& commit, int& n_step) {
+        const SamplerConfig& s = params.sampler;
+        const int n = c_.n_canvas;
+        const auto random = [&](int position, int step, Stream stream) {
+            return random_word(params.seed, position, step, canvas_number, stream);
+        };
+        std::vector<int32_t> tokens(n);
+        for (int i = 0; i < n; i++) tokens[i] = random_token(random(i, 0, Stream::Init), c_.n_vocab);
+
+        StopRule stop(s.stability, s.confidence);
+        std::vector<RowStats> stats(n);
+        Floats z, soft, entropy(n);  // z: logits, then the probabilities that the next step is conditioned on
+        std::vector<uint8_t> accepted(n);
+        commit.resize(n);
+        for (int step = 0; step < s.max_steps; step++) {
+            denoise(tokens, soft, z);
+            const float t = temperature(s, step);
+            parallel_for(n, [&](int64_t i) {
+                const float u = random_uniform(random(static_cast<int>(i), step, Stream::Draw));
+                stats[i] = sample_row(row(z, i), t, u, step_top_k(s, step), s.top_k_tail_correction);
+                keep_largest(row(z, i), s.self_cond_top_k);
+            });
+            for (int i = 0; i < n; i++) {
+                entropy[i] = stats[i].entropy;
+                commit[i] = stats[i].argmax;
+            }
+            const Acceptance result = accept(entropy, s.entropy_bound, accepted);
+            for (int i = 0; i < n; i++)
+                tokens[i] = accepted[i] ? (s.greedy ? stats[i].argmax : stats[i].drawn)
+                                        : random_token(random(i, step, Stream::Renoise), c_.n_vocab);
+            n_step = step + 1;
+            const bool stable = stop.update(commit, result.mean_entropy);
+            const bool last = stable || n_step == s.max_steps;
+            if (on_frame && !on_frame({canvas_number, step, tokens, commit, entropy, accepted,
+                                       result.mean_entropy, t, last}))
+                return false;
+            if (last) break;
+            soft_embedding(soft, z);
+        }
+        return true;
+    }
+
+    // x = E[token] * sqrt(n_embd)
+    void embed(std::span<const int32_t> tokens) {
+        const int64_t d = c_.n_embd;
+        const float scale = std::sqrt(static_cast<float>(d));
+        s_.x.resize(tokens.size() * d);
+        parallel_for(static_cast<int64_t>(tokens.size()), [&](int64_t t) {
+            float* x = s_.x.data() + t * d;
+            to_float(m_.token_embd.type, m_.token_embd.data + tokens[t] * m_.token_embd.stride(), x, d);
+            for (int64_t i = 0; i < d; i++) x[i] *= scale;
+        });
+    }
+
+    // soft = (probs E) * sqrt(n_embd), probs [n_canvas, n_vocab]. Vocabulary entries whose probability is
+    // below 2^-24 / n_vocab everywhere are left out: together they weigh less than the rounding of one float.
+    void soft_embedding(Floats& soft, const Floats& probs) const {
+        soft.resize(size_t(c_.n_canvas) * c_.n_embd);
+        gemm_transposed(soft.data(), rows(probs, c_.n_vocab), m_.token_embd,
+                        0x1p-24f / static_cast<float>(c_.n_vocab));
+        const float scale = std::sqrt(static_cast<float>(c_.n_embd));
+        for (float& x : soft) x *= scale;
+    }
+
+    // One denoise pass: canvas tokens and the soft embedding of the step before (empty: none) in, softcapped
+    // logits [n_canvas, n_vocab] out. The cache is as before afterwards.
+    void denoise(std::span<const int32_t> tokens, const Floats& soft, Floats& z) {
+        embed(tokens);
+        if (!soft.empty()) {  // the first step has no estimate to start from: its contribution is exactly 0
+            rms_norm_rows(s_.a, soft, m_.self_cond_norm, c_.n_embd, c_.rms_eps);
+            mlp(s_.branch, s_.a, m_.self_cond_gate, m_.self_cond_up, m_.self_cond_down, s_.gate, s_.up);
+            for (size_t i = 0; i < s_.x.size(); i++) s_.x[i] += s_.branch[i];
+        }
+        rms_norm_rows(s_.x, s_.x, {}, c_.n_embd, c_.rms_eps);
+        layers(Mask::Canvas, c_.n_canvas);
+        trim_cache();
+        rms_norm_rows(s_.a, s_.x, m_.output_norm, c_.n_embd, c_.rms_eps);
+        linear(z, s_.a, m_.output);
+        parallel_for(c_.n_canvas, [&](int64_t t) {
+            for (float& v : row(z, t)) v = c_.softcap * tanh_approx(v / c_.softcap);
+        });
+    }
+
+    // All layers over the n tokens in s_.x, whose positions follow the cached ones.
+    void layers(Mask mask, int n) {
+        for (const LayerShape& l : c_.layers) {
+            Rotation& r = l.global ? s_.rotation : s_.rotation_swa;
+            if (r.cos.empty())
+                r = make_rotation(n_cached_, n, l.head_dim, l.global ? c_.rope_theta : c_.rope_theta_swa,
+                                  l.global ? m_.rope_freqs : Floats());
+        }
+        for (int l = 0; l < c_.n_layer; l++) {
+            const Layer& w = m_.layers[l];
+            project_qkv(w, cache_[l], n);
+            if (mask == Mask::Causal && l == c_.n_layer - 1)
+                break;  // an encode pass leaves K and V, nothing else
+            attention(w.shape, cache_[l], mask, n);
+            linear(s_.a, s_.o, w.o);
+            rms_norm_rows(s_.a, s_.a, w.post_attention_norm, c_.n_embd, c_.rms_eps);
+            s_.h.resize(s_.x.size());
+            for (size_t i = 0; i < s_.x.size(); i++) s_.h[i] = s_.x[i] + s_.a[i];
+            feed_forward(w);
+            const float scale = mask == Mask::Canvas ? w.output_scale : w.enc_output_scale;
+            for (size_t i = 0; i < s_.x.size(); i++) s_.x[i] = (s_.h[i] + s_.branch[i]) * scale;
+        }
+        s_.rotation = s_.rotation_swa = {};
+    }
+
+    // q, k and v of the n tokens in s_.x; k and v go to the cache's end.
+    void project_qkv(const Layer& w, LayerCache& cache, int n) {
+        const int hd = w.shape.head_dim, n_kv = w.shape.n_head_kv, half = hd / 2;
+        rms_norm_rows(s_.a, s_.x, w.attn_norm, c_.n_embd, c_.rms_eps);
+        s_.q.resize(int64_t{n} * w.q.n_row);
+        s_.k.resize(int64_t{n} * w.k.n_row);
+        const Rows in = rows(s_.a, c_.n_embd);
+        std::vector<GemmJob> jobs{{s_.q.data(), w.q.n_row, in, w.q}, {s_.k.data(), w.k.n_row, in, w.k}};
+        if (w.v) {
+            s_.v.resize(int64_t{n} * w.v.n_row);
+            jobs.push_back({s_.v.data(), w.v.n_row, in, w.v});
+        }
+        gemm(jobs);
+        if (!w.v) s_.v = s_.k;  // the raw projection, before k's norm and rotation
+
+        const Rotation& r = w.shape.global ? s_.rotation : s_.rotation_swa;
+        for (int h = 0; h < n_kv; h++) {
+            cache.k[h].resize(size_t(n_cached_ + n) * hd);
+            cache.v[h].resize(size_t(n_cached_ + n) * hd);
+        }
+        parallel_for(n, [&](int64_t t) {
+            const float *cos = r.cos.data() + t * half, *sin = r.sin.data() + t * half;
+            for (int h = 0; h < c_.n_head; h++) {
+                float* q = s_.q.data() + (t * c_.n_head + h) * hd;
+                rms_norm(q, q, w.q_norm.data(), hd, c_.rms_eps);
+                rope(q, cos, sin, hd);
+            }
+            for (int h = 0; h < n_kv; h++) {
+                float* k = cache.k[h].data() + (n_cached_ + t) * hd;
+                rms_norm(k, s_.k.data() + (t * n_kv + h) * hd, w.k_norm.data(), hd, c_.rms_eps);
+                rope(k, cos, sin, hd);
+                rms_norm(cache.v[h].data() + (n_cached_ + t) * hd, s_.v.data() + (t * n_kv + h) * hd, nullptr,
+                         hd, c_.rms_eps);
+            }
+        });
+    }
+
+    // o = softmax(q k^T) v for the n newest tokens [n, n_head, head_dim]. No 1/sqrt(head_dim): q's norm has
+    // it.
+    void attention(const LayerShape& shape, const LayerCache& cache, Mask mask, int n) {
+        constexpr int kBlock = 48;  // query rows a task
+        const int hd = shape.head_dim, group = c_.n_head / shape.n_head_kv,
+                  n_block = (n + kBlock - 1) / kBlock;
+        const int64_t stride = int64_t{c_.n_head} * hd;
+        s_.o.resize(n * stride);
+        parallel_for(int64_t{c_.n_head} * n_block, [&](int64_t task) {
+            const int h = static_cast<int>(task / n_block), t0 = static_cast<int>(task % n_block) * kBlock;
+            const int n_row = std::min(kBlock, n - t0), window = c_.window;
+            // Keys [low, high) are those that any row of the block sees.
+            const int first = mask == Mask::Canvas ? n_cached_ : n_cached_ + t0;
+            const int low = shape.global ? 0 : std::max(0, first - (window - 1));
+            const int high = mask == Mask::Canvas ? n_cached_ + n : n_cached_ + t0 + n_row,
+                      n_key = high - low;
+            const auto keys = [&](const std::vector<Floats>& heads) {
+                const float* p = heads[h / group].data() + int64_t{low} * hd;
+                return Matrix{Type::F32, reinterpret_cast<const uint8_t*>(p), n_key, hd};
+            };
+            thread_local Floats score;
+            score.resize(size_t(n_row) * n_key);
+            const Rows q{s_.q.data() + t0 * stride + h * hd, n_row, stride};
+            gemm_serial({score.data(), n_key, q, keys(cache.k)});
+            for (int i = 0; i < n_row; i++) {
+                float* s = score.data() + int64_t{i} * n_key;
+                if (mask == Mask::Causal) {
+                    const int pos = n_cached_ + t0 + i;
+                    const int oldest = shape.global ? 0 : std::max(0, pos - (window - 1));
+                    std::fill(s, s + (oldest - low), -std::numeric_limits<float>::infinity());
+                    std::fill(s + (pos + 1 - low), s + n_key, -std::numeric_limits<float>::infinity());
+                }
+                softmax(s, n_key);
+            }
+            gemm_transposed_serial(s_.o.data() + t0 * stride + h * hd, stride, {score.data(), n_row, n_key},
+                                   keys(cache.v));
+        });
+    }
+
+    // branch = rms(dense(h) + experts(h)), each with norms of its own (SPEC 2.2).
+    void feed_forward(const Layer& w) {
+        const int64_t d = c_.n_embd;
+        rms_norm_rows(s_.a, s_.h, w.ffn_norm, d, c_.rms_eps);
+        mlp(s_.branch, s_.a, w.gate, w.up, w.down, s_.gate, s_.up);
+        rms_norm_rows(s_.branch, s_.branch, w.post_ffw_norm_1, d, c_.rms_eps);
+        route(w);
+        rms_norm_rows(s_.a, s_.h, w.pre_ffw_norm_2, d, c_.rms_eps);
+        mix_experts(w);
+        rms_norm_rows(s_.experts, s_.experts, w.post_ffw_norm_2, d, c_.rms_eps);
+        for (size_t i = 0; i < s_.branch.size(); i++) s_.branch[i] += s_.experts[i];
+        rms_norm_rows(s_.branch, s_.branch, w.post_ffw_norm, d, c_.rms_eps);
+    }
+
+    // Experts and weights of every token, from h itself: softmax over the n_expert_used largest logits (ties:
+    // the lower number), times the expert's own scale.
+    void route(const Layer& w) {
+        const int64_t d = c_.n_embd, n = static_cast<int64_t>(s_.h.size()) / d, k = c_.n_expert_used;
+        const float scale = 1 / std::sqrt(static_cast<float>(d));
+        rms_norm_rows(s_.a, s_.h, w.router_scale, d, c_.rms_eps);
+        for (float& v : s_.a) v *= scale;
+        linear(s_.router, s_.a, w.router);
+        s_.chosen.resize(n * k);
+        s_.weight.resize(n * k);
+        std::vector<int> order(c_.n_expert);
+        for (int64_t t = 0; t < n; t++) {
+            const float* logit = s_.router.data() + t * c_.n_expert;
+            std::iota(order.begin(), order.end(), 0);
+            std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) {
+                return logit[a] > logit[b] || (logit[a] == logit[b] && a < b);
+            });
+            float* weight = s_.weight.data() + t * k;
+            for (int64_t i = 0; i < k; i++) weight[i] = logit[order[i]];
+            softmax(weight, k);
+            for (int64_t i = 0; i < k; i++) {
+                s_.chosen[t * k + i] = order[i];
+                weight[i] *= w.down_exps_scale[order[i]];
+            }
+        }
+    }
+
+    // experts[t] = sum over its experts of weight * D_e (gelu(G_e a) * (U_e a)). The pairs are grouped by
+    // expert, so that each expert's rows are read once a pass; the sum runs in the order of the router's
+    // choice.
+    void mix_experts(const Layer& w) {
+        const int64_t d = c_.n_embd, ff = c_.n_ff_exp, k = c_.n_expert_used;
+        const int64_t n = static_cast<int64_t>(s_.a.size()) / d, n_slot = n * k;
+        std::vector<int64_t> first(c_.n_expert + 1, 0), slot(n_slot);
+        for (int e : s_.chosen) first[e + 1]++;
+        std::partial_sum(first.begin(), first.end(), first.begin());
+        std::vector<int64_t> next(first.begin(), first.end() - 1);
+        for (int64_t i = 0; i < n_slot; i++) slot[i] = next[s_.chosen[i]]++;
+
+        s_.slot_x.resize(n_slot * d);
+        s_.slot_gate.resize(n_slot * ff);
+        s_.slot_up.resize(n_slot * ff);
+        s_.slot_out.resize(n_slot * d);
+        parallel_for(n, [&](int64_t t) {
+            for (int64_t i = t * k; i < (t + 1) * k; i++)
+                std::copy_n(s_.a.data() + t * d, d, s_.slot_x.data() + slot[i] * d);
+        });
+        std::vector<GemmJob> up, down;
+        for (int e = 0; e < c_.n_expert; e++) {
+            const int64_t at = first[e], n_row = first[e + 1] - at;
+            const Rows in{s_.slot_x.data() + at * d, n_row, d},
+                middle{s_.slot_gate.data() + at * ff, n_row, ff};
+            up.push_back({s_.slot_gate.data() + at * ff, ff, in, w.gate_exps.expert(e)});
+            up.push_back({s_.slot_up.data() + at * ff, ff, in, w.up_exps.expert(e)});
+            down.push_back({s_.slot_out.data() + at * d, d, middle, w.down_exps.expert(e)});
+        }
+        gemm(up);
+        gelu_product(s_.slot_gate, s_.slot_up);
+        gemm(down);
+        s_.experts.assign(n * d, 0.0f);
+        parallel_for(n, [&](int64_t t) {
+            float* y = s_.experts.data() + t * d;
+            for (int64_t i = t * k; i < (t + 1) * k; i++) {
+                const float* x = s_.slot_out.data() + slot[i] * d;
+                for (int64_t j = 0; j < d; j++) y[j] += s_.weight[i] * x[j];
+            }
+        });
+    }
+
+    std::shared_ptr<const Model> model_;
+    const Model& m_;
+    const Config& c_;
+    int n_context_, n_cached_ = 0;
+    std::vector<LayerCache> cache_;
+    Scratch s_;
+};
+
+std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context) {
+    return std::make_unique<CpuBackend>(std::move(model), n_context);
+}
+
+}  // namespace easel

@@ -1,0 +1,136 @@
+// synthetic.cpp: models of real shapes with random weights, for `easel bench`. No file, no training, same
+// cost.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "check.h"
+#include "convert.h"
+#include "model.h"
+#include "parallel.h"
+
+namespace easel {
+
+namespace {
+
+Config mid_config() {
+    Config c;
+    c.n_layer = 12;
+    c.n_embd = 1024;
+    c.n_head = 8;
+    c.n_ff = 1536;
+    c.n_ff_exp = 512;
+    c.n_expert = 24;
+    c.n_expert_used = 4;
+    c.n_vocab = 32000;
+    c.n_canvas = 256;
+    c.n_context = 131072;
+    c.window = 1024;
+    c.rms_eps = 1e-6f;
+    c.softcap = 30;
+    c.rope_theta = 1e6;
+    c.rope_theta_swa = 1e4;
+    for (int l = 0; l < c.n_layer; l++)
+        c.layers.push_back(l % 6 == 5 ? LayerShape{true, 2, 256} : LayerShape{false, 4, 128});
+    return c;
+}
+
+// Makes tensors by name and remembers where each went.
+class Maker {
+  public:
+    Maker(Model& model, std::string_view type) : model_(model), type_(type) {}
+
+    // Declares; the data comes with make().
+    void add(const std::string& name, Matrix* target, int64_t n_row, int64_t n_col, int64_t n_expert = 1) {
+        std::vector<int64_t> ne{n_col, n_row};
+        if (n_expert > 1) ne.push_back(n_expert);
+        plans_.push_back({name, ne, Type::F32});
+        targets_.push_back(target);
+    }
+
+    void make() {
+        plan_types(type_, plans_);
+        model_.storage.resize(plans_.size());
+        parallel_for(static_cast<int64_t>(plans_.size()), [&](int64_t i) {
+            const TensorPlan& p = plans_[i];
+            model_.storage[i] = random_rows(p, static_cast<uint32_t>(i));
+            *targets_[i] = {p.type, model_.storage[i].data(), p.ne[1], p.ne[0]};
+        });
+    }
+
+  private:
+    // A few rows of normal values are quantised and repeated in random order: a second, not minutes.
+    static std::vector<uint8_t> random_rows(const TensorPlan& p, uint32_t seed) {
+        constexpr int64_t kDistinct = 16;
+        const int64_t n_col = p.ne[0], n_row = p.ne[1] * (p.ne.size() > 2 ? p.ne[2] : 1),
+                      bytes = row_bytes(p.type, n_col);
+        std::mt19937 random(seed);
+        std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(n_col)));
+        std::vector<float> row(n_col);
+        std::vector<uint8_t> distinct(kDistinct * bytes), out(n_row * bytes);
+        for (int64_t r = 0; r < kDistinct; r++) {
+            std::generate(row.begin(), row.end(), [&] { return normal(random); });
+            from_float(p.type, row.data(), distinct.data() + r * bytes, n_col);
+        }
+        for (int64_t r = 0; r < n_row; r++)
+            std::memcpy(out.data() + r * bytes, distinct.data() + random() % kDistinct * bytes, bytes);
+        return out;
+    }
+
+    Model& model_;
+    std::string_view type_;
+    std::vector<TensorPlan> plans_;
+    std::vector<Matrix*> targets_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
+    require(shape == "mid", "no synthetic model \"{}\", expected mid", shape);
+    auto model = std::make_shared<Model>();
+    model->config = mid_config();
+    const Config& c = model->config;
+    const int64_t d = c.n_embd;
+    Maker maker(*model, type);
+    maker.add("token_embd.weight", &model->token_embd, c.n_vocab, d);
+    maker.add("self_cond_gate.weight", &model->self_cond_gate, c.n_ff, d);
+    maker.add("self_cond_up.weight", &model->self_cond_up, c.n_ff, d);
+    maker.add("self_cond_down.weight", &model->self_cond_down, d, c.n_ff);
+    model->output_norm = model->self_cond_norm = std::vector<float>(d, 1.0f);
+    model->layers.resize(c.n_layer);
+    std::vector<Matrix> gate_up(c.n_layer);
+    for (int l = 0; l < c.n_layer; l++) {
+        Layer& y = model->layers[l];
+        y.shape = c.layers[l];
+        const int64_t hd = y.shape.head_dim, n_q = c.n_head * hd, n_kv = y.shape.n_head_kv * hd;
+        const auto name = [&](const char* tail) { return fmt::format("blk.{}.{}.weight", l, tail); };
+        maker.add(name("attn_q"), &y.q, n_q, d);
+        maker.add(name("attn_k"), &y.k, n_kv, d);
+        if (!y.shape.global) maker.add(name("attn_v"), &y.v, n_kv, d);
+        maker.add(name("attn_output"), &y.o, d, n_q);
+        maker.add(name("ffn_gate"), &y.gate, c.n_ff, d);
+        maker.add(name("ffn_up"), &y.up, c.n_ff, d);
+        maker.add(name("ffn_down"), &y.down, d, c.n_ff);
+        maker.add(name("ffn_gate_inp"), &y.router, c.n_expert, d);
+        maker.add(name("ffn_gate_up_exps"), &gate_up[l], 2 * int64_t{c.n_ff_exp}, d, c.n_expert);
+        maker.add(name("ffn_down_exps"), &y.down_exps.first, d, c.n_ff_exp, c.n_expert);
+        y.q_norm = y.k_norm = std::vector<float>(hd, 0.3f);  // scores of a trained model's size
+        y.attn_norm = y.post_attention_norm = y.ffn_norm = y.post_ffw_norm_1 = y.router_scale =
+            y.pre_ffw_norm_2 = y.post_ffw_norm_2 = y.post_ffw_norm = std::vector<float>(d, 1.0f);
+        y.down_exps_scale.assign(c.n_expert, 1.0f);
+    }
+    maker.make();
+    for (int l = 0; l < c.n_layer; l++) {
+        Layer& y = model->layers[l];
+        y.gate_exps = y.up_exps = {gate_up[l], gate_up[l].n_row * gate_up[l].stride()};
+        y.gate_exps.first.n_row = y.up_exps.first.n_row = c.n_ff_exp;
+        y.up_exps.first.data += c.n_ff_exp * gate_up[l].stride();
+        y.down_exps.expert_bytes = d * y.down_exps.first.stride();
+    }
+    model->output = model->token_embd;
+    model->rope_freqs.assign(128, 1.0f);
+    return model;
+}
+
+}  // namespace easel

@@ -1,0 +1,73 @@
+#!/bin/sh
+# run.sh [TARGET...]: builds the program and runs every test; each extra make target (format-check, asan) counts as one.
+# The last line is the total: N passed, N failed, N skipped.
+set -u
+build=${BUILD:-build}
+jobs=$(nproc 2>/dev/null || echo 2)
+passed=0 failed=0 skipped=0
+mkdir -p "$build"
+
+pass() { passed=$((passed + ${2:-1})); echo "ok $1"; }
+fail() { failed=$((failed + ${2:-1})); echo "FAIL $1"; }
+skip() { skipped=$((skipped + 1)); echo "SKIPPED $1"; }
+
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" -eq 0 ]
+    exit
+}
+
+if ! ${MAKE:-make} -j"$jobs" "$build/easel" "$build/unit"; then
+    fail "the build"
+    finish
+fi
+
+# Catch2 counts test cases; its closing line is one of two forms.
+"$build/unit" >"$build/unit.log" 2>&1
+status=$?
+tail -n 40 "$build/unit.log"
+n=$(sed -n 's/.* in \([0-9]*\) test cases*)$/\1/p; s/^test cases:.*| *\([0-9]*\) passed.*/\1/p' "$build/unit.log" | tail -n 1)
+bad=$(sed -n 's/^test cases:.*| *\([0-9]*\) failed.*/\1/p' "$build/unit.log" | tail -n 1)
+if [ "$status" -eq 0 ]; then
+    pass "unit tests" "${n:-0}"
+else
+    passed=$((passed + ${n:-0}))
+    fail "unit tests (exit $status)" "${bad:-1}"
+fi
+
+sh tests/cli.sh "$build/easel" >"$build/cli.log" 2>&1
+status=$?
+grep -v '^ok ' "$build/cli.log"
+count() { sed -n "s/^cli: .*\\b\\([0-9]*\\) $1.*/\\1/p" "$build/cli.log" | tail -n 1; }
+n=$(count passed)
+pass "command line" "${n:-0}"
+skipped=$((skipped + $(grep -c '^SKIPPED' "$build/cli.log")))
+if [ "$status" -ne 0 ]; then
+    n=$(count failed)
+    fail "command line" "${n:-1}"
+fi
+
+# A short run of each fuzz target; longer ones with `make fuzz`.
+for source in tests/fuzz/*.cpp; do
+    name=$(basename "$source" .cpp)
+    if ! echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
+        clang++ -fsanitize=fuzzer -x c++ - -o "$build/has_fuzzer" 2>/dev/null; then
+        skip "$name: needs clang++ with libFuzzer (libclang-rt-dev)"
+        continue
+    fi
+    if ${MAKE:-make} -s "build/fuzz/$name" && sh tests/fuzz.sh "build/fuzz/$name" 10; then
+        pass "$name"
+    else
+        fail "$name"
+    fi
+done
+
+for target in "$@"; do
+    if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then
+        pass "$target"
+    else
+        tail -n 40 "$build/$target.log"
+        fail "$target"
+    fi
+done
+finish

@@ -1,0 +1,49 @@
+#!/bin/sh
+# deps.sh DIR: makes sure that the C++ headers easel is built with can be found, without root.
+# Uses what the system has; else fetches the distribution's own packages (Debian, Ubuntu) and unpacks them under DIR.
+# Leaves DIR/ready, and DIR/catch.libs with the flags that link Catch2 (empty for version 2).
+set -eu
+dir=$1
+cxx=${CXX:-g++}
+mkdir -p "$dir"
+
+have() {  # have HEADER...
+    for h; do echo "#include <$h>"; done |
+        "$cxx" -std=c++20 -DFMT_HEADER_ONLY -isystem "$dir/usr/include" -x c++ -fsyntax-only - 2>/dev/null
+}
+
+missing=""
+have CLI/CLI.hpp || missing="$missing libcli11-dev"
+have fmt/format.h || missing="$missing libfmt-dev"
+have catch2/catch.hpp || have catch2/catch_all.hpp || missing="$missing catch2"
+have nlohmann/json.hpp || missing="$missing nlohmann-json3-dev"
+
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+        echo "easel needs the headers of CLI11, fmt, Catch2 and nlohmann-json." >&2
+        echo "Missing here:$missing (Debian's names). Please install them with your system's package manager," >&2
+        echo "for example: dnf install cli11-devel fmt-devel catch-devel json-devel" >&2
+        echo "         or: brew install cli11 fmt catch2 nlohmann-json" >&2
+        exit 1
+    fi
+    echo "fetching$missing into $dir"
+    apt="$PWD/$dir/apt"
+    mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
+    options="-o Dir::State=$apt/state -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$apt/cache -o Debug::NoLocking=1"
+    # shellcheck disable=SC2086
+    if ! { apt-get $options -qq update && (cd "$apt" && apt-get $options -qq download $missing); } >"$apt/log" 2>&1; then
+        cat "$apt/log" >&2
+        echo "Could not fetch$missing. With root, 'apt-get install$missing' does the same." >&2
+        exit 1
+    fi
+    for package in "$apt"/*.deb; do dpkg-deb -x "$package" "$dir"; done
+    rm -rf "$apt"
+fi
+
+if have catch2/catch.hpp; then
+    : >"$dir/catch.libs"
+else
+    lib=$(find "$dir/usr/lib" -name 'libCatch2.a' 2>/dev/null | head -n 1)
+    echo "${lib:+-L${lib%/*} }-lCatch2" >"$dir/catch.libs"
+fi
+touch "$dir/ready"
