@@ -1,0 +1,515 @@
+// ptx.h: what a kernel file includes. One function a PTX instruction, sm_80 and up, each beside its twin for
+// the simulator (sim.h), and the few words that differ between the two worlds: DEVICE, UNROLL, SHARED,
+// SHARED_ARRAY, SHARED_DYNAMIC, EASEL_LAUNCH. Fragment layouts are those of the PTX manual, "Matrix Fragments
+// for mma.m16n8k16" and so on; 16-bit floats travel as their bits, two to a uint32_t, the first one low.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+
+// Shared memory, 16-byte aligned: one value, an array of n, and what the launch asked for.
+#define SHARED(type, name) __shared__ __align__(16) type name
+#define SHARED_ARRAY(type, name, n) __shared__ __align__(16) type name[n]
+#define SHARED_DYNAMIC(type, name)                                        \
+    extern __shared__ __align__(16) unsigned char easel_dynamic_shared[]; \
+    type* name = reinterpret_cast<type*>(easel_dynamic_shared)
+
+// The name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...).
+#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+
+namespace easel {
+
+// ---- loads and stores: p is a multiple of the size -------------------------------------------------------
+
+DEVICE uint4 load16(const void* p) {
+    return *static_cast<const uint4*>(p);
+}
+DEVICE uint2 load8(const void* p) {
+    return *static_cast<const uint2*>(p);
+}
+DEVICE void store16(void* p, uint4 v) {
+    *static_cast<uint4*>(p) = v;
+}
+DEVICE void store8(void* p, uint2 v) {
+    *static_cast<uint2*>(p) = v;
+}
+// From global memory that no kernel writes meanwhile, and that is not read again soon.
+DEVICE uint4 load16_stream(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+DEVICE uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// Copies BYTES (16, past L1; 8 or 4) from global to shared memory, in the background.
+template <int BYTES>
+DEVICE void cp_async(void* dst_shared, const void* src) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(dst_shared)), "l"(src)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(dst_shared)), "l"(src),
+                     "n"(BYTES)
+                     : "memory");
+}
+// Copies the first src_bytes and writes zeros after them.
+template <int BYTES>
+DEVICE void cp_async(void* dst_shared, const void* src, int src_bytes) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst_shared)),
+                     "l"(src), "r"(src_bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(dst_shared)),
+                     "l"(src), "n"(BYTES), "r"(src_bytes)
+                     : "memory");
+}
+DEVICE void cp_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most N of this thread's groups are in flight; other threads see the rest after a barrier.
+template <int N>
+DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// ---- barriers 1-15 of n threads, whole warps -------------------------------------------------------------
+
+DEVICE void barrier_sync(int id, int n) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+DEVICE void barrier_arrive(int id, int n) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
+// ---- matrices --------------------------------------------------------------------------------------------
+
+// N 8x8 matrices of 16-bit values: lane 8 m + i brings the address of row i of matrix m, lane l gets in r[m]
+// the values (l / 4, 2 (l % 4)) and its right neighbour; transposed: (2 (l % 4), l / 4) and the one below.
+DEVICE void ldmatrix(uint32_t (&r)[1], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix(uint32_t (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix_trans(uint32_t (&r)[1], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
+                 : "=r"(r[0])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix_trans(uint32_t (&r)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix_trans(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// d [16, 8] float += a [16, 16] b [16, 8]. Lane l = 4 g + t holds d (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1);
+// a (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..); b0 (2t.., g), b1 (2t+8.., g).
+DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d [16, 8] int += a [16, 32] b [32, 8]; four values to a register: a (g, 4t..) (g+8, 4t..) (g, 4t+16..)
+// (g+8, 4t+16..); b0 (4t.., g), b1 (4t+16.., g).
+DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- bits and 16-bit floats ------------------------------------------------------------------------------
+
+// Bit by bit f(a, b, c), LUT = f(0xf0, 0xcc, 0xaa).
+template <int LUT>
+DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(LUT));
+    return d;
+}
+
+DEVICE uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {  // a b + c, rounded once
+    uint32_t d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+DEVICE uint32_t hsub2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+DEVICE uint32_t hmul2(uint32_t a, uint32_t b) {
+    uint32_t d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
+// To nearest, ties to even. `lo` goes to bits 0-15.
+DEVICE uint32_t pack_f16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+DEVICE uint32_t pack_bf16(float lo, float hi) {
+    uint32_t d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+}
+DEVICE float half_to_float(uint16_t h) {
+    return __half2float(__ushort_as_half(h));
+}
+DEVICE uint16_t float_to_half(float f) {
+    return __half_as_ushort(__float2half_rn(f));
+}
+DEVICE float bfloat_to_float(uint16_t h) {
+    return __uint_as_float(static_cast<uint32_t>(h) << 16);
+}
+DEVICE uint16_t float_to_bfloat(float f) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(f));
+}
+
+}  // namespace easel
+
+#else  // the simulator
+
+#include <iterator>
+
+#include "quant.h"
+#include "sim.h"
+
+#define DEVICE inline
+#define UNROLL
+
+#define SHARED(type, name)            \
+    static const char name##_key = 0; \
+    type& name = *static_cast<type*>(easel::sim::shared(&name##_key, sizeof(type)))
+#define SHARED_ARRAY(type, name, n)   \
+    static const char name##_key = 0; \
+    type(&name)[n] = *static_cast<type(*)[n]>(easel::sim::shared(&name##_key, sizeof(type[n])))
+#define SHARED_DYNAMIC(type, name) \
+    type* name = static_cast<type*>(static_cast<void*>(easel::sim::block->dynamic))
+
+#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    easel::sim::launch(#kernel, kernel, grid, block, shared_bytes __VA_OPT__(, ) __VA_ARGS__)
+
+namespace easel {
+
+// ---- loads and stores ------------------------------------------------------------------------------------
+
+namespace sim {
+template <class T>
+T load(const char* op, const void* p, Site at) {
+    check_aligned(op, p, sizeof(T), at);
+    return *static_cast<const T*>(p);
+}
+template <class T>
+void store(const char* op, void* p, T v, Site at) {
+    check_aligned(op, p, sizeof(T), at);
+    *static_cast<T*>(p) = v;
+}
+}  // namespace sim
+
+inline uint4 load16(const void* p, EASEL_SIM_AT) {
+    return sim::load<uint4>("load16", p, at);
+}
+inline uint2 load8(const void* p, EASEL_SIM_AT) {
+    return sim::load<uint2>("load8", p, at);
+}
+inline void store16(void* p, uint4 v, EASEL_SIM_AT) {
+    sim::store("store16", p, v, at);
+}
+inline void store8(void* p, uint2 v, EASEL_SIM_AT) {
+    sim::store("store8", p, v, at);
+}
+inline uint4 load16_stream(const void* p, EASEL_SIM_AT) {
+    return sim::load<uint4>("load16_stream", p, at);
+}
+
+template <int BYTES>
+void cp_async(void* dst_shared, const void* src, EASEL_SIM_AT) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    sim::async_copy(dst_shared, src, BYTES, BYTES, at);
+}
+template <int BYTES>
+void cp_async(void* dst_shared, const void* src, int src_bytes, EASEL_SIM_AT) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+    sim::async_copy(dst_shared, src, BYTES, src_bytes, at);
+}
+inline void cp_async_commit() {
+    sim::async_commit();
+}
+template <int N>
+void cp_async_wait() {
+    sim::async_wait(N);
+}
+
+inline void barrier_sync(int id, int n, EASEL_SIM_AT) {
+    sim::named_barrier("bar.sync", id, n, true, at);
+}
+inline void barrier_arrive(int id, int n, EASEL_SIM_AT) {
+    sim::named_barrier("bar.arrive", id, n, false, at);
+}
+
+// ---- matrices --------------------------------------------------------------------------------------------
+
+namespace sim {
+struct LdMatrix {
+    const void* row;
+    uint32_t* r;
+};
+
+template <int N, bool TRANS>
+void ldmatrix(const char* op, uint32_t (&r)[N], const void* row, Site at) {
+    if (fiber->lane < 8 * N) check_shared(op, row, 16, at);
+    LdMatrix own{row, r};
+    warp_collective(op, &own, at, [](uint32_t, void* const* arg) {
+        for (int m = 0; m < N; m++) {
+            uint16_t matrix[8][8];
+            for (int i = 0; i < 8; i++) memcpy(matrix[i], static_cast<LdMatrix*>(arg[8 * m + i])->row, 16);
+            for (int l = 0; l < 32; l++) {
+                const int a = l / 4, b = l % 4 * 2;
+                uint32_t lo = TRANS ? matrix[b][a] : matrix[a][b];
+                uint32_t hi = TRANS ? matrix[b + 1][a] : matrix[a][b + 1];
+                static_cast<LdMatrix*>(arg[l])->r[m] = lo | hi << 16;
+            }
+        }
+    });
+}
+
+using Float8 __attribute__((vector_size(32))) = float;
+using Uint8 __attribute__((vector_size(32))) = uint32_t;
+using Half8 __attribute__((vector_size(16))) = uint16_t;
+using Byte8 __attribute__((vector_size(8))) = int8_t;
+
+// out[i] = float of the 16 bits h[i], i < 8.
+inline void halves_to_floats(const uint16_t* h, float* out) {
+    Half8 bits;
+    memcpy(&bits, h, sizeof bits);
+    const Uint8 u = __builtin_convertvector(bits, Uint8);
+    const Uint8 shifted = (u & 0x7fff)
+                          << 13;  // exponent and mantissa in place, the exponent too small by 112
+    const Float8 f = reinterpret_cast<const Float8&>(shifted) * 0x1p112f;
+    const Uint8 special = shifted >= 0x0f800000u ? Uint8{} + 0x7f800000u : Uint8{};  // infinities, NaN
+    const Uint8 result = reinterpret_cast<const Uint8&>(f) | special | (u & 0x8000) << 16;
+    memcpy(out, &result, sizeof result);
+}
+inline void bfloats_to_floats(const uint16_t* h, float* out) {
+    Half8 bits;
+    memcpy(&bits, h, sizeof bits);
+    const Uint8 result = __builtin_convertvector(bits, Uint8) << 16;
+    memcpy(out, &result, sizeof result);
+}
+
+inline void bytes_to_floats(const int8_t* in, float* out) {
+    Byte8 bytes;
+    memcpy(&bytes, in, sizeof bytes);
+    const Float8 result = __builtin_convertvector(bytes, Float8);
+    memcpy(out, &result, sizeof result);
+}
+
+// d [16, 8] = a [16, K] b [K, 8]
+template <int K>
+__attribute__((no_sanitize("address", "undefined"))) void multiply(const float (&a)[16][K],
+                                                                   const float (&b)[K][8],
+                                                                   float (&d)[16][8]) {
+    for (int i = 0; i < 16; i += 4) {
+        Float8 row, d0{}, d1{}, d2{}, d3{};
+        for (int k = 0; k < K; k++) {
+            memcpy(&row, b[k], sizeof row);
+            d0 += a[i][k] * row;
+            d1 += a[i + 1][k] * row;
+            d2 += a[i + 2][k] * row;
+            d3 += a[i + 3][k] * row;
+        }
+        memcpy(d[i], &d0, sizeof d0);
+        memcpy(d[i + 1], &d1, sizeof d1);
+        memcpy(d[i + 2], &d2, sizeof d2);
+        memcpy(d[i + 3], &d3, sizeof d3);
+    }
+}
+
+template <class D>
+struct Mma {
+    D* d;  // [4]
+    const uint32_t* a;
+    uint32_t b0, b1;
+};
+
+// d += a b of the lanes' fragments: values of type T, which `convert` makes floats, 8 at a time. Bytes are
+// exact: 32 products sum to less than 2^20.
+template <class T, class D, class F>
+void mma(const char* op, D* d, const uint32_t* a, uint32_t b0, uint32_t b1, Site at, F convert) {
+    constexpr int n_in_word = 4 / sizeof(T), K = 8 * n_in_word;
+    Mma<D> own{d, a, b0, b1};
+    warp_collective(op, &own, at, [&](uint32_t, void* const* arg) {
+        uint32_t a_words[16][8];
+        T a_bits[16][K], b_bits[K][8];
+        for (int l = 0; l < 32; l++) {
+            const Mma<D>& m = *static_cast<const Mma<D>*>(arg[l]);
+            const int g = l / 4, t = l % 4;
+            a_words[g][t] = m.a[0];
+            a_words[g + 8][t] = m.a[1];
+            a_words[g][t + 4] = m.a[2];
+            a_words[g + 8][t + 4] = m.a[3];
+            for (int i = 0; i < n_in_word; i++) {
+                b_bits[n_in_word * t + i][g] = static_cast<T>(m.b0 >> (8 * sizeof(T) * i));
+                b_bits[n_in_word * (t + 4) + i][g] = static_cast<T>(m.b1 >> (8 * sizeof(T) * i));
+            }
+        }
+        memcpy(a_bits, a_words, sizeof a_bits);
+        float fa[16][K], fb[K][8], product[16][8];
+        for (int i = 0; i < 16; i++)
+            for (int k = 0; k < K; k += 8) convert(&a_bits[i][k], &fa[i][k]);
+        for (int k = 0; k < K; k++) convert(b_bits[k], fb[k]);
+        multiply(fa, fb, product);
+        auto to_d = [](float f) {
+            if constexpr (std::is_floating_point_v<D>)
+                return f;
+            else
+                return static_cast<D>(static_cast<int>(f));
+        };
+        for (int l = 0; l < 32; l++) {
+            D* out = static_cast<const Mma<D>*>(arg[l])->d;
+            const float *upper = &product[l / 4][l % 4 * 2], *lower = upper + 8 * 8;
+            out[0] += to_d(upper[0]);
+            out[1] += to_d(upper[1]);
+            out[2] += to_d(lower[0]);
+            out[3] += to_d(lower[1]);
+        }
+    });
+}
+
+// a b + c in one rounding. The double is exact but for bits that only matter as "more than a tie": the last
+// bit of the float takes their place.
+inline uint16_t fma_half(uint16_t a, uint16_t b, uint16_t c) {
+    const double exact = double{f16_to_f32(a)} * f16_to_f32(b) + f16_to_f32(c);
+    float f = static_cast<float>(exact);
+    if (double{f} != exact && std::isfinite(f)) {
+        uint32_t bits = std::bit_cast<uint32_t>(f);
+        if (std::fabs(double{f}) > std::fabs(exact)) bits--;
+        f = std::bit_cast<float>(bits | 1);
+    }
+    return f32_to_f16(f);
+}
+
+// f of the low halves and of the high ones.
+template <class F, class... T>
+uint32_t each_half(F f, T... x) {
+    uint32_t lo = f(static_cast<uint16_t>(x)...), hi = f(static_cast<uint16_t>(x >> 16)...);
+    return lo | hi << 16;
+}
+}  // namespace sim
+
+#define EASEL_SIM_LDMATRIX(N)                                                    \
+    inline void ldmatrix(uint32_t(&r)[N], const void* row, EASEL_SIM_AT) {       \
+        sim::ldmatrix<N, false>("ldmatrix.x" #N, r, row, at);                    \
+    }                                                                            \
+    inline void ldmatrix_trans(uint32_t(&r)[N], const void* row, EASEL_SIM_AT) { \
+        sim::ldmatrix<N, true>("ldmatrix.x" #N ".trans", r, row, at);            \
+    }
+EASEL_SIM_LDMATRIX(1)
+EASEL_SIM_LDMATRIX(2)
+EASEL_SIM_LDMATRIX(4)
+#undef EASEL_SIM_LDMATRIX
+
+inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
+    sim::mma<uint16_t>("mma.m16n8k16.bf16", d, a, b0, b1, at, sim::bfloats_to_floats);
+}
+inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
+    sim::mma<uint16_t>("mma.m16n8k16.f16", d, a, b0, b1, at, sim::halves_to_floats);
+}
+inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
+    // The sum wraps; hence unsigned.
+    sim::mma<int8_t>("mma.m16n8k32.s8", reinterpret_cast<unsigned*>(d), a, b0, b1, at, sim::bytes_to_floats);
+}
+
+// ---- bits and 16-bit floats ------------------------------------------------------------------------------
+
+template <int LUT>
+uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d = 0;
+    for (int i = 0; i < 8; i++)
+        if (LUT >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    return d;
+}
+inline uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {
+    return sim::each_half(sim::fma_half, a, b, c);
+}
+// Of these two the float result is exact, or has bits enough that rounding it again is as rounding once.
+inline uint32_t hsub2(uint32_t a, uint32_t b) {
+    return sim::each_half([](uint16_t x, uint16_t y) { return f32_to_f16(f16_to_f32(x) - f16_to_f32(y)); }, a,
+                          b);
+}
+inline uint32_t hmul2(uint32_t a, uint32_t b) {
+    return sim::each_half([](uint16_t x, uint16_t y) { return f32_to_f16(f16_to_f32(x) * f16_to_f32(y)); }, a,
+                          b);
+}
+inline uint32_t pack_f16(float lo, float hi) {
+    return f32_to_f16(lo) | static_cast<uint32_t>(f32_to_f16(hi)) << 16;
+}
+inline uint32_t pack_bf16(float lo, float hi) {
+    return f32_to_bf16(lo) | static_cast<uint32_t>(f32_to_bf16(hi)) << 16;
+}
+inline float half_to_float(uint16_t h) {
+    return f16_to_f32(h);
+}
+inline uint16_t float_to_half(float f) {
+    return f32_to_f16(f);
+}
+inline float bfloat_to_float(uint16_t h) {
+    return bf16_to_f32(h);
+}
+inline uint16_t float_to_bfloat(float f) {
+    return f32_to_bf16(f);
+}
+
+}  // namespace easel
+
+#endif
