@@ -48,7 +48,7 @@ int64_t row_bytes(Type type, int64_t n);
 // src: n / block_elems blocks (any alignment); dst [n]. n must be a multiple of block_elems.
 void to_float(Type type, const void* src, float* dst, int64_t n);
 
-// The inverse, to the nearest representable row by weighted squared error; only types with
+// The inverse, to a row of small squared error; only types with
 // TypeInfo::from_float.
 void from_float(Type type, const float* src, void* dst, int64_t n);
 

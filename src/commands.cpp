@@ -126,7 +126,7 @@ SamplerConfig merge_sampler(SamplerConfig base, const GenerateFlags& f) {
 }
 
 Request make_request(const GenerateFlags& f, const Engine& engine) {
-    const int n_source = !f.prompt.empty() + !f.prompt_file.empty() + !f.prompt_ids.empty();
+    const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
             n_source);
     Request r;
@@ -135,7 +135,7 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
                 "--prompt-ids goes without --raw, --system and --think");
         r.prompt_ids = read_ids(f.prompt_ids);
     } else {
-        std::string text = f.prompt;
+        std::string text = f.prompt.value_or("");
         if (f.prompt == "-") text = read_all(stdin, "stdin");
         if (!f.prompt_file.empty()) text = read_file(f.prompt_file);
         if (f.raw) {
@@ -320,6 +320,8 @@ int run_info(const std::string& path, int n_context) {
     out += "tensors by type\n";
     for (const auto& [name, sum] : by_type)
         out += fmt::format("  {:<7} {:>5}  {:>10}\n", name, sum.first, human_bytes(sum.second));
+
+    write_stdout(std::exchange(out, {}));  // what the file holds, even if it is no model that can be run
 
     const Model model(file);
     const Config& c = model.config;

@@ -12,7 +12,8 @@ constexpr int kInterrupted = 130;
 
 struct GenerateFlags {
     EngineOptions engine;
-    std::string prompt, prompt_file, system, prompt_ids, print = "text";
+    std::optional<std::string> prompt;
+    std::string prompt_file, system, prompt_ids, print = "text";
     bool think = false, raw = false, ignore_eos = false, show_steps = false;
     uint64_t seed = 0;
     int n_token = 0;

@@ -275,8 +275,13 @@ void require_space(const std::string& target, uint64_t bytes) {
 
 void convert(const std::string& source, const std::string& target, const ConvertOptions& options) {
     find_scheme(options.type);  // before any long reading
-    const Source from = fs::is_directory(source) ? read_hf_folder(source) : read_gguf(source);
-    refuse_overwriting(from, source, target);
+    Source from;
+    try {
+        from = fs::is_directory(source) ? read_hf_folder(source) : read_gguf(source);
+        refuse_overwriting(from, source, target);
+    } catch (const fs::filesystem_error& e) {  // a folder that may not be read, a name too long
+        fail("{}", e.what());
+    }
     if (!options.quiet)
         for (const std::string& note : from.notes) fmt::print(stderr, "easel: {}\n", note);
 

@@ -22,6 +22,8 @@ namespace {
 constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
 constexpr int kLanes = 16;                          // rows in a panel
 constexpr int kTokens = 6;                          // 6 x 16 sums fill 12 of 16 vector registers
+constexpr int64_t kGroup = 8 * kTokens;  // tokens that are multiplied with all panels before the next ones
+constexpr int64_t kStride = kTileCols + kLanes;  // of copied rows: off a power of two, see gemm_tile()
 
 typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -131,6 +133,7 @@ void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
 void gemm_tile(const GemmJob& job, int64_t r0, int64_t n_row) {
     alignas(64) thread_local float rows[kLanes * kTileCols];
     alignas(64) thread_local float panels[kTileRows * kTileCols];
+    alignas(64) thread_local float x[kGroup * kStride];
     const Matrix& w = job.w;
     for (int64_t c = 0; c < w.n_col; c += kTileCols) {
         const int64_t n_k = std::min(kTileCols, w.n_col - c);
@@ -140,13 +143,15 @@ void gemm_tile(const GemmJob& job, int64_t r0, int64_t n_row) {
             std::fill(rows + width * kTileCols, rows + kLanes * kTileCols, 0.0f);
             transpose_panel(rows, kTileCols, n_k, panels + p * kTileCols);
         }
-        // A few tokens at a time through all panels: their piece of x stays in the nearest cache.
-        constexpr int64_t kGroup = 8 * kTokens;
+        // A few tokens at a time through all panels, from a copy: rows that lie a power of two apart would
+        // push each other out of the nearest cache.
         for (int64_t t = 0; t < job.x.n_row; t += kGroup) {
             const int64_t n_token = std::min(kGroup, job.x.n_row - t);
+            for (int64_t i = 0; i < n_token; i++)
+                std::copy_n(job.x.data + (t + i) * job.x.stride + c, n_k, x + i * kStride);
             for (int64_t p = 0; p < n_row; p += kLanes)
-                multiply(job.x.data + t * job.x.stride + c, job.x.stride, n_token, panels + p * kTileCols,
-                         kLanes, n_k, job.y + t * job.y_stride + r0 + p, job.y_stride,
+                multiply(x, kStride, n_token, panels + p * kTileCols, kLanes, n_k,
+                         job.y + t * job.y_stride + r0 + p, job.y_stride,
                          std::min<int64_t>(kLanes, n_row - p), c > 0);
         }
     }
@@ -164,8 +169,7 @@ void run_tile(const GemmJob& job, int64_t tile) {
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
-    // The panel's row stride is off a power of two, or its rows would meet in the same few cache sets.
-    constexpr int64_t kRows = 64, kScan = 256, kStride = kTileCols + kLanes;
+    constexpr int64_t kRows = 64, kScan = 256;
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
     packed.resize(p.n_row * kRows);

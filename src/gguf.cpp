@@ -89,7 +89,7 @@ void read_items(Cursor& in, std::string_view key, ValueType type, Value& v) {
         require(v.count <= (in.bytes.size() - in.at) / 8,
                 "{}: key {} claims {} strings at offset {}, more than the file can hold", in.name, shown(key),
                 v.count, in.at);
-        v.string.reserve(v.count);
+        v.string.reserve(std::min<uint64_t>(v.count, 1 << 20));  // a claim; what is there grows it
         for (uint64_t i = 0; i < v.count; i++) v.string.push_back(in.string("a string"));
         return;
     }

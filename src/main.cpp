@@ -1,7 +1,10 @@
 // main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
 
 #include "check.h"
 #include "commands.h"
@@ -45,7 +48,8 @@ void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
                    f.set.emplace_back(name);
                },
                text)
-            ->group("Sampler (default: what the model file says)");
+            ->group("Sampler (default: what the model file says)")
+            ->disable_flag_override();
     };
     flag("--greedy", s.greedy, "take the most likely token instead of drawing one");
     flag("--top-k-tail-correction", s.top_k_tail_correction,
@@ -63,7 +67,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
 int run(int argc, char** argv) {
     CLI::App app{
         "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
-        "Example: easel generate -p \"What is 47 + 85?\""};
+        "Example: easel generate -p \"What is 47 + 35?\""};
     app.require_subcommand(1);
     app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", CPU)");
 
@@ -76,14 +80,21 @@ int run(int argc, char** argv) {
     g->add_option("--prompt-ids", generate.prompt_ids, "file of token ids, used as they are");
     g->add_option("-s,--system", generate.system, "system text");
     g->add_flag("--think,!--no-think", generate.think, "let the model think first (default: no)");
-    g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn");
+    g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
     g->add_option("-n,--tokens", generate.n_token,
                   "answer tokens at most (default: 2048, or what the context has room for)")
         ->check(CLI::Range(1, 1 << 30));
-    g->add_option("--seed", generate.seed, "random seed, 64 bits (default: 0)");
-    g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer");
+    g->add_option("--seed", generate.seed, "random seed, 64 bits (default: 0)")
+        ->check([](const std::string& s) {  // CLI11 would take -1 and cap what is past 64 bits
+            const bool fits = s.find_first_not_of("0123456789") == std::string::npos &&
+                              (s.size() < 20 || (s.size() == 20 && s <= "18446744073709551615"));
+            return fits ? "" : "seed is " + s + ", expected 0 to 18446744073709551615";
+        });
+    g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer")
+        ->disable_flag_override();
     g->add_flag("--show-steps", generate.show_steps,
-                "one line a denoise step on stderr: the canvas as it settles");
+                "one line a denoise step on stderr: the canvas as it settles")
+        ->disable_flag_override();
     g->add_option("--print", generate.print, "text, ids or json")
         ->check(CLI::IsMember({"text", "ids", "json"}));
     add_sampler_flags(*g, generate);
@@ -98,8 +109,9 @@ int run(int argc, char** argv) {
     TokenizeFlags tokenize;
     auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
     t->add_option("-m,--model", tokenize.model, "GGUF file (default: the built-in demo model)");
-    t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens");
-    t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout");
+    t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens")
+        ->disable_flag_override();
+    t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout")->disable_flag_override();
 
     LogitsFlags logits;
     auto* l =
@@ -132,10 +144,20 @@ int run(int argc, char** argv) {
     b->add_option("--repeat", bench.n_repeat, "passes a figure is the median of")->check(CLI::Range(1, 1000));
     b->add_option("--json", bench.json, "also write the figures to this file");
 
+    // CLI11 would only say that a subcommand is missing.
+    const auto commands = app.get_subcommands({});
+    const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
+    if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named))
+        fail("there is no command \"{}\", expected generate, info, tokenize, logits, convert or bench",
+             argv[1]);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+        if (e.get_exit_code() == 0) {  // --help, --version
+            app.exit(e);
+            require(std::cout.flush() || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
+            return 0;
+        }
         std::string text = e.what();
         std::replace(text.begin(), text.end(), '\n', ' ');
         throw Error(text + " (see easel --help)");

@@ -247,12 +247,14 @@ Model::Model(std::shared_ptr<const Gguf> source) : file(std::move(source)) {
     self_cond_up = b.matrix("self_cond_up.weight", n_ff, c.n_embd);
     self_cond_down = b.matrix("self_cond_down.weight", c.n_embd, n_ff);
 
+    int n_different = 0;
     for (int l = 0; l < c.n_layer; l++) {
         layers.push_back(read_layer(b, c, l));
-        if (layers[l].output_scale != layers[l].enc_output_scale)
-            warnings.push_back(fmt::format("layer {} has different scalars for denoise ({}) and encode ({})",
-                                           l, layers[l].output_scale, layers[l].enc_output_scale));
+        n_different += layers[l].output_scale != layers[l].enc_output_scale;
     }
+    if (n_different)  // equal in the published model (SPEC 2.7)
+        warnings.push_back(fmt::format("{} of {} layers have different scalars for denoise and encode",
+                                       n_different, c.n_layer));
     for (const LayerShape& l : c.layers) {
         if (!l.global || !rope_freqs.empty()) continue;
         rope_freqs.assign(l.head_dim / 2, 1.0f);

@@ -46,11 +46,23 @@ class Pool {
         }
         wake_.notify_all();
         take_items();
+        if (look_a_moment([&] { return busy_ == 0; })) return;
         std::unique_lock lock(mutex_);
         done_.wait(lock, [&] { return busy_ == 0; });
     }
 
   private:
+    // Loops follow each other closely within a pass, and waking a sleeper costs more than many of them: looks
+    // for some ten microseconds whether ready() has become true, leaving the core to whoever needs it.
+    template <class Ready>
+    static bool look_a_moment(Ready ready) {
+        for (int i = 0; i < 200; i++) {
+            if (ready()) return true;
+            std::this_thread::yield();
+        }
+        return false;
+    }
+
     void take_items() {
         inside_loop = true;
         for (int64_t i; (i = next_.fetch_add(1)) < n_;) (*f_)(i);
@@ -59,9 +71,7 @@ class Pool {
 
     void work(uint64_t seen) {
         for (;;) {
-            // Loops follow each other closely within a pass: look a moment before going to sleep.
-            for (int spin = 0; spin < 2000 && round_.load(std::memory_order_acquire) == seen; spin++)
-                std::atomic_signal_fence(std::memory_order_seq_cst);
+            look_a_moment([&] { return round_ != seen; });
             {
                 std::unique_lock lock(mutex_);
                 wake_.wait(lock, [&] { return round_ != seen; });
@@ -69,8 +79,9 @@ class Pool {
                 if (quit_) return;
             }
             take_items();
+            if (--busy_ > 0) continue;
             std::lock_guard lock(mutex_);
-            if (--busy_ == 0) done_.notify_one();
+            done_.notify_one();
         }
     }
 
@@ -81,7 +92,7 @@ class Pool {
     int64_t n_ = 0;
     std::atomic<int64_t> next_{0};
     std::atomic<uint64_t> round_{0};  // which loop; changes under mutex_
-    int busy_ = 0;                    // threads that have not finished it
+    std::atomic<int> busy_{0};        // threads that have not finished it
     bool quit_ = false;
 };
 

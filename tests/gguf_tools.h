@@ -23,7 +23,7 @@ inline uint64_t read_everything(const Gguf& file) {
         add(reinterpret_cast<const uint8_t*>(key.data()), key.size());
         add(value.data, value.end - value.data);
         for (std::string_view s : value.string) add(reinterpret_cast<const uint8_t*>(s.data()), s.size());
-        if (value.is_number()) sum += to_integer(value) + (to_double(value) > 0);
+        if (value.is_number()) sum += static_cast<uint64_t>(to_integer(value)) + (to_double(value) > 0);
         if (value.is_array() && value.item != ValueType::String)
             for (uint64_t i = 0; i < value.count; i++) sum += item_to_double(value, i) > 0;
     }

@@ -1,0 +1,455 @@
+#!/bin/sh
+# cli.sh PROGRAM: tests the program as a user meets it: each command, each error a user can cause, Ctrl-C and pipes.
+# Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then "cli: N passed, N failed". Run from
+# the project's root.
+set -u
+easel=${1:?usage: sh tests/cli.sh build/easel}
+fixtures=tests/fixtures
+tiny=$fixtures/tiny.gguf
+if [ ! -x "$easel" ] || [ ! -f "$tiny" ]; then
+    echo "FAIL cli: no program $easel, or not run from the project's root"
+    echo "cli: 0 passed, 1 failed"
+    exit 1
+fi
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM
+passed=0 failed=0
+tab=$(printf '\t')
+
+ok() { passed=$((passed + 1)); echo "ok $1"; }
+bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
+skip() { echo "SKIPPED $1: $2"; }
+check() {  # check NAME TEST-ARGUMENTS...
+    name=$1
+    shift
+    if [ "$@" ]; then ok "$name"; else bad "$name" "expected $*"; fi
+}
+same() {  # same NAME FILE FILE
+    if cmp -s "$2" "$3"; then ok "$1"; else bad "$1" "$(cmp "$2" "$3" 2>&1 | head -n 1)"; fi
+}
+
+# A command that hangs is a failure (124), not a stop. `timeout` is not in POSIX.
+if command -v timeout >/dev/null; then limit="timeout 120"; else limit=""; fi
+stdin=/dev/null
+run() { $limit "$easel" "$@" <"$stdin" >"$dir/out" 2>"$dir/err"; }  # run ARGUMENTS...: its exit code
+
+# error NAME TEXT ARGUMENTS...: exit 1, nothing on stdout, one line on stderr that contains TEXT.
+error() {
+    name=$1 text=$2
+    shift 2
+    run "$@"
+    status=$?
+    lines=$(wc -l <"$dir/err")
+    if [ $status -ne 1 ]; then bad "$name" "exit $status, expected 1"
+    elif [ -s "$dir/out" ]; then bad "$name" "something on stdout"
+    elif [ "$lines" -ne 1 ]; then bad "$name" "$lines lines on stderr, expected 1"
+    elif ! grep -q '^easel: ' "$dir/err"; then bad "$name" "stderr does not begin with 'easel: '"
+    elif ! grep -qF -e "$text" "$dir/err"; then bad "$name" "no '$text' in: $(cat "$dir/err")"
+    else ok "$name"; fi
+}
+# works NAME ARGUMENTS...: exit 0.
+works() {
+    name=$1
+    shift
+    run "$@"
+    status=$?
+    if [ $status -eq 0 ]; then ok "$name"; else bad "$name" "exit $status: $(tail -n 1 "$dir/err")"; fi
+}
+has() {  # has NAME TEXT FILE
+    if grep -qF -e "$2" "$3"; then ok "$1"; else bad "$1" "no '$2'"; fi
+}
+generate() { run generate -m "$tiny" "$@"; }
+
+json_ids() { sed -n "s/.*\"$1\": \[\([^]]*\)\].*/\1/p" "$2" | tr -d ','; }  # json_ids NAME FILE, of a flat array
+json_number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$2"; }
+# The golden files begin with the flat arrays; the steps' arrays have other names.
+golden() { sed 's/"steps".*//' "$fixtures/$1.json" >"$dir/head.json"; json_ids "$2" "$dir/head.json"; }
+golden tiny prompt >"$dir/prompt"
+golden tiny canvas >"$dir/canvas"
+tr ' ' '\n' <"$dir/canvas" | sed '/^$/d' | sed '1!G;h;$!d' >"$dir/reversed"
+
+# ---- Files that are no models
+
+error "no such file" "nope.gguf: cannot open the model file: No such file" generate -m nope.gguf -p hi
+error "a folder" "found something that is not a regular file" generate -m tests -p hi
+error "not GGUF" "expected the bytes \"GGUF\" at offset 0" generate -m Makefile -p hi
+error "not GGUF, info" "expected the bytes \"GGUF\" at offset 0" info Makefile
+error "not GGUF, tokenize" "expected the bytes \"GGUF\" at offset 0" tokenize -m Makefile
+for n in 0 10 100 10000 100000 2000000; do
+    head -c $n "$tiny" >"$dir/cut.gguf"
+    if [ $n -lt 24 ]; then text="expected at least 24 bytes, found $n"; else text="truncated: "; fi
+    error "cut after $n bytes" "$dir/cut.gguf: " generate -m "$dir/cut.gguf" -p hi
+    error "cut after $n bytes, why" "$text" info "$dir/cut.gguf"
+done
+while IFS=$tab read -r file text; do
+    error "broken/$file" "$text" generate -m "$fixtures/broken/$file" -p hi
+done <"$fixtures/broken/messages.txt"
+error "another architecture" 'architecture is "llama", easel reads "diffusion-gemma"' \
+    generate -m $fixtures/broken/architecture.gguf -p hi
+error "a missing tensor" "tensor blk.0.ffn_up.weight is missing, expected shape [2, 2]" \
+    generate -m $fixtures/broken/no-tensor.gguf -p hi
+error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixtures/broken/no-tensor.gguf
+
+# ---- The command line
+
+error "no command" "subcommand" # nothing else
+error "unknown command" "no command \"frobnicate\", expected generate, info" frobnicate
+error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
+error "an empty prompt" "the prompt is empty" generate -m "$tiny" -p ""
+run info $fixtures/broken/architecture.gguf
+check "info shows the keys of another architecture" "$?" -eq 1
+check "info shows its name" "$(grep -c 'general.architecture = "llama"' "$dir/out")" -eq 1
+error "unknown flag" "--frobnicate" generate -m "$tiny" -p hi --frobnicate
+error "unknown flag, info" "--frobnicate" info --frobnicate
+error "flag without its value" "--seed" generate -m "$tiny" -p hi --seed
+error "not a number" "--seed" generate -m "$tiny" -p hi --seed abc
+error "seed below 0" "seed" generate -m "$tiny" -p hi --seed -1
+error "seed past 64 bits" "seed" generate -m "$tiny" -p hi --seed 18446744073709551616
+error "no threads" "--threads" generate -m "$tiny" -p hi -t 0
+error "many threads" "in range 1 to 4096" generate -m "$tiny" -p hi -t 5000
+error "no tokens" "--tokens" generate -m "$tiny" -p hi -n 0
+error "tokens below 0" "--tokens" generate -m "$tiny" -p hi -n -5
+error "no context" "context" generate -m "$tiny" -p hi -c 0
+error "context below 0" "context" generate -m "$tiny" -p hi -c -1
+error "context of more than the model's" "context is 5000, expected 1 to 4096" generate -m "$tiny" -p hi -c 5000
+error "wrong --print" "xml not in {text,ids,json}" generate -m "$tiny" -p hi --print xml
+error "wrong --prev-temperature" "--prev-temperature" \
+    logits -m "$tiny" --canvas-ids "$dir/canvas" --prev-temperature 0 -o "$dir/x"
+error "logits without a canvas" "--canvas-ids is required" logits -m "$tiny" -o "$dir/x"
+error "logits without an output" "--output is required" logits -m "$tiny" --canvas-ids "$dir/canvas"
+error "convert without a target" "target is required" convert "$tiny" --type f16
+
+# Each sampler setting: flag, value, what the message says.
+while read -r flag value text; do
+    error "$flag $value" "$text" generate -m "$tiny" -p hi "$flag" "$value"
+done <<'END'
+--max-steps 0 max steps is 0, expected 1 to 100000
+--max-steps 100001 max steps is 100001, expected 1 to 100000
+--max-steps 99999999999 --max-steps
+--max-steps 1.5 --max-steps
+--t-min 0 t-min is 0, expected 0.001 to 100
+--t-min 101 t-min is 101, expected 0.001 to 100
+--t-min nan t-min is nan, expected 0.001 to 100
+--t-min cold --t-min
+--t-max 0.1 t-max is 0.1, expected t-min (0.4) to 100
+--t-max inf t-max is inf, expected t-min (0.4) to 100
+--entropy-bound -1 entropy bound is -1, expected 0 or more
+--entropy-bound nan entropy bound is nan, expected 0 or more
+--stability -1 stability is -1, expected 0 or more
+--confidence -0.5 confidence is -0.5, expected 0 or more
+--top-k -1 top-k is -1, expected 0 (all) or more
+--top-k-start 5 top-k-start is 5 and top-k-end 0, expected both or neither
+--top-k-end -1 top-k-start is 0 and top-k-end -1, expected both or neither
+--self-cond-top-k -1 self-cond-top-k is -1, expected 0 (all) or more
+END
+
+works "--help" --help
+has "--help names the commands" "generate" "$dir/out"
+check "--help is not an error" ! -s "$dir/err"
+works "generate --help" generate --help
+works "--version" --version
+check "--version is one line" "$(wc -l <"$dir/out")" -eq 1
+
+# ---- Prompts
+
+error "no prompt" "0 prompts given, expected one of" generate -m "$tiny"
+error "two prompts" "2 prompts given, expected one of" generate -m "$tiny" -p hi -f Makefile
+error "three prompts" "3 prompts given, expected one of" \
+    generate -m "$tiny" -p hi -f Makefile --prompt-ids "$dir/prompt"
+error "empty prompt" "prompt" generate -m "$tiny" -p ""
+error "prompt of blanks" "the prompt is empty" generate -m "$tiny" -p "  $tab "
+error "empty prompt on stdin" "the prompt is empty" generate -m "$tiny" -p -
+: >"$dir/empty"
+error "empty prompt file" "the prompt is empty" generate -m "$tiny" -f "$dir/empty"
+error "empty raw prompt" "the prompt is empty" generate -m "$tiny" --raw -f "$dir/empty"
+error "no prompt file" "$dir/none: cannot be opened: No such file" generate -m "$tiny" -f "$dir/none"
+error "a folder as prompt file" "cannot be read: Is a directory" generate -m "$tiny" -f "$dir"
+printf 'ab\377c' >"$dir/latin"
+error "invalid UTF-8" "not valid UTF-8: byte 0xff at offset 2" generate -m "$tiny" -f "$dir/latin"
+error "invalid UTF-8, raw" "not valid UTF-8: byte 0xff at offset 2" generate -m "$tiny" --raw -f "$dir/latin"
+printf 'ab\303' >"$dir/half"
+error "half a character" "not valid UTF-8: byte 0xc3 at offset 2" generate -m "$tiny" -f "$dir/half"
+printf 'x\355\240\200' >"$dir/surrogate"
+error "a surrogate" "not valid UTF-8: byte 0xed at offset 1" generate -m "$tiny" -f "$dir/surrogate"
+error "prompt and canvas over -c" "40 prompt tokens and 1 canvases of 24 tokens need 64 places, the context has 63" \
+    generate -m "$tiny" --prompt-ids "$dir/prompt" -c 63 -n 24
+works "prompt and canvas that fill -c" generate -m "$tiny" --prompt-ids "$dir/prompt" -c 64 -n 24 --max-steps 1
+error "answer over the context" "the context has 4096" generate -m "$tiny" -p hi -n 1000000000
+error "--raw with a system text" "--raw goes without" generate -m "$tiny" -p hi --raw -s be
+error "--prompt-ids with --think" "--prompt-ids goes without" \
+    generate -m "$tiny" --prompt-ids "$dir/prompt" --think
+
+# ---- Files of ids
+
+echo "1 2 three" >"$dir/word"
+echo "1 512" >"$dir/range"
+echo "1 99999999999" >"$dir/huge"
+echo "1 -1" >"$dir/negative"
+echo "1 2 3" >"$dir/short"
+sed 's/[0-9]* *$/512/' "$dir/canvas" >"$dir/canvas512"
+logits="logits -m $tiny -o $dir/x"
+error "ids that are none" '"three" at offset 4 is not a token id' generate -m "$tiny" --prompt-ids "$dir/word"
+error "an id of many digits" "is not a token id" generate -m "$tiny" --prompt-ids "$dir/huge"
+error "an id below 0" '"-1" at offset 2 is not a token id' generate -m "$tiny" --prompt-ids "$dir/negative"
+error "an id out of range" "id 512 is out of range, expected 0 to 511" \
+    generate -m "$tiny" --prompt-ids "$dir/range"
+error "no ids" "holds no token ids, expected at least one" generate -m "$tiny" --prompt-ids "$dir/empty"
+error "no file of ids" "cannot be opened: No such file" generate -m "$tiny" --prompt-ids "$dir/none"
+# shellcheck disable=SC2086
+{
+    error "a short canvas" "holds 3 ids, expected 24 (the canvas)" $logits --canvas-ids "$dir/short"
+    error "a canvas of 40" "holds 40 ids, expected 24 (the canvas)" $logits --canvas-ids "$dir/prompt"
+    error "a canvas id out of range" "id 512 is out of range" $logits --canvas-ids "$dir/canvas512"
+    error "canvas ids that are none" "is not a token id" $logits --canvas-ids "$dir/word"
+    error "a logits prompt id out of range" "id 512 is out of range" \
+        $logits --canvas-ids "$dir/canvas" --prompt-ids "$dir/range"
+    error "logits over -c" "the context has 50" \
+        $logits --canvas-ids "$dir/canvas" --prompt-ids "$dir/prompt" -c 50
+    error "prev-logits of a wrong size" "bytes, expected 49152 (float32 [24, 512])" \
+        $logits --canvas-ids "$dir/canvas" --prev-logits "$dir/canvas"
+    error "no prev-logits" "cannot be opened: No such file" \
+        $logits --canvas-ids "$dir/canvas" --prev-logits "$dir/none"
+    head -c 49152 /dev/zero | tr '\0' '\377' >"$dir/nan.f32"  # 0xffffffff is a NaN
+    error "prev-logits with NaN" "expected finite numbers" \
+        $logits --canvas-ids "$dir/canvas" --prev-logits "$dir/nan.f32"
+}
+check "no output of a failed logits" ! -e "$dir/x"
+
+# ---- Golden answers through the program
+
+for name in tiny tiny.cut1 tiny.cut2; do
+    golden $name prompt >"$dir/ids"
+    golden $name tokens | tr -s ' \n' ' ' | sed 's/ $//' >"$dir/expected"
+    seed=$(json_number seed "$dir/head.json")
+    # The first golden was made without ends of an answer, the others stop at one.
+    if [ $name = tiny ]; then flags=--ignore-eos; else flags=""; fi
+    # shellcheck disable=SC2086
+    works "$name" generate -m "$tiny" --prompt-ids "$dir/ids" --seed "$seed" -n 72 $flags --print ids
+    tr -s ' \n' ' ' <"$dir/out" | sed 's/ $//' >"$dir/found"
+    same "$name gives the golden tokens" "$dir/found" "$dir/expected"
+done
+
+# Relative distance of two files of float32 is under 1e-6 (float32 rounding; see tests/test_reference.cpp).
+close_to() {  # close_to NAME FILE FILE
+    for f in "$2" "$3"; do od -A n -v -t f4 "$f" | tr -s ' ' '\n' | sed '/^$/d' >"$f.txt.$$" || return; done
+    paste "$2.txt.$$" "$3.txt.$$" >"$dir/pairs"
+    rm -f "$2.txt.$$" "$3.txt.$$"
+    distance=$(awk 'NF != 2 { print "different lengths"; exit }
+        { d += ($1 - $2) ^ 2; n += $2 ^ 2 } END { if (NF == 2) printf "%g\n", sqrt(d / n) }' "$dir/pairs")
+    if awk "BEGIN { exit !(\"$distance\" + 0 == \"$distance\" && \"$distance\" + 0 < 1e-6) }"; then ok "$1"
+    else bad "$1" "relative distance $distance, expected under 1e-6"; fi
+}
+cp $fixtures/tiny.logits0.f32 $fixtures/tiny.logits1.f32 "$dir"
+works "logits" logits -m "$tiny" --prompt-ids "$dir/prompt" --canvas-ids "$dir/canvas" -o "$dir/l0.f32"
+close_to "logits are the golden ones" "$dir/l0.f32" "$dir/tiny.logits0.f32"
+works "logits after a step" logits -m "$tiny" --prompt-ids "$dir/prompt" --canvas-ids "$dir/reversed" \
+    --prev-logits "$dir/l0.f32" --prev-temperature 0.8 -o "$dir/l1.f32"
+close_to "logits after a step are the golden ones" "$dir/l1.f32" "$dir/tiny.logits1.f32"
+check "logits say nothing on stdout" ! -s "$dir/out"
+
+# ---- generate: sources of the prompt, forms of the answer, repeatability
+
+generate -p "hello" -n 24 --seed 5
+cp "$dir/out" "$dir/answer"
+check "the answer goes to stdout" -s "$dir/out"
+if grep -q 'steps a canvas' "$dir/out"; then bad "statistics only on stderr" "found on stdout"
+else ok "statistics only on stderr"; fi
+check "one line of statistics" "$(grep -c '^prompt [0-9]* tokens.* steps.*hash [0-9a-f]\{16\}$' "$dir/err")" -eq 1
+check "nothing else on stderr but warnings" "$(grep -cv '^easel: warning: ' "$dir/err")" -eq 1
+grep -o 'hash .*' "$dir/err" >"$dir/hash"
+generate -p "hello" -n 24 --seed 5
+same "the same seed gives the same bytes" "$dir/out" "$dir/answer"
+grep -o 'hash .*' "$dir/err" >"$dir/hash2"
+same "and the same hash" "$dir/hash2" "$dir/hash"
+generate -p "hello" -n 24 --seed 6 --print ids
+cp "$dir/out" "$dir/ids6"
+generate -p "hello" -n 24 --seed 5 --print ids
+if cmp -s "$dir/out" "$dir/ids6"; then bad "another seed gives another answer" "the same"
+else ok "another seed gives another answer"; fi
+
+printf hello >"$dir/hello"
+generate -f "$dir/hello" -n 24 --seed 5
+same "-f FILE" "$dir/out" "$dir/answer"
+stdin=$dir/hello
+generate -p - -n 24 --seed 5
+stdin=/dev/null
+same "-p - reads stdin" "$dir/out" "$dir/answer"
+
+for threads in 1 2 3; do
+    generate --prompt-ids "$dir/prompt" -n 48 --seed 9 --ignore-eos --print ids -t $threads
+    cp "$dir/out" "$dir/threads$threads"
+done
+same "1 and 2 threads give the same answer" "$dir/threads1" "$dir/threads2"
+same "1 and 3 threads give the same answer" "$dir/threads1" "$dir/threads3"
+check "--print ids prints -n of them" "$(wc -w <"$dir/threads1")" -eq 48
+generate --prompt-ids "$dir/prompt" -n 30 --seed 9 --ignore-eos --print ids
+check "-n cuts inside a canvas" "$(wc -w <"$dir/out")" -eq 30
+cut -d ' ' -f 1-30 "$dir/threads1" >"$dir/first30"
+same "and keeps what comes before" "$dir/out" "$dir/first30"
+
+generate --prompt-ids "$dir/prompt" -n 48 --seed 9 --ignore-eos --print json
+check "--print json is one line" "$(wc -l <"$dir/out")" -eq 1
+for part in '"text":' '"ids":[' '"finish_reason":"length"' '"seed":9' '"prompt_tokens":40' '"canvases":2' \
+    '"hash":"'; do
+    has "json has $part" "$part" "$dir/out"
+done
+if command -v python3 >/dev/null; then
+    if python3 -c 'import json, sys; json.loads(sys.stdin.buffer.read())' <"$dir/out" 2>/dev/null
+    then ok "the json is valid"; else bad "the json is valid" "python3 cannot read it"; fi
+else
+    skip "the json is valid" "needs python3"
+fi
+works "greedy with every approximation" generate -m "$tiny" -p hi -n 24 --greedy --top-k-start 40 --top-k-end 5 \
+    --top-k-tail-correction --self-cond-top-k 50 --max-steps 3
+works "the largest seed" generate -m "$tiny" -p hi -n 24 --max-steps 1 --seed 18446744073709551615
+generate -p hello -n 24 --seed 5 --show-steps
+same "--show-steps leaves the answer as it is" "$dir/out" "$dir/answer"
+steps=$(sed -n 's/.* \([0-9]*\) steps, .*/\1/p' "$dir/err")
+check "--show-steps shows every step on stderr" "$(grep -c 'step' "$dir/err")" -ge "${steps:-1000}"
+works "a system text and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
+works "the built-in model" generate -p "What is 2 + 2?" -n 16
+
+# ---- tokenize
+
+printf 'hello  world\n\303\251\342\202\254 \360\237\216\250 <turn|> \377x' >"$dir/text"
+stdin=$dir/text
+works "tokenize" tokenize -m "$tiny"
+cp "$dir/out" "$dir/tokens"
+check "tokenize prints ids on one line" "$(wc -l <"$dir/out")" -eq 1
+stdin=$dir/tokens
+works "tokenize --decode" tokenize -m "$tiny" --decode
+same "decode gives the text back" "$dir/out" "$dir/text"
+stdin=$dir/text
+works "tokenize --special" tokenize -m "$tiny" --special
+cp "$dir/out" "$dir/special"
+if cmp -s "$dir/special" "$dir/tokens"; then bad "--special finds control tokens" "the same ids"
+else ok "--special finds control tokens"; fi
+stdin=$dir/special
+works "tokenize --decode --special" tokenize -m "$tiny" --decode --special
+same "and shows them" "$dir/out" "$dir/text"
+stdin=$dir/empty
+works "tokenize nothing" tokenize -m "$tiny"
+check "gives an empty line" "$(wc -w <"$dir/out")" -eq 0
+stdin=$dir/range
+error "decode an id out of range" "512" tokenize -m "$tiny" --decode
+stdin=$dir/word
+error "decode what is no id" '"three" at offset 4 is not a token id' tokenize -m "$tiny" --decode
+stdin=/dev/null
+
+# ---- info
+
+works "info" info "$tiny"
+for text in "GGUF version 3" "46 keys" 'general.architecture = "diffusion-gemma"' "diffusion-gemma.block_count = 6" \
+    "attention.head_count_kv = [2, 2, 2, 2, 2, 1] 6 x i32" "tokenizer.ggml.tokens = 512 strings" "F32" \
+    "6 layers (1 global), width 64, 8 experts of 32 (2 used)" "memory at a context of 4096 tokens" "CPU" "GPU"; do
+    has "info tells $text" "$text" "$dir/out"
+done
+works "info -m FILE -c N" info -m "$tiny" -c 100
+has "info at another context" "memory at a context of 100 tokens" "$dir/out"
+works "info of the built-in model" info
+works "info of every block type" info $fixtures/mixed.gguf
+has "info counts types" "Q4_K" "$dir/out"
+
+# ---- convert
+
+error "convert: unknown type" "q9_z" convert "$tiny" "$dir/new.gguf" --type q9_z
+error "convert: no source" "none" convert "$dir/none" "$dir/new.gguf" --type f16
+error "convert: a source that is no model" "Makefile" convert Makefile "$dir/new.gguf" --type f16
+error "convert: a folder without a model" "$dir" convert "$dir" "$dir/new.gguf" --type f16
+error "convert: a cut source" "truncated" convert "$dir/cut.gguf" "$dir/new.gguf" --type f16
+error "convert: no folder for the target" "No such file" convert "$tiny" "$dir/none/new.gguf" --type f16
+check "convert leaves no file behind" -z "$(ls "$dir" | grep 'new\.gguf')"
+works "convert" convert "$tiny" "$dir/new.gguf" --type bf16
+check "convert leaves only the target" "$(ls "$dir" | grep -c 'new\.gguf')" -eq 1
+works "info of what was converted" info "$dir/new.gguf"
+has "it has the new type" "BF16" "$dir/out"
+works "generate from it" generate -m "$dir/new.gguf" -p hi -n 24 --max-steps 2
+works "convert back to f32" convert "$tiny" "$dir/f32.gguf" --type f32
+run generate -m "$dir/f32.gguf" -p hello -n 24 --seed 5
+same "f32 of f32 is the same model" "$dir/out" "$dir/answer"
+
+# ---- Output that cannot be written
+
+if [ -c /dev/full ]; then
+    full() {  # full NAME ARGUMENTS...: exit 1 and one line, apart from warnings, when stdout is full
+        name=$1
+        shift
+        $limit "$easel" "$@" <"$stdin" >/dev/full 2>"$dir/err"
+        status=$?
+        if [ $status -ne 1 ]; then bad "$name" "exit $status, expected 1"
+        elif ! grep -q '^easel: cannot write to stdout: No space left' "$dir/err"; then
+            bad "$name" "$(tail -n 1 "$dir/err")"
+        elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then bad "$name" "$(wc -l <"$dir/err") lines on stderr"
+        else ok "$name"; fi
+    }
+    full "generate to a full disk" generate -m "$tiny" -p hi -n 24 --max-steps 2
+    full "info to a full disk" info "$tiny"
+    stdin=$dir/hello
+    full "tokenize to a full disk" tokenize -m "$tiny"
+    stdin=/dev/null
+    full "--version to a full disk" --version
+    error "logits to a full disk" "/dev/full: cannot be written: No space left" \
+        logits -m "$tiny" --canvas-ids "$dir/canvas" -o /dev/full
+else
+    skip "full disk" "there is no /dev/full here"
+fi
+error "logits into no folder" "cannot be written: No such file" \
+    logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$dir/none/x"
+
+# A reader that has gone before anything is written: no error, no message.
+closed() {  # closed NAME ARGUMENTS...
+    name=$1
+    shift
+    mkfifo "$dir/fifo"
+    : <"$dir/fifo" &  # opens the pipe for reading and goes
+    { $limit "$easel" "$@" <"$stdin" 2>"$dir/err"; echo $? >"$dir/status"; } >"$dir/fifo"
+    wait $!
+    rm -f "$dir/fifo"
+    status=$(cat "$dir/status")
+    if [ "$status" -ne 0 ]; then bad "$name" "exit $status, expected 0"
+    elif grep -qi 'pipe\|cannot' "$dir/err"; then bad "$name" "$(tail -n 1 "$dir/err")"
+    else ok "$name"; fi
+}
+closed "generate into a closed pipe" generate -m "$tiny" -p hi -n 24
+closed "info into a closed pipe" info "$tiny"
+{ $limit "$easel" generate -m "$tiny" -p hello -n 24 --seed 5 2>/dev/null; echo $? >"$dir/status"; } | head -c 1 >/dev/null
+check "generate | head -c 1" "$(cat "$dir/status")" -eq 0
+
+# ---- Ctrl-C: the step in flight ends, exit 130. 160 canvases of 48 steps take far longer than this waits.
+
+long="generate -m $tiny -p hello -n 3840 --ignore-eos --confidence 0"
+# shellcheck disable=SC2086
+"$easel" $long </dev/null >"$dir/out" 2>"$dir/err" &
+pid=$!
+sleep 2
+kill -INT $pid
+began=$(date +%s)
+wait $pid
+status=$?
+took=$(($(date +%s) - began))
+check "Ctrl-C exits with 130" $status -eq 130
+check "Ctrl-C takes at most 2 seconds" $took -le 2
+has "Ctrl-C still prints statistics" "cancelled" "$dir/err"
+check "Ctrl-C is no error" "$(grep -c '^easel: [^w]' "$dir/err")" -eq 0
+
+# The same from a terminal's keyboard, whose modes must be as before. `script` makes a terminal (util-linux).
+if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/null 2>&1; then
+    cat >"$dir/terminal.sh" <<END
+trap : INT
+stty -g >$dir/modes0
+$easel $long
+echo \$? >$dir/status
+stty -g >$dir/modes1
+END
+    rm -f "$dir/status"
+    { sleep 3; printf '\003'; sleep 3; } | script -qec "sh $dir/terminal.sh" /dev/null >"$dir/screen" 2>&1
+    check "Ctrl-C from a terminal exits with 130" "$(cat "$dir/status" 2>/dev/null || echo none)" = 130
+    same "the terminal's modes are as before" "$dir/modes0" "$dir/modes1"
+    has "progress is shown on a terminal" "canvas 1, step" "$dir/screen"
+else
+    skip "Ctrl-C from a terminal" "needs util-linux's script"
+fi
+
+echo "cli: $passed passed, $failed failed"
+[ $failed -eq 0 ]
