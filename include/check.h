@@ -2,6 +2,7 @@
 // Every part throws Error; main() alone catches it, prints the one line and exits with 1.
 #pragma once
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <stdexcept>
 #include <utility>

@@ -294,11 +294,14 @@ static std::string value_text(const Value& v) {
         return fmt::format("\"{}\"{}", s,
                            v.string[0].size() > 60 ? fmt::format("... ({} bytes)", v.string[0].size()) : "");
     }
-    if (!v.is_array()) return fmt::format("{}", to_double(v));
+    const auto number = [](ValueType type, double x) {  // a float as short as a float can be told
+        return type == ValueType::F32 ? fmt::format("{}", static_cast<float>(x)) : fmt::format("{}", x);
+    };
+    if (!v.is_array()) return number(v.type, to_double(v));
     if (v.item == ValueType::String) return fmt::format("{} strings", v.count);
     std::string s;
     for (uint64_t i = 0; i < std::min(v.count, kShown); i++)
-        s += fmt::format("{}{}", i ? ", " : "", item_to_double(v, i));
+        s += (i ? ", " : "") + number(v.item, item_to_double(v, i));
     return fmt::format("[{}{}] {} x {}", s, v.count > kShown ? ", ..." : "", v.count,
                        value_type_name(v.item));
 }
