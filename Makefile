@@ -6,7 +6,7 @@
 BUILD ?= build
 CXX ?= g++
 MARCH ?= native
-PREFIX ?= /usr/local
+OPT ?= -O3
 ifeq ($(origin CXX),default)
 CXX := g++
 endif
@@ -15,7 +15,7 @@ DEPS := build/deps
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow
 CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include -DFMT_HEADER_ONLY
-CXXFLAGS := -std=c++20 -O3 -march=$(MARCH) -g1 $(WARN) $(SAN)
+CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
 LDFLAGS := -pthread $(SAN)
 
 LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp,$(wildcard src/*.cpp)))
@@ -60,7 +60,7 @@ test:
 	@BUILD=$(BUILD) CXX=$(CXX) sh tests/run.sh
 
 asan:
-	$(MAKE) BUILD=build/asan MARCH=$(MARCH) SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" unit
+	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" unit
 
 # libFuzzer targets; clang only. FUZZ_SECONDS a target.
 FUZZ_SECONDS ?= 60
