@@ -38,13 +38,12 @@ fi
 sh tests/cli.sh "$build/easel" >"$build/cli.log" 2>&1
 status=$?
 grep -v '^ok ' "$build/cli.log"
-count() { sed -n "s/^cli: .*\\b\\([0-9]*\\) $1.*/\\1/p" "$build/cli.log" | tail -n 1; }
-n=$(count passed)
+n=$(sed -n 's/^cli: \([0-9]*\) passed.*/\1/p' "$build/cli.log")
+bad=$(sed -n 's/^cli: .* \([0-9]*\) failed.*/\1/p' "$build/cli.log")
 pass "command line" "${n:-0}"
 skipped=$((skipped + $(grep -c '^SKIPPED' "$build/cli.log")))
 if [ "$status" -ne 0 ]; then
-    n=$(count failed)
-    fail "command line" "${n:-1}"
+    fail "command line" "${bad:-1}"
 fi
 
 # A short run of each fuzz target; longer ones with `make fuzz`.
