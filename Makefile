@@ -13,7 +13,7 @@ endif
 
 DEPS := build/deps
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow
+WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow -Wno-unknown-warning-option
 CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include -DFMT_HEADER_ONLY
 CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
 LDFLAGS := -pthread $(SAN)

@@ -135,7 +135,9 @@ int run_bench(const BenchFlags& flags) {
                n_threads(), fma / 1e9, peak / 1e9);
     fmt::print("{:<12} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
                "GFLOP/s", "of product");
-    for (const auto& [name, model] : models) {
+    for (const auto& entry : models) {
+        const std::string& name = entry.first;  // clang 14 cannot capture structured bindings
+        const auto& model = entry.second;
         const int n_prefix = std::min(flags.n_prefix, model->config.n_context - model->config.n_canvas);
         const Figures f = measure(model, n_prefix, flags.n_repeat);
         const auto row = [&](const char* pass, int n_token, double ms, double flop) {

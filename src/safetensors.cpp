@@ -210,7 +210,7 @@ SafeTensors SafeTensors::open_folder(const std::string& folder) {
         for (const auto& [shard, names] : read_index(index)) {
             const std::string path = dir / shard;
             std::vector<SafeTensor> tensors = set.read_file(path);
-            std::erase_if(tensors, [&](const SafeTensor& t) { return !names.contains(t.name); });
+            std::erase_if(tensors, [&names = names](const SafeTensor& t) { return !names.contains(t.name); });
             set.add(std::move(tensors), path);
             for (const std::string& name : names)
                 require(set.find(name), "{}: tensor {} is not in it, though {} says so", path, name, index);
