@@ -105,26 +105,6 @@ double rate(double n, double ms) {
     return ms > 0 ? n * 1000 / ms : 0;
 }
 
-// The model's settings, except those that a flag names.
-SamplerConfig merge_sampler(SamplerConfig base, const GenerateFlags& f) {
-    const SamplerConfig& s = f.sampler;
-    for (const std::string& name : f.set) {
-        if (name == "--max-steps") base.max_steps = s.max_steps;
-        if (name == "--t-min") base.t_min = s.t_min;
-        if (name == "--t-max") base.t_max = s.t_max;
-        if (name == "--entropy-bound") base.entropy_bound = s.entropy_bound;
-        if (name == "--stability") base.stability = s.stability;
-        if (name == "--confidence") base.confidence = s.confidence;
-        if (name == "--greedy") base.greedy = s.greedy;
-        if (name == "--top-k") base.top_k = s.top_k;
-        if (name == "--top-k-start") base.top_k_start = s.top_k_start;
-        if (name == "--top-k-end") base.top_k_end = s.top_k_end;
-        if (name == "--top-k-tail-correction") base.top_k_tail_correction = s.top_k_tail_correction;
-        if (name == "--self-cond-top-k") base.self_cond_top_k = s.self_cond_top_k;
-    }
-    return base;
-}
-
 Request make_request(const GenerateFlags& f, const Engine& engine) {
     const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
@@ -147,7 +127,8 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
         }
     }
     r.think = f.think;
-    r.sampler = merge_sampler(engine.model().config.sampler, f);
+    r.sampler = engine.model().config.sampler;
+    for (const auto& change : f.sampler_changes) change(*r.sampler);
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;

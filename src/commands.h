@@ -1,7 +1,9 @@
 // commands.h: what `easel COMMAND` runs; each is one function that main() calls with its parsed flags.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 #include "easel.h"
 
@@ -17,8 +19,7 @@ struct GenerateFlags {
     bool think = false, raw = false, ignore_eos = false, show_steps = false;
     uint64_t seed = 0;
     int n_token = 0;
-    SamplerConfig sampler;  // only the settings named in `set` replace the model's
-    std::vector<std::string> set;
+    std::vector<std::function<void(SamplerConfig&)>> sampler_changes;  // to the model's own settings
 };
 int run_generate(const GenerateFlags& flags);
 

@@ -17,42 +17,35 @@ namespace {
 
 using namespace easel;
 
-// Every CLI flag that stands for a sampler setting; its name goes to `set` when given.
+// Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
+// settings.
 void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
-    SamplerConfig& s = f.sampler;
-    const auto option = [&](const char* name, auto& value, const char* text) {
-        app.add_option_function<std::decay_t<decltype(value)>>(
-               name,
-               [&f, &value, name](const auto& v) {
-                   value = v;
-                   f.set.emplace_back(name);
-               },
-               text)
-            ->group("Sampler (default: what the model file says)");
+    constexpr const char* group = "Sampler (default: what the model file says)";
+    const auto option = [&]<class T>(const char* name, T SamplerConfig::*setting, const char* text) {
+        const auto note = [&f, setting](const T& v) {
+            f.sampler_changes.push_back([setting, v](SamplerConfig& s) { s.*setting = v; });
+        };
+        app.add_option_function<T>(name, note, text)->group(group);
     };
-    option("--max-steps", s.max_steps, "denoise steps a canvas at most");
-    option("--t-min", s.t_min, "temperature of the last step");
-    option("--t-max", s.t_max, "temperature of the first step");
-    option("--entropy-bound", s.entropy_bound, "nats of entropy accepted a step");
-    option("--stability", s.stability, "equal argmax canvases before a canvas may end");
-    option("--confidence", s.confidence, "mean entropy in nats below which it may end");
-    option("--top-k", s.top_k, "logits a position that take part (0: all, exact)");
-    option("--top-k-start", s.top_k_start, "top-k of the first step, changing evenly to ...");
-    option("--top-k-end", s.top_k_end, "... top-k of the last");
-    option("--self-cond-top-k", s.self_cond_top_k, "probabilities a position fed back (0: all, exact)");
-    const auto flag = [&](const char* name, bool& value, const char* text) {
-        app.add_flag_callback(
-               name,
-               [&f, &value, name] {
-                   value = true;
-                   f.set.emplace_back(name);
-               },
-               text)
-            ->group("Sampler (default: what the model file says)")
-            ->disable_flag_override();
+    option("--max-steps", &SamplerConfig::max_steps, "denoise steps a canvas at most");
+    option("--t-min", &SamplerConfig::t_min, "temperature of the last step");
+    option("--t-max", &SamplerConfig::t_max, "temperature of the first step");
+    option("--entropy-bound", &SamplerConfig::entropy_bound, "nats of entropy accepted a step");
+    option("--stability", &SamplerConfig::stability, "equal argmax canvases before a canvas may end");
+    option("--confidence", &SamplerConfig::confidence, "mean entropy in nats below which it may end");
+    option("--top-k", &SamplerConfig::top_k, "logits a position that take part (0: all, exact)");
+    option("--top-k-start", &SamplerConfig::top_k_start, "top-k of the first step, changing evenly to ...");
+    option("--top-k-end", &SamplerConfig::top_k_end, "... top-k of the last");
+    option("--self-cond-top-k", &SamplerConfig::self_cond_top_k,
+           "probabilities a position fed back (0: all, exact)");
+    const auto flag = [&](const char* name, bool SamplerConfig::*setting, const char* text) {
+        const auto note = [&f, setting] {
+            f.sampler_changes.push_back([setting](SamplerConfig& s) { s.*setting = true; });
+        };
+        app.add_flag_callback(name, note, text)->group(group)->disable_flag_override();
     };
-    flag("--greedy", s.greedy, "take the most likely token instead of drawing one");
-    flag("--top-k-tail-correction", s.top_k_tail_correction,
+    flag("--greedy", &SamplerConfig::greedy, "take the most likely token instead of drawing one");
+    flag("--top-k-tail-correction", &SamplerConfig::top_k_tail_correction,
          "entropy over all logits although top-k draws from few");
 }
 
