@@ -19,8 +19,10 @@ CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
 LDFLAGS := -pthread $(SAN)
 
 LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp,$(wildcard src/*.cpp)))
+# The kernels, for the simulator: the tests run them on the CPU.
+SIM_OBJ := $(patsubst cuda/%.cu,$(BUILD)/obj/sim/%.o,$(filter-out cuda/device_cuda.cu,$(wildcard cuda/*.cu))) $(BUILD)/obj/sim/device_sim.o
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
-SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu tests/*.cpp tests/*.h tests/fuzz/*.cpp)
+SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp)
 
 .PHONY: all deps demo test unit asan fuzz format format-check clean
 all: $(BUILD)/easel
@@ -29,10 +31,17 @@ $(BUILD)/easel: $(BUILD)/obj/main.o $(LIB_OBJ)
 	$(CXX) $^ $(LDFLAGS) -o $@
 	@echo "built $@: CPU only (this version has no CUDA backend yet)"
 
-$(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ)
+$(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ) $(SIM_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
 
 $(BUILD)/obj/%.o: src/%.cpp | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/sim/%.o: cuda/%.cu | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
+$(BUILD)/obj/sim/%.o: cuda/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 
@@ -48,7 +57,7 @@ deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh
 	@CXX=$(CXX) sh tools/deps.sh $(DEPS)
 
--include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d)
+-include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d)
 
 demo: $(BUILD)/easel
 	sh tools/demo.sh $(BUILD)/easel

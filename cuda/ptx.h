@@ -22,11 +22,30 @@
     extern __shared__ __align__(16) unsigned char easel_dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(easel_dynamic_shared)
 
-// The name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...).
-#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+// A launch, on the stream or into the graph that it is capturing; a launch that is refused throws Error. The
+// name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...).
+#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
+    do {                                                                                       \
+        if (size_t{shared_bytes} > (48u << 10))                                                \
+            easel::allow_shared(reinterpret_cast<const void*>(kernel), #kernel, shared_bytes); \
+        kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                            \
+        easel::check_launch(cudaGetLastError(), #kernel);                                      \
+    } while (0)
 
 namespace easel {
+
+using Stream = cudaStream_t;
+using Condition = cudaGraphConditionalHandle;  // of a conditional graph node; 0: none
+
+// Throws Error with the kernel's name and CUDA's text unless `e` is success.
+void check_launch(cudaError_t e, const char* kernel);
+// Lets a kernel have more dynamic shared memory than the 48 KiB that need no permission.
+void allow_shared(const void* kernel, const char* name, size_t bytes);
+
+// What the graph node of `c` does next: goes on (a loop) or runs (a branch) if `value`. One thread calls it.
+DEVICE void set_condition(Condition c, bool value) {
+    if (c) cudaGraphSetConditional(c, value);
+}
 
 // ---- loads and stores: p is a multiple of the size -------------------------------------------------------
 
@@ -139,6 +158,13 @@ DEVICE void ldmatrix_trans(uint32_t (&r)[4], const void* row) {
                  : "memory");
 }
 
+// The transpose of an 8x8 matrix of 16-bit values that the lanes hold as ldmatrix leaves it.
+DEVICE uint32_t movmatrix_trans(uint32_t a) {
+    uint32_t d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
+
 // d [16, 8] float += a [16, 16] b [16, 8]. Lane l = 4 g + t holds d (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1);
 // a (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..); b0 (2t.., g), b1 (2t+8.., g).
 DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -237,9 +263,16 @@ DEVICE uint16_t float_to_bfloat(float f) {
     type* name = static_cast<type*>(static_cast<void*>(easel::sim::block->dynamic))
 
 #define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    easel::sim::launch(#kernel, kernel, grid, block, shared_bytes __VA_OPT__(, ) __VA_ARGS__)
+    easel::sim::launch_on(stream, #kernel, kernel, grid, block, shared_bytes __VA_OPT__(, ) __VA_ARGS__)
 
 namespace easel {
+
+using Stream = sim::Stream*;  // null: launches run at once
+using Condition = bool*;
+
+inline void set_condition(Condition c, bool value) {
+    if (c) *c = value;
+}
 
 // ---- loads and stores ------------------------------------------------------------------------------------
 
@@ -321,6 +354,18 @@ void ldmatrix(const char* op, uint32_t (&r)[N], const void* row, Site at) {
             }
         }
     });
+}
+
+inline uint32_t movmatrix(uint32_t a, Site at) {
+    uint32_t own = a;
+    warp_collective("movmatrix.trans", &own, at, [](uint32_t, void* const* arg) {
+        uint16_t matrix[8][8];
+        for (int l = 0; l < 32; l++) memcpy(&matrix[l / 4][l % 4 * 2], arg[l], 4);
+        for (int l = 0; l < 32; l++)
+            *static_cast<uint32_t*>(arg[l]) =
+                matrix[l % 4 * 2][l / 4] | static_cast<uint32_t>(matrix[l % 4 * 2 + 1][l / 4]) << 16;
+    });
+    return own;
 }
 
 using Float8 __attribute__((vector_size(32))) = float;
@@ -459,6 +504,9 @@ EASEL_SIM_LDMATRIX(2)
 EASEL_SIM_LDMATRIX(4)
 #undef EASEL_SIM_LDMATRIX
 
+inline uint32_t movmatrix_trans(uint32_t a, EASEL_SIM_AT) {
+    return sim::movmatrix(a, at);
+}
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
     sim::mma<uint16_t>("mma.m16n8k16.bf16", d, a, b0, b1, at, sim::bfloats_to_floats);
 }
@@ -513,3 +561,45 @@ inline uint16_t float_to_bfloat(float f) {
 }  // namespace easel
 
 #endif
+
+// ---- numbers in memory
+// -------------------------------------------------------------------------------------
+
+namespace easel {
+
+// 16-bit floats as their bits. Activations are F16 (normed values), BF16 (gelu products, whose range F16 does
+// not have) or, where exactness is asked for, float.
+struct F16 {
+    uint16_t bits;
+};
+struct BF16 {
+    uint16_t bits;
+};
+
+DEVICE float to_f32(float v) {
+    return v;
+}
+DEVICE float to_f32(F16 v) {
+    return half_to_float(v.bits);
+}
+DEVICE float to_f32(BF16 v) {
+    return bfloat_to_float(v.bits);
+}
+
+// Rounds to nearest; what F16 cannot hold becomes its largest value.
+template <class T>
+DEVICE T from_f32(float v);
+template <>
+DEVICE float from_f32<float>(float v) {
+    return v;
+}
+template <>
+DEVICE F16 from_f32<F16>(float v) {
+    return {float_to_half(fminf(fmaxf(v, -65504.0f), 65504.0f))};
+}
+template <>
+DEVICE BF16 from_f32<BF16>(float v) {
+    return {float_to_bfloat(v)};
+}
+
+}  // namespace easel

@@ -25,6 +25,7 @@
 #pragma once
 #include <atomic>
 #include <bit>
+#include <functional>
 #include <mutex>
 #include <numeric>
 #include <string>
@@ -627,6 +628,22 @@ template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A&&... args) {
     std::tuple<P...> params(std::forward<A>(args)...);
     launch(name, grid, block, shared_bytes, [&] { std::apply(kernel, params); });
+}
+
+// What a graph layer records instead of running it (see device.h).
+struct Stream {
+    std::vector<std::function<void()>>* recording = nullptr;  // null: launches run at once
+};
+
+// As launch(), or, if `stream` is recording, a step of the recording that launches with these arguments.
+template <class... P, class... A>
+void launch_on(Stream* stream, const char* name, void (*kernel)(P...), dim3 grid, dim3 block,
+               size_t shared_bytes, A&&... args) {
+    if (!stream || !stream->recording)
+        return launch(name, kernel, grid, block, shared_bytes, std::forward<A>(args)...);
+    std::tuple<P...> params(std::forward<A>(args)...);
+    stream->recording->push_back(
+        [=] { launch(name, grid, block, shared_bytes, [&] { std::apply(kernel, params); }); });
 }
 
 // Runs f() under Forward, Reverse and n_random other schedules, each with its own poison. f sets up its

@@ -35,12 +35,12 @@ struct SamplerConfig {
 void check_sampler(const SamplerConfig& config);
 
 // What a random number is for (SPEC section 8).
-enum class Stream : uint32_t { Init = 0, Draw = 1, Renoise = 2 };
+enum class RandomStream : uint32_t { Init = 0, Draw = 1, Renoise = 2 };
 
 // Word 0 of Philox4x32-10 (Salmon et al., SC 2011); key = the seed's halves, counter = (position, step,
 // canvas, stream).
 EASEL_BOTH inline uint32_t random_word(uint64_t seed, uint32_t position, uint32_t step, uint32_t canvas,
-                                       Stream stream) {
+                                       RandomStream stream) {
     uint32_t c0 = position, c1 = step, c2 = canvas, c3 = static_cast<uint32_t>(stream);
     uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
     for (int round = 0; round < 10; round++) {

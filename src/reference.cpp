@@ -247,11 +247,11 @@ class CpuBackend final : public Backend {
                         std::vector<int32_t>& commit, int& n_step) {
         const SamplerConfig& s = params.sampler;
         const int n = c_.n_canvas;
-        const auto random = [&](int position, int step, Stream stream) {
+        const auto random = [&](int position, int step, RandomStream stream) {
             return random_word(params.seed, position, step, canvas_number, stream);
         };
         std::vector<int32_t> tokens(n);
-        for (int i = 0; i < n; i++) tokens[i] = random_token(random(i, 0, Stream::Init), c_.n_vocab);
+        for (int i = 0; i < n; i++) tokens[i] = random_token(random(i, 0, RandomStream::Init), c_.n_vocab);
 
         StopRule stop(s.stability, s.confidence);
         std::vector<RowStats> stats(n);
@@ -262,7 +262,7 @@ class CpuBackend final : public Backend {
             denoise(tokens, soft, z);
             const float t = temperature(s, step);
             parallel_for(n, [&](int64_t i) {
-                const float u = random_uniform(random(static_cast<int>(i), step, Stream::Draw));
+                const float u = random_uniform(random(static_cast<int>(i), step, RandomStream::Draw));
                 stats[i] = sample_row(row(z, i), t, u, step_top_k(s, step), s.top_k_tail_correction);
                 keep_largest(row(z, i), s.self_cond_top_k);
             });
@@ -273,7 +273,7 @@ class CpuBackend final : public Backend {
             const Acceptance result = accept(entropy, s.entropy_bound, accepted);
             for (int i = 0; i < n; i++)
                 tokens[i] = accepted[i] ? (s.greedy ? stats[i].argmax : stats[i].drawn)
-                                        : random_token(random(i, step, Stream::Renoise), c_.n_vocab);
+                                        : random_token(random(i, step, RandomStream::Renoise), c_.n_vocab);
             n_step = step + 1;
             const bool stable = stop.update(commit, result.mean_entropy);
             const bool last = stable || n_step == s.max_steps;

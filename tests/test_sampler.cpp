@@ -12,11 +12,11 @@ using namespace easel;
 
 TEST_CASE("Philox gives the published known answer") {
     // Counter 0, key 0 (Salmon et al., SC 2011).
-    CHECK(random_word(0, 0, 0, 0, Stream::Init) == 0x6627e8d5u);
+    CHECK(random_word(0, 0, 0, 0, RandomStream::Init) == 0x6627e8d5u);
     // Counter and key all ones, from the same table of known answers.
-    CHECK(random_word(~uint64_t{0}, ~0u, ~0u, ~0u, static_cast<Stream>(~0u)) == 0x408f276du);
+    CHECK(random_word(~uint64_t{0}, ~0u, ~0u, ~0u, static_cast<RandomStream>(~0u)) == 0x408f276du);
     CHECK(random_word(0x299f31d0'a4093822u, 0x243f6a88u, 0x85a308d3u, 0x13198a2eu,
-                      static_cast<Stream>(0x03707344u)) == 0xd16cfe09u);
+                      static_cast<RandomStream>(0x03707344u)) == 0xd16cfe09u);
 }
 
 TEST_CASE("random tokens and uniforms stay in their range") {

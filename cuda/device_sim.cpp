@@ -1,0 +1,184 @@
+// device_sim.cpp: device.h on the simulator: launches run at once, on the caller's thread; a graph is a list
+// of recorded launches that runs in a thread of its own, as a GPU would beside the host.
+#include <atomic>
+#include <exception>
+#include <thread>
+#include <variant>
+
+#include "check.h"
+#include "device.h"
+
+namespace easel {
+
+namespace {
+
+// A graph run in flight, by stream.
+struct Flight {
+    std::thread thread;
+    std::atomic<bool> done = false;
+    std::exception_ptr error;
+};
+std::mutex flights_mutex;
+std::vector<std::pair<Stream, std::unique_ptr<Flight>>> flights;
+
+std::unique_ptr<Flight> take_flight(Stream stream) {
+    std::lock_guard lock(flights_mutex);
+    for (auto& [s, flight] : flights)
+        if (s == stream && flight) return std::move(flight);
+    return nullptr;
+}
+
+}  // namespace
+
+std::vector<DeviceInfo> list_devices(std::string*) {
+    return {{0, "simulator", 90, 1, int64_t{1} << 40, int64_t{1} << 40, true}};
+}
+void use_device(int index) {
+    require(index == 0, "there is no CUDA device {}, the simulator is device 0", index);
+}
+int64_t free_device_bytes() {
+    return int64_t{1} << 40;
+}
+
+void* device_alloc(size_t bytes) {
+    return bytes ? sim::allocate(bytes) : nullptr;
+}
+void device_free(void* p) noexcept {
+    if (p) sim::deallocate(p);
+}
+void* mapped_alloc(size_t bytes) {
+    void* p = sim::allocate(bytes);
+    memset(p, 0, bytes);
+    return p;
+}
+void* mapped_device_address(void* host) {
+    return host;
+}
+void mapped_free(void* host) noexcept {
+    device_free(host);
+}
+void* pinned_alloc(size_t bytes) {
+    return sim::allocate(bytes);
+}
+void pinned_free(void* host) noexcept {
+    device_free(host);
+}
+
+Stream make_stream() {
+    return new sim::Stream;
+}
+void free_stream(Stream stream) noexcept {
+    if (auto flight = take_flight(stream)) flight->thread.join();
+    delete stream;
+}
+void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
+    finish(stream);
+    if (bytes) memcpy(device, host, bytes);
+}
+void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
+    finish(stream);
+    if (bytes) memcpy(host, device, bytes);
+}
+void fill_zero(Stream stream, void* device, size_t bytes) {
+    const auto fill = [=] {
+        if (bytes) memset(device, 0, bytes);
+    };
+    if (stream && stream->recording) return stream->recording->push_back(fill);
+    finish(stream);
+    fill();
+}
+void finish(Stream stream) {
+    if (auto flight = take_flight(stream)) {
+        flight->thread.join();
+        if (flight->error) std::rethrow_exception(flight->error);
+    }
+}
+bool finished(Stream stream) {
+    {
+        std::lock_guard lock(flights_mutex);
+        for (auto& [s, flight] : flights)
+            if (s == stream && flight && !flight->done) return false;
+    }
+    finish(stream);
+    return true;
+}
+
+Event::Event() {}
+Event::~Event() {}
+void Event::record(Stream stream) {
+    finish(stream);
+}
+void Event::wait() {}
+void Event::wait_in(Stream) {}
+
+struct Graph::Impl {
+    struct Node;
+    using Nodes = std::vector<Node>;
+    struct Node {
+        std::vector<std::function<void()>> launches;  // or, if empty:
+        Condition condition = nullptr;
+        bool loops = false;
+        std::unique_ptr<Impl> body;
+    };
+    Nodes nodes;
+    std::vector<std::pair<std::unique_ptr<bool>, bool>> conditions;  // and their defaults
+
+    void run() {
+        for (Node& n : nodes) {
+            for (auto& launch : n.launches) launch();
+            if (!n.body) continue;
+            if (n.loops)
+                while (*n.condition) n.body->run();
+            else if (*n.condition)
+                n.body->run();
+        }
+    }
+    void add(Condition condition, bool loops, const Body& body) {
+        Graph g(std::make_unique<Impl>());
+        body(g);
+        nodes.push_back({{}, condition, loops, std::move(g.impl_)});
+    }
+};
+
+Graph::Graph() : impl_(std::make_unique<Impl>()) {}
+Graph::Graph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Graph::~Graph() = default;
+
+Condition Graph::condition(bool at_start) {
+    impl_->conditions.emplace_back(std::make_unique<bool>(at_start), at_start);
+    return impl_->conditions.back().first.get();
+}
+void Graph::launch(const Launches& launches) {
+    Impl::Node& node = impl_->nodes.emplace_back();
+    sim::Stream stream{&node.launches};
+    launches(&stream);
+}
+void Graph::loop(Condition while_true, const Body& body) {
+    impl_->add(while_true, true, body);
+}
+void Graph::branch(Condition if_true, const Body& body) {
+    impl_->add(if_true, false, body);
+}
+void Graph::instantiate() {}
+void Graph::run(Stream stream) {
+    finish(stream);
+    auto flight = std::make_unique<Flight>();
+    flight->thread = std::thread([this, f = flight.get()] {
+        try {
+            for (auto& [value, at_start] : impl_->conditions) *value = at_start;
+            impl_->run();
+        } catch (...) {
+            f->error = std::current_exception();
+        }
+        f->done = true;
+    });
+    std::lock_guard lock(flights_mutex);
+    for (auto& [s, other] : flights)
+        if (s == stream) {
+            other = std::move(flight);
+            return;
+        }
+    flights.emplace_back(stream, std::move(flight));
+}
+
+}  // namespace easel

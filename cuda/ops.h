@@ -1,0 +1,295 @@
+// ops.h: every launcher of this folder: what engine.cu builds its passes from. One group a .cu file, where
+// each stands under its kernel.
+//
+// T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
+// for; Product<T> that of gelu products. Activations of type T or Product<T> have rows of padded(n) elements,
+// zero past n; float32 ones have rows of n. [n] in a shape is the row without its padding. Launchers add to
+// `stream` and return at once. What varies from step to step is in LoopState, in device memory, so that a
+// captured launch stays good.
+#pragma once
+#include "backend.h"
+#include "ptx.h"
+#include "quant.h"
+#include "sampler.h"
+
+namespace easel {
+
+template <class T>
+struct ProductOf {
+    using type = BF16;
+};
+template <>
+struct ProductOf<float> {
+    using type = float;
+};
+template <class T>
+using Product = typename ProductOf<T>::type;
+
+// Elements of an activation row: whole chunks of a record (records.h).
+EASEL_BOTH constexpr int padded(int n) {
+    return (n + 63) / 64 * 64;
+}
+
+// A matrix, or one an expert, as records (records.h). `gated`: gate and up [n_row / 2, n_col] each, rows 0-7
+// of a tile being gate rows 8 tile .., rows 8-15 the same rows of up.
+struct Weights {
+    Type type = Type::F32;
+    const uint8_t* data = nullptr;
+    int n_row = 0, n_col = 0;  // n_row of a gated pair counts both
+    bool gated = false;
+    int n_expert = 1;
+
+    int n_tile() const { return gated ? (n_row / 2 + 7) / 8 : (n_row + 15) / 16; }
+    int64_t expert_bytes() const;  // n_tile() tiles of records
+};
+
+constexpr int kMaxEndTokens = 64;
+constexpr int kMaxCanvas = 1024;  // positions of a canvas: accept() sorts them in one block
+
+// What the loop on the device knows. The host writes it before a launch; kernels keep it.
+struct LoopState {
+    // The request.
+    SamplerConfig sampler;
+    uint64_t seed;
+    int n_canvas;  // canvases at most
+    int n_end;     // of end_tokens
+    int32_t end_tokens[kMaxEndTokens];
+    // Where it is.
+    int n_cached;      // tokens in the KV cache: the position of the first row of the next pass
+    int canvas, step;  // from 0; step counts up when accept() has ended one
+    int held;          // steps whose argmax canvas equalled the one before, StopRule's
+    int finish;        // Finish, once `done`
+    int done;
+    uint32_t n_frame;  // frames written to the ring
+};
+
+// Progress to the host and back: lives in memory that both sides see. The host reads frame i, in slot i %
+// n_slot, once head > i, and then sets tail to i + 1; the device waits while the ring is full.
+struct RingHeader {
+    uint32_t head;  // frames that the device has published
+    uint32_t tail;  // frames that the host has taken
+    uint32_t cancel;
+};
+struct FrameHeader {
+    int canvas, step;
+    float mean_entropy, temperature;
+    int last;
+};
+// A slot: FrameHeader, then int32 tokens, int32 argmax, float entropy, uint8 accepted, [n_canvas] each.
+struct Ring {
+    RingHeader* header;
+    uint8_t* slots;
+    int n_slot;
+    int slot_bytes;  // ring_slot_bytes(n_canvas)
+};
+constexpr int ring_slot_bytes(int n_canvas) {
+    return (static_cast<int>(sizeof(FrameHeader)) + 13 * n_canvas + 63) / 64 * 64;
+}
+
+// K and V of one layer: [n_head_kv, n_slot, head_dim] T, the token at `position` in slot position % n_slot.
+template <class T>
+struct KvLayer {
+    T *k, *v;
+    int n_slot;
+};
+
+struct AttentionShape {
+    int n_head, n_head_kv, head_dim;
+    int window;  // 0: global
+};
+
+// ---- repack.cu
+// ----------------------------------------------------------------------------------------------
+
+// Row tiles as they lie in a file: tile i has rows 0-7 at low + i stride, rows 8-15 at high + i stride, one
+// after the other. A plain matrix: high = low + 8 rows, stride = 16 rows; a gated pair: low = gate, high =
+// up, stride = 8 rows. Only n_low and n_high rows exist from low and high on, over all tiles; others become
+// zero.
+struct RowTiles {
+    const uint8_t *low, *high;  // device memory
+    int64_t stride;             // bytes
+    int n_low, n_high;
+};
+// Blocks of type `from`, rows of n_col values, to n_tile tiles of records of type `to` at `records`. `to` is
+// `from`, or F16, BF16 or F32, which any type can be expanded to.
+void repack(Stream stream, Type from, Type to, const RowTiles& rows, int n_tile, int n_col, uint8_t* records);
+
+// ---- embed.cu
+// -----------------------------------------------------------------------------------------------
+
+// x [n_token, n_embd] = E[token] * sqrt(n_embd)
+void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const Weights& embd);
+
+// out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
+// step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)]. scratch: soft_scratch() floats.
+template <class T>
+void soft_embedding(Stream stream, T* out, const T* probs, const Weights& embd, const float* norm, float eps,
+                    int n_canvas, float* scratch, const LoopState* state);
+int64_t soft_scratch(int n_canvas, int n_embd);
+
+// ---- norm.cu
+// ------------------------------------------------------------------------------------------------
+
+// out [n_row, n] T = x / rms(x) * weight; no weight if it is null.
+template <class T>
+void rms_norm(Stream stream, T* out, const float* x, const float* weight, int n_row, int n, float eps);
+
+// x [n_row, n] = (x + add) / rms(x + add), in place; at step 0 `add` counts as 0. The canvas' own norm.
+void canvas_norm(Stream stream, float* x, const float* add, int n_row, int n, float eps,
+                 const LoopState* state);
+
+// cos, sin [n_token, head_dim / 2] of (n_cached + row) * freq[i]; freq [head_dim / 2] double.
+void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_token, int half,
+              const LoopState* state);
+
+// From the projections q [n_token, n_head head_dim], k, v [n_token, n_head_kv head_dim] float32 (v may be k):
+// q_out [n_token, n_head head_dim] T normed and rotated; K normed and rotated, V normed, into the cache at
+// positions n_cached + row.
+template <class T>
+void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
+              const float* v, const float* q_weight, const float* k_weight, const float* cos,
+              const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state);
+
+// h = x + rms(o) * post_attention; then three norms of h: ffn_in = rms(h) * ffn_norm, expert_in = rms(h) *
+// pre_ffw_norm_2, router_in = rms(h) * router_scale / sqrt(n). All [n_row, n].
+template <class T>
+void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
+                    const float* o, const float* post_attention, const float* ffn_norm,
+                    const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps);
+
+// The end of a layer: f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum over the token's experts, in the
+// router's order, of weight * slot_out[slot]) * post_ffw_norm_2; x = (h + rms(f1 + f2) * post_ffw_norm) *
+// scale. Then next_in = rms(x) * next_norm for what comes next (null: nothing does). slot_of, weight [n_row,
+// n_used]; slot_out [n_row n_used, n] float32.
+template <class T>
+void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
+               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
+               int n_row, int n, float eps);
+
+// ---- dense.cu
+// -----------------------------------------------------------------------------------------------
+
+// out [n_token, w.n_row] float32 = x w^T; X is T or Product<T>.
+template <class X>
+void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token);
+
+// out [n_token, w.n_row / 2] Product<T> = gelu(x gate^T) * (x up^T)
+template <class T>
+void gate_up(Stream stream, Product<T>* out, const T* x, const Weights& w, int n_token);
+
+// ---- attention.cu
+// -------------------------------------------------------------------------------------------
+
+enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
+
+// out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
+// put at positions n_cached .., and whatever the mask lets them see before. n_split parts of the keys are
+// worked on at once; scratch: attention_scratch() floats (none for n_split 1).
+template <class T>
+void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
+               const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state);
+int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split);
+
+// ---- moe.cu
+// -------------------------------------------------------------------------------------------------
+
+// The router: chosen [n_token, n_used] experts, the largest logits first (ties: the lower number); weight:
+// the softmax over these, times expert_scale. x [n_token, n_embd] float32, router [n_expert, n_embd] float32.
+void route(Stream stream, int* chosen, float* weight, const float* x, const float* router,
+           const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used);
+
+// Groups the pairs (token, i) by expert, in order of token, then i: pair p = token n_used + i goes to slot
+// slot_of[p]; token_of[slot] is its token; experts have slots first[e] to first[e + 1].
+void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* chosen, int n_token,
+             int n_used, int n_expert);
+
+// out [n_slot, n_ff_exp] Product<T>, slot s from row token_of[s] of x with the expert whose slot it is.
+template <class T>
+void expert_gate_up(Stream stream, Product<T>* out, const T* x, const Weights& w, const int* token_of,
+                    const int* first);
+// out [n_slot, n_embd] float32, slot s from row s of x.
+template <class X>
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first);
+
+// ---- head.cu
+// ------------------------------------------------------------------------------------------------
+
+constexpr int kVocabTile = 128;
+EASEL_BOTH constexpr int n_vocab_tile(int n_vocab) {
+    return (n_vocab + kVocabTile - 1) / kVocabTile;
+}
+EASEL_BOTH constexpr int vocab_stride(int n_vocab) {
+    return n_vocab_tile(n_vocab) * kVocabTile;
+}
+
+// Of one canvas row's z = softcapped logits / temperature over one tile of the vocabulary.
+struct TileStats {
+    float max;
+    float sum;       // of exp(z - max)
+    float weighted;  // of (z - max) exp(z - max)
+    int32_t argmax;  // the lowest id of the largest z
+};
+
+// z [n_canvas, vocab_stride(n_vocab)]: softcapped logits / temperature of the step, as stored_z() has them;
+// -inf past n_vocab. stats [n_canvas, n_vocab_tile(n_vocab)]. x [n_canvas, n_embd], normed. logits [n_canvas,
+// n_vocab]: where the softcapped logits go as well, or null.
+template <class T>
+void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, const Weights& w, int n_canvas,
+             float softcap, const LoopState* state);
+
+// An F16 z is kept relative to its tile's maximum, for precision; a float as it is.
+template <class T>
+DEVICE float z_offset(const TileStats& s) {
+    return sizeof(T) == 4 ? 0.0f : s.max;
+}
+
+// ---- sample.cu
+// ----------------------------------------------------------------------------------------------
+
+// Each row of z: its statistics and draw (RowStats of sampler.h) into rows [n_canvas], and z becomes the
+// probabilities that the next step is conditioned on, times prob_scale<T>(): top-k and self-cond-top-k
+// applied.
+template <class T>
+void sample(Stream stream, RowStats* rows, T* z, const TileStats* stats, int n_canvas, int n_vocab,
+            const LoopState* state);
+
+// Probabilities in an F16 are scaled so that the small ones keep their bits.
+template <class T>
+EASEL_BOTH constexpr float prob_scale() {
+    return sizeof(T) == 4 ? 1.0f : 32768.0f;
+}
+
+// probs = softmax(logits / temperature), as sample() leaves them; logits [n_canvas, n_vocab].
+template <class T>
+void probabilities(Stream stream, T* probs, const float* logits, float temperature, int n_canvas,
+                   int n_vocab);
+
+// ---- accept.cu
+// ----------------------------------------------------------------------------------------------
+
+// The conditions of the graph's nodes; all none where a host loop drives the steps.
+struct LoopConditions {
+    Condition more{};     // another canvas
+    Condition commit{};   // the canvas before it has to be encoded first
+    Condition denoise{};  // another step
+};
+
+// Begins canvas state->canvas: noise into tokens [n_canvas], step 0; condition denoise on.
+void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
+                  const LoopConditions& conditions);
+
+// Ends a step: acceptance and renoise into tokens, argmax into `argmax` [n_canvas], the stop rule, a frame
+// into the ring, cancellation; condition denoise off when the canvas is finished or cancelled.
+void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
+            LoopState* state, const Ring& ring, const LoopConditions& conditions);
+
+// Ends a canvas: an end token in argmax, the last canvas or cancellation sets finish and done; else the next
+// canvas' number, and conditions more and commit on.
+void end_canvas(Stream stream, const int32_t* argmax, int n_canvas, LoopState* state, const Ring& ring,
+                const LoopConditions& conditions);
+
+// After an encode pass: n_cached += n_token.
+void advance(Stream stream, int n_token, LoopState* state);
+
+}  // namespace easel

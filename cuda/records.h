@@ -1,0 +1,218 @@
+// records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
+// file; gemm.h, head.cu and embed.cu read them with decode(). A permutation of the file's bits: no type grows
+// but by padding to whole records (zeros).
+//
+// A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record
+// is the tile's scales, then one chunk for every 64 columns. Records of a tile follow each other, then comes
+// the next tile. In a chunk each lane 4 g + t of a warp finds the values that mma.m16n8k16 wants of it as
+// operand A: for k16 step s and register i, row g + 8 (i % 2), columns 16 s + 8 (i / 2) + 2 t + j, j = 0, 1.
+//
+//   4-bit codes  [lane] 4 words, one a step s: bits 4 i (j = 0) and 16 + 4 i (j = 1)
+//   5th bit      [lane] 1 word:  bits 4 s + i and 16 + 4 s + i
+//   bits 4, 5    [lane] 2 words, s / 2: bits 2 (4 (s % 2) + i) and 16 more
+//   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
+//   16-bit       [s][lane] 4 words, i: halves j
+//   float        [16 rows][64 columns]
+// Scales:
+//   blocks of 32  f16 d [2][16 rows], a row's two blocks of the chunk; Q5_1: then f16 m likewise
+//   Q4_K, Q5_K    [16 rows] 16 bytes as in the file: f16 d, f16 dmin, 12 bytes of 6-bit scales and minima
+//   Q6_K          [16 rows] 16 int8 scales, then [16 rows] f16 d
+#pragma once
+#include <type_traits>
+
+#include "ptx.h"
+#include "quant.h"
+
+namespace easel {
+
+constexpr int kChunk = 64;  // columns
+
+// What a record of `TYPE` is made of. Types that are not here are expanded at load, see record_type().
+template <Type TYPE>
+struct Record;
+
+template <int N_K_, int SCALE_BYTES, int CHUNK_BYTES, int CODE_BITS, int OFFSET>
+struct RecordShape {
+    static constexpr int N_K = N_K_, scale_bytes = SCALE_BYTES, chunk_bytes = CHUNK_BYTES;
+    static constexpr int n_chunk = N_K / kChunk, bytes = scale_bytes + n_chunk * chunk_bytes;
+    static constexpr int code_bits = CODE_BITS;  // 16 and 32: floats, no scales
+    static constexpr int offset = OFFSET;        // value = (code - offset) * scale + min
+};
+template <>
+struct Record<Type::Q4_0> : RecordShape<64, 64, 512, 4, 8> {};
+template <>
+struct Record<Type::Q5_0> : RecordShape<64, 64, 640, 5, 16> {};
+template <>
+struct Record<Type::Q5_1> : RecordShape<64, 128, 640, 5, 0> {};
+template <>
+struct Record<Type::Q8_0> : RecordShape<64, 64, 1024, 8, 128> {};
+template <>
+struct Record<Type::IQ4_NL> : RecordShape<64, 64, 512, 4, 0> {};
+template <>
+struct Record<Type::Q4_K> : RecordShape<256, 256, 512, 4, 0> {};
+template <>
+struct Record<Type::Q5_K> : RecordShape<256, 256, 640, 5, 0> {};
+template <>
+struct Record<Type::Q6_K> : RecordShape<256, 288, 768, 6, 32> {};
+template <>
+struct Record<Type::F16> : RecordShape<64, 0, 2048, 16, 0> {};
+template <>
+struct Record<Type::BF16> : RecordShape<64, 0, 2048, 16, 0> {};
+template <>
+struct Record<Type::F32> : RecordShape<64, 0, 4096, 32, 0> {};
+
+struct RecordInfo {
+    int n_k, bytes;
+};
+// Calls f(std::integral_constant<Type, TYPE>) for a type that has records; false if it has none.
+template <class F>
+constexpr bool with_record(Type type, F f) {
+#define EASEL_RECORD(name) \
+    case Type::name:       \
+        return f(std::integral_constant<Type, Type::name>()), true;
+    switch (type) {
+        EASEL_RECORD(Q4_0)
+        EASEL_RECORD(Q5_0)
+        EASEL_RECORD(Q5_1)
+        EASEL_RECORD(Q8_0)
+        EASEL_RECORD(IQ4_NL)
+        EASEL_RECORD(Q4_K)
+        EASEL_RECORD(Q5_K)
+        EASEL_RECORD(Q6_K)
+        EASEL_RECORD(F16)
+        EASEL_RECORD(BF16)
+        EASEL_RECORD(F32)
+        default:
+            return false;
+    }
+#undef EASEL_RECORD
+}
+
+// The records that weights of a file's type become, for products with activations of type X: all float if
+// these are float; else their own bits; and what has no tensor core operand is rounded to X.
+template <class X>
+Type record_type(Type type) {
+    if (std::is_same_v<X, float>) return Type::F32;
+    const Type sixteen = std::is_same_v<X, F16> ? Type::F16 : Type::BF16;
+    const bool quantised = with_record(type, [](auto) {}) && type_info(type).block_elems > 1;
+    return quantised ? type : sixteen;
+}
+
+inline RecordInfo record_info(Type type) {
+    RecordInfo info{};
+    with_record(type, [&](auto t) { info = {Record<t.value>::N_K, Record<t.value>::bytes}; });
+    return info;
+}
+
+// Bytes of a matrix as records.
+inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
+    const RecordInfo r = record_info(type);
+    return (n_row + 15) / 16 * ((n_col + r.n_k - 1) / r.n_k) * r.bytes;
+}
+
+// Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk.
+struct ChunkScales {
+    float scale[4][2], min[4][2];
+};
+
+template <Type TYPE>
+DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int g) {
+    UNROLL for (int h = 0; h < 2; h++) {
+        const int row = g + 8 * h;
+        if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {
+            const uint4 v = load16(scales + row * 16);
+            const float d = half_to_float(v.x & 0xffff), dmin = half_to_float(v.x >> 16);
+            // Sub-blocks 2 chunk and 2 chunk + 1 of 8; bytes 0-3, 4-7, 8-11 of the 12 are v.y, v.z, v.w.
+            const uint32_t s = chunk < 2 ? v.y & 0x3f3f3f3f : (v.w & 0x0f0f0f0f) | (v.y >> 2 & 0x30303030);
+            const uint32_t m =
+                chunk < 2 ? v.z & 0x3f3f3f3f : (v.w >> 4 & 0x0f0f0f0f) | (v.z >> 2 & 0x30303030);
+            UNROLL for (int step = 0; step < 4; step++) {
+                const int shift = 8 * (chunk % 2 * 2 + step / 2);
+                out.scale[step][h] = d * static_cast<float>(s >> shift & 255);
+                out.min[step][h] = -dmin * static_cast<float>(m >> shift & 255);
+            }
+        } else if constexpr (TYPE == Type::Q6_K) {
+            const float d = half_to_float(reinterpret_cast<const uint16_t*>(scales + 256)[row]);
+            UNROLL for (int step = 0; step < 4; step++) {
+                out.scale[step][h] =
+                    d *
+                    static_cast<float>(reinterpret_cast<const int8_t*>(scales)[row * 16 + chunk * 4 + step]);
+                out.min[step][h] = 0;
+            }
+        } else {
+            const auto* d = reinterpret_cast<const uint16_t*>(scales);
+            UNROLL for (int step = 0; step < 4; step++) {
+                out.scale[step][h] = half_to_float(d[step / 2 * 16 + row]);
+                out.min[step][h] = TYPE == Type::Q5_1 ? half_to_float(d[32 + step / 2 * 16 + row]) : 0;
+            }
+        }
+    }
+}
+
+// Values of IQ4_NL plus 128, four to a word.
+DEVICE uint32_t iq4_value(uint32_t code) {
+    const uint32_t low = __byte_perm(0x3f2d1801, 0x766a5d4f, code & 7);
+    const uint32_t high = __byte_perm(0xa6998d81, 0xf1d9c5b5, code & 7);
+    return (code & 8 ? high : low) & 255;
+}
+
+// Operand A of a chunk: a[s][i], register i of k16 step s, values of type X (F16 or BF16). `scales` and
+// `data` are those of the chunk's record and of the chunk itself, 16-byte aligned, in any memory.
+template <Type TYPE, class X>
+DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* data, int chunk, int lane) {
+    using R = Record<TYPE>;
+    if constexpr (R::code_bits == 16) {
+        static_assert((TYPE == Type::F16) == std::is_same_v<X, F16>);
+        UNROLL for (int s = 0; s < 4; s++) {
+            const uint4 v = load16(data + (s * 32 + lane) * 16);
+            a[s][0] = v.x, a[s][1] = v.y, a[s][2] = v.z, a[s][3] = v.w;
+        }
+    } else {
+        ChunkScales f;
+        read_scales<TYPE>(f, scales, chunk, lane / 4);
+        uint32_t low[8], high[2] = {};  // codes: 4 or 8 bits; bits past the fourth
+        if constexpr (R::code_bits == 8) {
+            const uint4 v = load16(data + lane * 16), w = load16(data + 512 + lane * 16);
+            low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
+            low[4] = w.x, low[5] = w.y, low[6] = w.z, low[7] = w.w;
+        } else {
+            const uint4 v = load16(data + lane * 16);
+            low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
+            if constexpr (R::code_bits == 5) high[0] = reinterpret_cast<const uint32_t*>(data + 512)[lane];
+            if constexpr (R::code_bits == 6) {
+                const uint2 w = load8(data + 512 + lane * 8);
+                high[0] = w.x, high[1] = w.y;
+            }
+        }
+        UNROLL for (int s = 0; s < 4; s++) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                uint32_t code;  // two of them, 16 bits apart
+                if constexpr (R::code_bits == 8)
+                    code = low[2 * s + i / 2] >> (8 * (i % 2)) & 0x00ff00ff;
+                else
+                    code = low[s] >> (4 * i) & 0x000f000f;
+                if constexpr (R::code_bits == 5) code |= (high[0] >> (4 * s + i) & 0x00010001) << 4;
+                if constexpr (R::code_bits == 6)
+                    code |= (high[s / 2] >> (2 * (s % 2 * 4 + i)) & 0x00030003) << 4;
+                constexpr bool iq4 = TYPE == Type::IQ4_NL;
+                if constexpr (iq4) code = iq4_value(code & 15) | iq4_value(code >> 16) << 16;
+                // 0x6400 is 1024, whose last mantissa bit is 1: code + 1024 as f16, and both steps are exact.
+                constexpr uint32_t zero = 0x6400 + (iq4 ? 128 : R::offset);
+                const uint32_t q = hsub2(code | 0x64006400, zero | zero << 16);
+                const float scale = f.scale[s][i % 2], min = f.min[s][i % 2];
+                constexpr bool has_min = TYPE == Type::Q4_K || TYPE == Type::Q5_K || TYPE == Type::Q5_1;
+                if constexpr (std::is_same_v<X, F16>) {
+                    if constexpr (has_min)
+                        a[s][i] = hfma2(q, pack_f16(scale, scale), pack_f16(min, min));
+                    else
+                        a[s][i] = hmul2(q, pack_f16(scale, scale));
+                } else {
+                    a[s][i] = pack_bf16(half_to_float(q & 0xffff) * scale + min,
+                                        half_to_float(q >> 16) * scale + min);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace easel
