@@ -2,13 +2,25 @@
 #   make            build/easel
 #   make test       all tests            make asan     the unit tests under AddressSanitizer and UBSan
 #   make fuzz       longer fuzzing       make format   clang-format over the tree
+#   make test-gpu   the kernel and loop tests on a GPU      make ptxas   registers and spills of every kernel
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
+#   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
 BUILD ?= build
 CXX ?= g++
 MARCH ?= native
 OPT ?= -O3
 ifeq ($(origin CXX),default)
 CXX := g++
+endif
+
+# CUDA: with nvcc, the program also runs on GPUs; without it, on the CPU only.
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+ALL_ARCHS := 80 86 89 90a 100 120
+ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,all)
+ifeq ($(ARCH),native)
+ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/^90$$/90a/')
+else
+ARCHS := $(if $(filter all,$(ARCH)),$(ALL_ARCHS),$(ARCH))
 endif
 
 DEPS := build/deps
@@ -18,18 +30,32 @@ CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include -DFMT_HEADER_ONLY
 CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
 LDFLAGS := -pthread $(SAN)
 
-LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp,$(wildcard src/*.cpp)))
+# Everything but main and what differs with and without CUDA.
+LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp src/no_cuda.cpp,$(wildcard src/*.cpp)))
+KERNELS := $(patsubst cuda/%.cu,%,$(wildcard cuda/*.cu))
+ifneq ($(NVCC),)
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_FLAGS := -DEASEL_CUDA -isystem $(CUDA_HOME)/include
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings \
+  $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
+BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
+DEVICE_OBJ := $(addprefix $(BUILD)/obj/cuda/,$(addsuffix .o,$(KERNELS) engine layout device_cuda))
+else
+BACKENDS := CPU
+DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
+endif
 # The kernels, for the simulator: the tests run them on the CPU.
-SIM_OBJ := $(patsubst cuda/%.cu,$(BUILD)/obj/sim/%.o,$(filter-out cuda/device_cuda.cu,$(wildcard cuda/*.cu))) $(BUILD)/obj/sim/device_sim.o
+SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout device_sim)) $(BUILD)/obj/no_cuda.o
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp)
 
-.PHONY: all deps demo test unit asan fuzz format format-check clean
+.PHONY: all deps demo test test-gpu ptxas unit asan fuzz format format-check clean FORCE
 all: $(BUILD)/easel
 
-$(BUILD)/easel: $(BUILD)/obj/main.o $(LIB_OBJ)
-	$(CXX) $^ $(LDFLAGS) -o $@
-	@echo "built $@: CPU only (this version has no CUDA backend yet)"
+$(BUILD)/easel: $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ)
+	$(CXX) $^ $(LDFLAGS) $(CUDA_LIBS) -o $@
+	@echo "built $@: $(BACKENDS)"
 
 $(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ) $(SIM_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
@@ -37,6 +63,18 @@ $(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ) $(SIM_OBJ)
 $(BUILD)/obj/%.o: src/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
+
+# The kernels for GPUs; again when the architectures change.
+$(BUILD)/obj/cuda/%.o: cuda/%.cu $(BUILD)/archs | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+$(BUILD)/obj/cuda/%.o: cuda/%.cpp $(BUILD)/archs | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) $(CXXFLAGS) -DEASEL_ARCHS='"$(ARCHS)"' -MMD -MP -c $< -o $@
+$(BUILD)/archs: FORCE
+	@mkdir -p $(@D)
+	@echo '$(BACKENDS)' | cmp -s - $@ || echo '$(BACKENDS)' >$@
+FORCE:
 
 $(BUILD)/obj/sim/%.o: cuda/%.cu | $(DEPS)/ready
 	@mkdir -p $(@D)
@@ -51,13 +89,14 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 
 # The demo model is part of the program; the commit is part of --version.
 $(BUILD)/obj/demo.o: src/demo.gguf
-$(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
+$(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"' -DEASEL_BACKENDS='"$(BACKENDS)"'
+$(BUILD)/obj/main.o: $(BUILD)/archs
 
 deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh
 	@CXX=$(CXX) sh tools/deps.sh $(DEPS)
 
--include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d)
+-include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d $(BUILD)/obj/cuda/*.d $(BUILD)/obj/gpu/*.d)
 
 demo: $(BUILD)/easel
 	sh tools/demo.sh $(BUILD)/easel
@@ -70,6 +109,25 @@ test:
 
 asan:
 	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" unit
+
+# The tests of kernels and of the whole backend, for a GPU. Those with kernels of their own go through nvcc.
+GPU_TESTS := linear head attention norm moe embed sample accept device
+GPU_OBJ := $(GPU_TESTS:%=$(BUILD)/obj/gpu/test_%.o) $(BUILD)/obj/gpu/test_repack.o $(BUILD)/obj/tests/unit_main.o
+$(BUILD)/obj/gpu/test_repack.o: tests/test_repack.cpp $(BUILD)/archs | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -x cu -Isrc -Itests -isystem $(DEPS)/usr/include -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+$(BUILD)/obj/gpu/%.o: tests/%.cpp $(BUILD)/archs | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
+$(BUILD)/unit-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ)
+	$(CXX) $^ $(LDFLAGS) $(CUDA_LIBS) $$(cat $(DEPS)/catch.libs) -o $@
+test-gpu: $(if $(NVCC),$(BUILD)/unit-gpu)
+	@if [ -z "$(NVCC)" ]; then echo "SKIPPED test-gpu: there is no nvcc"; else sh tests/gpu.sh $(BUILD)/unit-gpu; fi
+
+# Registers and spills of every kernel, for one architecture.
+PTXAS_ARCH ?= 90a
+ptxas:
+	@sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(filter-out -gencode arch=% -t0,$(NVCC_FLAGS))
 
 # libFuzzer targets; clang only. FUZZ_SECONDS a target.
 FUZZ_SECONDS ?= 60

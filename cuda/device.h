@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -14,18 +13,6 @@
 
 namespace easel {
 
-struct DeviceInfo {
-    int index = 0;
-    std::string name;    // "NVIDIA H200"
-    int capability = 0;  // 90: compute capability 9.0
-    int n_sm = 0;
-    int64_t total_bytes = 0, free_bytes = 0;
-    bool graph_loops = false;  // conditional graph nodes: driver 12.4 or later
-};
-
-// Devices that this build has code for, in the driver's order. Empty without a driver or a device; then, and
-// for devices left out, `*why` says so in one clause.
-std::vector<DeviceInfo> list_devices(std::string* why = nullptr);
 // Makes a device the one that this thread works with.
 void use_device(int index);
 // Free memory of the device in use.
@@ -53,15 +40,14 @@ void finish(Stream stream);
 // Whether it has all been done; Error if something in it failed.
 bool finished(Stream stream);
 
-// A mark in a stream that the host, or another stream, can wait for.
+// A mark in a stream that the host can wait for; before the first record(), wait() returns at once.
 class Event {
   public:
     Event();
     ~Event();
     Event(const Event&) = delete;
     void record(Stream stream);
-    void wait();                  // the host
-    void wait_in(Stream stream);  // the stream
+    void wait();
 
   private:
     void* handle_ = nullptr;

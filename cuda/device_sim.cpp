@@ -30,9 +30,6 @@ std::unique_ptr<Flight> take_flight(Stream stream) {
 
 }  // namespace
 
-std::vector<DeviceInfo> list_devices(std::string*) {
-    return {{0, "simulator", 90, 1, int64_t{1} << 40, int64_t{1} << 40, true}};
-}
 void use_device(int index) {
     require(index == 0, "there is no CUDA device {}, the simulator is device 0", index);
 }
@@ -109,7 +106,6 @@ void Event::record(Stream stream) {
     finish(stream);
 }
 void Event::wait() {}
-void Event::wait_in(Stream) {}
 
 struct Graph::Impl {
     struct Node;

@@ -2,10 +2,9 @@
 // each stands under its kernel.
 //
 // T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
-// for; Product<T> that of gelu products. Activations of type T or Product<T> have rows of padded(n) elements,
-// zero past n; float32 ones have rows of n. [n] in a shape is the row without its padding. Launchers add to
-// `stream` and return at once. What varies from step to step is in LoopState, in device memory, so that a
-// captured launch stays good.
+// for. Activations of type T have rows of padded(n) elements, zero past n; float32 ones have rows of n. [n]
+// in a shape is the row without its padding. Launchers add to `stream` and return at once. What varies from
+// step to step is in LoopState, in device memory, so that a captured launch stays good.
 #pragma once
 #include "backend.h"
 #include "ptx.h"
@@ -13,17 +12,6 @@
 #include "sampler.h"
 
 namespace easel {
-
-template <class T>
-struct ProductOf {
-    using type = BF16;
-};
-template <>
-struct ProductOf<float> {
-    using type = float;
-};
-template <class T>
-using Product = typename ProductOf<T>::type;
 
 // Elements of an activation row: whole chunks of a record (records.h).
 EASEL_BOTH constexpr int padded(int n) {
@@ -38,6 +26,7 @@ struct Weights {
     int n_row = 0, n_col = 0;  // n_row of a gated pair counts both
     bool gated = false;
     int n_expert = 1;
+    float scale = 1;  // of every result; see product_scale() in engine.cpp
 
     int n_tile() const { return gated ? (n_row / 2 + 7) / 8 : (n_row + 15) / 16; }
     int64_t expert_bytes() const;  // n_tile() tiles of records
@@ -61,6 +50,8 @@ struct LoopState {
     int finish;        // Finish, once `done`
     int done;
     uint32_t n_frame;  // frames written to the ring
+    uint64_t canvas_start_ns,
+        denoise_ns;  // clock_ns() when the canvas began; time of the canvases that have ended
 };
 
 // Progress to the host and back: lives in memory that both sides see. The host reads frame i, in slot i %
@@ -103,7 +94,7 @@ struct AttentionShape {
 
 // Row tiles as they lie in a file: tile i has rows 0-7 at low + i stride, rows 8-15 at high + i stride, one
 // after the other. A plain matrix: high = low + 8 rows, stride = 16 rows; a gated pair: low = gate, high =
-// up, stride = 8 rows. Only n_low and n_high rows exist from low and high on, over all tiles; others become
+// up, stride = 8 rows. n_low rows exist from low on and n_high from high on; what lies past them becomes
 // zero.
 struct RowTiles {
     const uint8_t *low, *high;  // device memory
@@ -111,7 +102,7 @@ struct RowTiles {
     int n_low, n_high;
 };
 // Blocks of type `from`, rows of n_col values, to n_tile tiles of records of type `to` at `records`. `to` is
-// `from`, or F16, BF16 or F32, which any type can be expanded to.
+// `from`, or F16 or F32, which any type can be expanded to.
 void repack(Stream stream, Type from, Type to, const RowTiles& rows, int n_tile, int n_col, uint8_t* records);
 
 // ---- embed.cu
@@ -125,7 +116,15 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const Weights& embd, const float* norm, float eps,
                     int n_canvas, float* scratch, const LoopState* state);
-int64_t soft_scratch(int n_canvas, int n_embd);
+// Parts of the vocabulary at most: 528 blocks of 128 tokens x 128 columns, two waves of 132 SMs with two
+// each.
+constexpr int soft_splits(int n_canvas, int n_embd) {
+    const int n = 528 / ((n_canvas + 127) / 128 * ((padded(n_embd) + 127) / 128));
+    return n < 1 ? 1 : n > 64 ? 64 : n;
+}
+constexpr int64_t soft_scratch(int n_canvas, int n_embd) {
+    return int64_t{soft_splits(n_canvas, n_embd)} * n_canvas * padded(n_embd);
+}
 
 // ---- norm.cu
 // ------------------------------------------------------------------------------------------------
@@ -170,13 +169,25 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 // ---- dense.cu
 // -----------------------------------------------------------------------------------------------
 
-// out [n_token, w.n_row] float32 = x w^T; X is T or Product<T>.
+// out [n_token, w.n_row] float32 = x w^T; X is T or T.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token);
 
-// out [n_token, w.n_row / 2] Product<T> = gelu(x gate^T) * (x up^T)
+// out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)
 template <class T>
-void gate_up(Stream stream, Product<T>* out, const T* x, const Weights& w, int n_token);
+void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
+
+// out [n_slot, n_ff_exp] T, slot s from row token_of[s] of x with the expert whose slot it is.
+template <class T>
+void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
+                    const int* first);
+// out [n_slot, n_embd] float32, slot s from row s of x.
+template <class X>
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first);
+
+// max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
+// engine.cpp.
+void max_row_square(Stream stream, float* max, const Weights& w);
 
 // ---- attention.cu
 // -------------------------------------------------------------------------------------------
@@ -189,7 +200,9 @@ enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
                const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state);
-int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split);
+constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split) {
+    return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * (shape.head_dim + 2) : 0;
+}
 
 // ---- moe.cu
 // -------------------------------------------------------------------------------------------------
@@ -203,14 +216,6 @@ void route(Stream stream, int* chosen, float* weight, const float* x, const floa
 // slot_of[p]; token_of[slot] is its token; experts have slots first[e] to first[e + 1].
 void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* chosen, int n_token,
              int n_used, int n_expert);
-
-// out [n_slot, n_ff_exp] Product<T>, slot s from row token_of[s] of x with the expert whose slot it is.
-template <class T>
-void expert_gate_up(Stream stream, Product<T>* out, const T* x, const Weights& w, const int* token_of,
-                    const int* first);
-// out [n_slot, n_embd] float32, slot s from row s of x.
-template <class X>
-void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first);
 
 // ---- head.cu
 // ------------------------------------------------------------------------------------------------

@@ -6,7 +6,20 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef __CUDACC__
+#ifdef EASEL_CUDA  // engine.cpp and device_cuda.cpp: no kernels, no nvcc
+
+#include <cuda_runtime.h>
+
+namespace easel {
+using Stream = cudaStream_t;
+using Condition = cudaGraphConditionalHandle;
+// See below.
+void check_launch(cudaError_t e, const char* kernel);
+void allow_shared(const void* kernel, const char* name, size_t bytes);
+}  // namespace easel
+#define DEVICE inline
+
+#elif defined(__CUDACC__)
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -41,6 +54,13 @@ using Condition = cudaGraphConditionalHandle;  // of a conditional graph node; 0
 void check_launch(cudaError_t e, const char* kernel);
 // Lets a kernel have more dynamic shared memory than the 48 KiB that need no permission.
 void allow_shared(const void* kernel, const char* name, size_t bytes);
+
+// Nanoseconds since some moment.
+DEVICE uint64_t clock_ns() {
+    uint64_t t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
+}
 
 // What the graph node of `c` does next: goes on (a loop) or runs (a branch) if `value`. One thread calls it.
 DEVICE void set_condition(Condition c, bool value) {
@@ -245,6 +265,7 @@ DEVICE uint16_t float_to_bfloat(float f) {
 
 #else  // the simulator
 
+#include <chrono>
 #include <iterator>
 
 #include "quant.h"
@@ -272,6 +293,9 @@ using Condition = bool*;
 
 inline void set_condition(Condition c, bool value) {
     if (c) *c = value;
+}
+inline uint64_t clock_ns() {
+    return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 // ---- loads and stores ------------------------------------------------------------------------------------
@@ -380,9 +404,9 @@ inline void halves_to_floats(const uint16_t* h, float* out) {
     const Uint8 u = __builtin_convertvector(bits, Uint8);
     const Uint8 shifted = (u & 0x7fff)
                           << 13;  // exponent and mantissa in place, the exponent too small by 112
-    const Float8 f = reinterpret_cast<const Float8&>(shifted) * 0x1p112f;
+    const Float8 f = (Float8)shifted * 0x1p112f;  // a cast of vectors keeps the bits
     const Uint8 special = shifted >= 0x0f800000u ? Uint8{} + 0x7f800000u : Uint8{};  // infinities, NaN
-    const Uint8 result = reinterpret_cast<const Uint8&>(f) | special | (u & 0x8000) << 16;
+    const Uint8 result = (Uint8)f | special | (u & 0x8000) << 16;
     memcpy(out, &result, sizeof result);
 }
 inline void bfloats_to_floats(const uint16_t* h, float* out) {
@@ -567,23 +591,18 @@ inline uint16_t float_to_bfloat(float f) {
 
 namespace easel {
 
-// 16-bit floats as their bits. Activations are F16 (normed values), BF16 (gelu products, whose range F16 does
-// not have) or, where exactness is asked for, float.
+// A 16-bit float as its bits: what tensor cores read.
 struct F16 {
     uint16_t bits;
 };
-struct BF16 {
-    uint16_t bits;
-};
+
+#ifndef EASEL_CUDA
 
 DEVICE float to_f32(float v) {
     return v;
 }
 DEVICE float to_f32(F16 v) {
     return half_to_float(v.bits);
-}
-DEVICE float to_f32(BF16 v) {
-    return bfloat_to_float(v.bits);
 }
 
 // Rounds to nearest; what F16 cannot hold becomes its largest value.
@@ -597,9 +616,7 @@ template <>
 DEVICE F16 from_f32<F16>(float v) {
     return {float_to_half(fminf(fmaxf(v, -65504.0f), 65504.0f))};
 }
-template <>
-DEVICE BF16 from_f32<BF16>(float v) {
-    return {float_to_bfloat(v)};
-}
+
+#endif
 
 }  // namespace easel

@@ -1,6 +1,6 @@
 // records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
-// file; gemm.h, head.cu and embed.cu read them with decode(). A permutation of the file's bits: no type grows
-// but by padding to whole records (zeros).
+// file; weight_gemm.h, head.cu and embed.cu read them with decode(). A permutation of the file's bits: no
+// type grows but by padding to whole records (zeros).
 //
 // A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record
 // is the tile's scales, then one chunk for every 64 columns. Records of a tile follow each other, then comes
@@ -57,8 +57,6 @@ struct Record<Type::Q6_K> : RecordShape<256, 288, 768, 6, 32> {};
 template <>
 struct Record<Type::F16> : RecordShape<64, 0, 2048, 16, 0> {};
 template <>
-struct Record<Type::BF16> : RecordShape<64, 0, 2048, 16, 0> {};
-template <>
 struct Record<Type::F32> : RecordShape<64, 0, 4096, 32, 0> {};
 
 struct RecordInfo {
@@ -80,7 +78,6 @@ constexpr bool with_record(Type type, F f) {
         EASEL_RECORD(Q5_K)
         EASEL_RECORD(Q6_K)
         EASEL_RECORD(F16)
-        EASEL_RECORD(BF16)
         EASEL_RECORD(F32)
         default:
             return false;
@@ -88,14 +85,13 @@ constexpr bool with_record(Type type, F f) {
 #undef EASEL_RECORD
 }
 
-// The records that weights of a file's type become, for products with activations of type X: all float if
-// these are float; else their own bits; and what has no tensor core operand is rounded to X.
-template <class X>
+// The records that weights of a file's type become, for products with activations of type T: all float if
+// these are float; else their own bits, and what has no records, rounded to F16.
+template <class T>
 Type record_type(Type type) {
-    if (std::is_same_v<X, float>) return Type::F32;
-    const Type sixteen = std::is_same_v<X, F16> ? Type::F16 : Type::BF16;
+    if (std::is_same_v<T, float>) return Type::F32;
     const bool quantised = with_record(type, [](auto) {}) && type_info(type).block_elems > 1;
-    return quantised ? type : sixteen;
+    return quantised ? type : Type::F16;
 }
 
 inline RecordInfo record_info(Type type) {
@@ -109,6 +105,8 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
     const RecordInfo r = record_info(type);
     return (n_row + 15) / 16 * ((n_col + r.n_k - 1) / r.n_k) * r.bytes;
 }
+
+#ifndef EASEL_CUDA  // that is host code
 
 // Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk.
 struct ChunkScales {
@@ -156,13 +154,12 @@ DEVICE uint32_t iq4_value(uint32_t code) {
     return (code & 8 ? high : low) & 255;
 }
 
-// Operand A of a chunk: a[s][i], register i of k16 step s, values of type X (F16 or BF16). `scales` and
-// `data` are those of the chunk's record and of the chunk itself, 16-byte aligned, in any memory.
-template <Type TYPE, class X>
+// Operand A of a chunk: a[s][i], register i of k16 step s, in F16. `scales` and `data` are those of the
+// chunk's record and of the chunk itself, 16-byte aligned, in any memory.
+template <Type TYPE>
 DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* data, int chunk, int lane) {
     using R = Record<TYPE>;
     if constexpr (R::code_bits == 16) {
-        static_assert((TYPE == Type::F16) == std::is_same_v<X, F16>);
         UNROLL for (int s = 0; s < 4; s++) {
             const uint4 v = load16(data + (s * 32 + lane) * 16);
             a[s][0] = v.x, a[s][1] = v.y, a[s][2] = v.z, a[s][3] = v.w;
@@ -201,18 +198,15 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
                 const uint32_t q = hsub2(code | 0x64006400, zero | zero << 16);
                 const float scale = f.scale[s][i % 2], min = f.min[s][i % 2];
                 constexpr bool has_min = TYPE == Type::Q4_K || TYPE == Type::Q5_K || TYPE == Type::Q5_1;
-                if constexpr (std::is_same_v<X, F16>) {
-                    if constexpr (has_min)
-                        a[s][i] = hfma2(q, pack_f16(scale, scale), pack_f16(min, min));
-                    else
-                        a[s][i] = hmul2(q, pack_f16(scale, scale));
-                } else {
-                    a[s][i] = pack_bf16(half_to_float(q & 0xffff) * scale + min,
-                                        half_to_float(q >> 16) * scale + min);
-                }
+                if constexpr (has_min)
+                    a[s][i] = hfma2(q, pack_f16(scale, scale), pack_f16(min, min));
+                else
+                    a[s][i] = hmul2(q, pack_f16(scale, scale));
             }
         }
     }
 }
+
+#endif
 
 }  // namespace easel

@@ -1,5 +1,5 @@
 // tile.h: products of small matrices in shared memory, one warp each, for kernels that are written once for
-// F16 or BF16 (tensor cores) and for float (plain multiply-adds, where exactness is asked for).
+// F16 (tensor cores) and for float (plain multiply-adds, where exactness is asked for).
 //
 // Accumulators acc[n][4] are those of mma.m16n8k16, whatever the type: lane 4 g + t holds, of the 16 x 8 tile
 // n, (row g, column 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1). Rows in shared memory begin at multiples of 16
@@ -12,10 +12,6 @@ namespace easel {
 DEVICE void mma_m16n8k16(F16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     mma_m16n8k16_f16(d, a, b0, b1);
 }
-DEVICE void mma_m16n8k16(BF16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma_m16n8k16_bf16(d, a, b0, b1);
-}
-
 // Elements between rows of a tile of `n` columns.
 template <class T>
 constexpr int tile_stride(int n) {
@@ -43,8 +39,8 @@ DEVICE void multiply_nt(float (&acc)[NT][4], const T* a, int lda, const T* b, in
             UNROLL for (int n = 0; n < NT; n += 2) {
                 uint32_t y[4];
                 ldmatrix(y, b + (n * 8 + lane % 8 + lane / 16 * 8) * ldb + j + lane / 8 % 2 * 8);
-                mma_m16n8k16(T(), acc[n], x, y[0], y[1]);
-                mma_m16n8k16(T(), acc[n + 1], x, y[2], y[3]);
+                mma_m16n8k16_f16(acc[n], x, y[0], y[1]);
+                mma_m16n8k16_f16(acc[n + 1], x, y[2], y[3]);
             }
         }
     }
@@ -70,8 +66,8 @@ DEVICE void multiply_nn(float (&acc)[NT][4], const T* a, int lda, const T* b, in
             UNROLL for (int n = 0; n < NT; n += 2) {
                 uint32_t y[4];
                 ldmatrix_trans(y, b + (j + lane % 16) * ldb + n * 8 + lane / 16 * 8);
-                mma_m16n8k16(T(), acc[n], x, y[0], y[1]);
-                mma_m16n8k16(T(), acc[n + 1], x, y[2], y[3]);
+                mma_m16n8k16_f16(acc[n], x, y[0], y[1]);
+                mma_m16n8k16_f16(acc[n + 1], x, y[2], y[3]);
             }
         }
     }

@@ -1,11 +1,13 @@
 // check.h: the one way a wrong file, flag or request is reported.
 // Every part throws Error; main() alone catches it, prints the one line and exits with 1.
 #pragma once
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 #include <stdexcept>
 #include <utility>
+
+#ifndef __CUDACC__
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#endif
 
 namespace easel {
 
@@ -14,6 +16,14 @@ struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+#ifdef __CUDACC__  // nvcc does not take fmt's headers: kernel files have plain texts
+[[noreturn]] inline void fail(const char* text) {
+    throw Error(text);
+}
+inline void require(bool ok, const char* text) {
+    if (!ok) fail(text);
+}
+#else
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
     throw Error(fmt::format(text, std::forward<Args>(args)...));
@@ -24,5 +34,6 @@ template <class... Args>
 void require(bool ok, fmt::format_string<Args...> text, Args&&... args) {
     if (!ok) fail(text, std::forward<Args>(args)...);
 }
+#endif
 
 }  // namespace easel

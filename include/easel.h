@@ -16,8 +16,15 @@ namespace easel {
 
 struct EngineOptions {
     std::string model;  // a GGUF file; empty: the demo model that is part of the program
-    int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for
+    int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for, on a GPU
+                        // at most 32768
     int n_thread = 0;   // 0: one a core
+    // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
+    // into.
+    std::string device = "auto";
+    bool exact = false;      // on a GPU: float32 throughout, slow and large; for comparing with the CPU
+    bool graph_loop = true;  // on a GPU: the whole answer in one graph, where the driver can
+    LoadProgressFn on_load;  // weights on their way to a GPU
 };
 
 struct Request {
@@ -75,10 +82,16 @@ class Engine {
     Result generate(const Request& request, const FrameFn& on_frame = {}, const ProgressFn& on_progress = {});
 
     Backend& backend() { return *backend_; }
+    // "CPU", or the GPU's name; and what the user should know about that choice, or nothing.
+    const std::string& device() const { return device_; }
+    const std::string& note() const { return note_; }
 
   private:
+    void open_backend(const EngineOptions& options);
+
     std::shared_ptr<const Model> model_;
     std::unique_ptr<Tokenizer> tokenizer_;
+    std::string device_, note_;
     std::unique_ptr<Backend> backend_;
     int n_context_;
     std::vector<int32_t> cached_;  // ids whose K and V the backend holds

@@ -192,8 +192,21 @@ void warn(const Model& model) {
 
 }  // namespace
 
+// The engine, with progress while weights go to a GPU.
+static Engine open_engine(EngineOptions options) {
+    ProgressLine progress;
+    options.on_load = [&](int64_t done, int64_t total) {
+        progress.show(fmt::format("loading weights: {} of {}", human_bytes(done), human_bytes(total)));
+        return true;
+    };
+    Engine engine(options);
+    progress.clear();
+    if (!engine.note().empty()) fmt::print(stderr, "easel: {}\n", engine.note());
+    return engine;
+}
+
 int run_generate(const GenerateFlags& flags) {
-    Engine engine(flags.engine);
+    Engine engine = open_engine(flags.engine);
     const Request request = make_request(flags, engine);
     catch_interrupt();
     ProgressLine progress;
@@ -225,7 +238,7 @@ int run_generate(const GenerateFlags& flags) {
 }
 
 int run_logits(const LogitsFlags& flags) {
-    Engine engine(flags.engine);
+    Engine engine = open_engine(flags.engine);
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
     const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
@@ -325,7 +338,14 @@ int run_info(const std::string& path, int n_context) {
     };
     out += fmt::format("memory at a context of {} tokens\n", context);
     line("CPU", plan_cpu(model, context), " (weights stay in the mapped file)");
-    line("GPU", plan_gpu(model, context), " (planned: this version runs on the CPU only)");
+    line("GPU", plan_gpu(model, context), "");
+    std::string why;
+    for (const DeviceInfo& d : cuda_devices(&why))
+        out += fmt::format("  cuda:{} {}, compute capability {}.{}, {}, {}\n", d.index, d.name,
+                           d.capability / 10, d.capability % 10, human_bytes(d.total_bytes),
+                           d.graph_loop ? "an answer is one graph"
+                                        : "the host launches each step (the driver has no graph loops)");
+    if (!why.empty()) out += fmt::format("  no GPU in use: {}\n", why);
     for (const std::string& text : model.warnings) out += fmt::format("warning: {}\n", text);
     write_stdout(out);
     return 0;

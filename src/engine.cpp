@@ -1,6 +1,7 @@
 // engine.cpp: from a request to an answer: prompt ids, the cached prefix, generation, splitting. Called by
 // main.
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 
 #include "check.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int kDefaultTokens = 2048;  // where an answer ends at the latest unless a request says otherwise
 constexpr int kEncodeChunk = 512;     // tokens between two looks at the progress callback
+constexpr int kGpuContext = 32768;    // of a GPU unless asked for: its KV cache is allocated at once
 
 uint64_t hash_ids(std::span<const int32_t> ids) {
     uint64_t h = 0xcbf29ce484222325;  // FNV-1a, 64 bits
@@ -67,8 +69,55 @@ Engine::Engine(const EngineOptions& options) {
             tokenizer_->n_vocab(), c.n_vocab);
     require(options.n_context >= 0 && options.n_context <= c.n_context, "context is {}, expected 1 to {}",
             options.n_context, c.n_context);
-    n_context_ = options.n_context ? options.n_context : c.n_context;
+    open_backend(options);
+}
+
+// The device that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
+void Engine::open_backend(const EngineOptions& options) {
+    const std::string& name = options.device;
+    const int model_context = model_->config.n_context;
+    int index = 0;
+    const bool numbered = name.starts_with("cuda:");
+    if (numbered) {
+        const char *first = name.data() + 5, *last = name.data() + name.size();
+        const auto [end, error] = std::from_chars(first, last, index);
+        require(first != last && end == last && error == std::errc() && index >= 0,
+                "device is {}, expected auto, cpu, cuda or cuda:N", name);
+    } else {
+        require(name == "auto" || name == "cpu" || name == "cuda",
+                "device is {}, expected auto, cpu, cuda or cuda:N", name);
+    }
+    if (name != "cpu") {
+        std::string why;
+        const std::vector<DeviceInfo> devices = cuda_devices(&why);
+        const auto device = std::find_if(devices.begin(), devices.end(),
+                                         [&](const DeviceInfo& d) { return !numbered || d.index == index; });
+        if (device != devices.end()) {
+            try {
+                n_context_ = options.n_context ? options.n_context : std::min(model_context, kGpuContext);
+                DeviceOptions o;
+                o.index = device->index;
+                o.n_context = n_context_;
+                o.exact = options.exact;
+                o.graph_loop = options.graph_loop && device->graph_loop;
+                o.on_load = options.on_load;
+                backend_ = make_cuda_backend(model_, o);
+                device_ = device->name;
+                return;
+            } catch (const Error& e) {
+                if (name != "auto") throw;
+                note_ = fmt::format("the CPU is used, not the GPU: {}", e.what());
+            }
+        } else if (name != "auto") {
+            std::vector<int> usable;
+            for (const DeviceInfo& d : devices) usable.push_back(d.index);
+            if (why.empty()) why = fmt::format("the devices are {}", fmt::join(usable, ", "));
+            fail("there is no device {}: {}", name, why);
+        }
+    }
+    n_context_ = options.n_context ? options.n_context : model_context;
     backend_ = make_cpu_backend(model_, n_context_);
+    device_ = "CPU";
 }
 
 std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
@@ -128,7 +177,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     result.n_prompt = static_cast<int>(prompt.size());
     const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
     result.n_reused = static_cast<int>(end - prompt.begin());
-    backend_->truncate(result.n_reused);
+    result.n_reused = backend_->truncate(result.n_reused);
     cached_.resize(result.n_reused);
 
     auto start = std::chrono::steady_clock::now();
@@ -145,7 +194,8 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     result.encode_ms = ms_since(start);
 
     const Answer answer = backend_->generate(params, on_frame);
-    backend_->truncate(result.n_prompt);  // the next prompt holds the answer in its own form, if at all
+    // The next prompt holds the answer in its own form, if at all.
+    cached_.resize(backend_->truncate(result.n_prompt));
     result.ids = answer.tokens;
     if (static_cast<int>(result.ids.size()) > n_token) result.ids.resize(n_token);
     // An end past the tokens asked for is not an end that the user sees.
@@ -170,22 +220,6 @@ MemoryPlan plan_cpu(const Model& model, int n_context) {
                               int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
     const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
     return {model.weight_bytes(), c.kv_bytes_per_token() * n_context, 4 * (n * per_token + probs)};
-}
-
-MemoryPlan plan_gpu(const Model& model, int n_context) {
-    const Config& c = model.config;
-    const int64_t chunk = 2048, half = 2;  // an encode chunk; bytes of a float16
-    int64_t kv = 0;
-    for (const LayerShape& l : c.layers) {
-        const int64_t kept = l.global ? n_context : std::min<int64_t>(n_context, c.window - 1 + chunk);
-        kv += 2 * int64_t{l.n_head_kv} * l.head_dim * half * kept;
-    }
-    // Residual stream and normed inputs of a chunk, expert slots, and one float16 probability a canvas row
-    // and word.
-    const int64_t per_token = 4 * 4 * int64_t{c.n_embd} +
-                              half * int64_t{c.n_expert_used} * (c.n_embd + c.n_ff_exp) +
-                              half * (int64_t{c.n_head} * c.max_head_dim() * 3 + 2 * int64_t{c.n_ff});
-    return {model.weight_bytes(), kv, chunk * per_token + half * int64_t{c.n_canvas} * c.n_vocab};
 }
 
 }  // namespace easel

@@ -12,6 +12,9 @@
 #ifndef EASEL_COMMIT
 #define EASEL_COMMIT "unknown"
 #endif
+#ifndef EASEL_BACKENDS  // "CPU", or "CPU and CUDA for sm_80 sm_90a"
+#define EASEL_BACKENDS "CPU"
+#endif
 
 namespace {
 
@@ -53,8 +56,15 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, "GGUF file (default: the built-in demo model)");
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
-    app.add_option("-c,--context", e.n_context, "tokens of prompt and answer together (default: the model's)")
+    app.add_option("-c,--context", e.n_context,
+                   "tokens of prompt and answer together (default: the model's, on a GPU at most 32768)")
         ->check(CLI::Range(1, 1 << 30));
+    app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)");
+    app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
+        ->disable_flag_override();
+    app.add_flag("--host-loop{false}", e.graph_loop,
+                 "on a GPU: the host launches each step, not one graph all")
+        ->disable_flag_override();
 }
 
 int run(int argc, char** argv) {
@@ -62,7 +72,7 @@ int run(int argc, char** argv) {
         "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
         "Example: easel generate -p \"What is 47 + 35?\""};
     app.require_subcommand(1);
-    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", CPU)");
+    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", " EASEL_BACKENDS ")");
 
     GenerateFlags generate;
     auto* g =

@@ -143,18 +143,16 @@ class CpuBackend final : public Backend {
 
     int n_cached() const override { return n_cached_; }
 
-    void truncate(int n_token) override {
-        require(n_token >= 0 && n_token <= n_cached_, "cannot truncate the cache to {} tokens, it holds {}",
-                n_token, n_cached_);
+    int truncate(int n_token) override {
+        check_truncate(n_cached_, n_token);
         n_cached_ = n_token;
         trim_cache();
+        return n_token;
     }
 
     void encode(std::span<const int32_t> tokens) override {
-        check_tokens(tokens);
-        require(tokens.size() <= size_t(n_context_ - n_cached_),
-                "{} tokens after {} cached ones exceed the context of {}", tokens.size(), n_cached_,
-                n_context_);
+        check_tokens(c_, tokens);
+        check_append(n_cached_, tokens.size(), n_context_);
         constexpr size_t kChunk = 512;  // bounds the buffers of a pass
         for (size_t at = 0; at < tokens.size(); at += kChunk) {
             const auto chunk = tokens.subspan(at, std::min(kChunk, tokens.size() - at));
@@ -165,16 +163,10 @@ class CpuBackend final : public Backend {
     }
 
     void logits(const LogitsRequest& request, std::span<float> out) override {
-        const size_t n = size_t(c_.n_canvas) * c_.n_vocab;
-        require(request.canvas.size() == size_t(c_.n_canvas), "the canvas has {} tokens, expected {}",
-                request.canvas.size(), c_.n_canvas);
-        require(out.size() == n, "room for {} logits, expected {}", out.size(), n);
-        check_tokens(request.canvas);
-        require_room(1);
+        check_logits_request(c_, request, out.size());
+        check_room(c_, n_cached_, 1, n_context_);
         Floats soft;
         if (!request.prev_logits.empty()) {
-            require(request.prev_logits.size() == n, "{} previous logits, expected {}",
-                    request.prev_logits.size(), n);
             Floats probs(request.prev_logits.begin(), request.prev_logits.end());
             parallel_for(c_.n_canvas, [&](int64_t t) {
                 sample_row(row(probs, t), request.prev_temperature, 0, 0, false);
@@ -187,9 +179,7 @@ class CpuBackend final : public Backend {
     }
 
     Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
-        check_sampler(params.sampler);
-        require(params.n_canvas >= 1, "{} canvases asked for, expected 1 or more", params.n_canvas);
-        require_room(params.n_canvas);
+        check_generate(c_, params, n_cached_, n_context_);
         Answer answer;
         std::vector<int32_t> commit;
         for (int canvas = 0; canvas < params.n_canvas; canvas++) {
@@ -224,17 +214,6 @@ class CpuBackend final : public Backend {
         return {x.data() + t * c_.n_vocab, size_t(c_.n_vocab)};
     }
 
-    void check_tokens(std::span<const int32_t> tokens) const {
-        for (int32_t id : tokens)
-            require(id >= 0 && id < c_.n_vocab, "token id {} is out of range, expected 0 to {}", id,
-                    c_.n_vocab - 1);
-    }
-    void require_room(int n_canvas) const {
-        const int64_t needed = n_cached_ + int64_t{n_canvas} * c_.n_canvas;
-        require(needed <= n_context_,
-                "{} tokens of prompt and {} canvases of {} need {} places, the context has {}", n_cached_,
-                n_canvas, c_.n_canvas, needed, n_context_);
-    }
     void trim_cache() {
         for (int l = 0; l < c_.n_layer; l++)
             for (auto* heads : {&cache_[l].k, &cache_[l].v})

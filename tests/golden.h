@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 #include "backend.h"
 #include "catch.h"
 #include "check.h"
+#include "convert.h"
 #include "tokenizer.h"
 
 inline std::string fixture(const std::string& name) {
@@ -48,6 +50,17 @@ inline std::shared_ptr<const easel::Model> load_model(const std::string& path) {
     return std::make_shared<const easel::Model>(std::make_shared<easel::Gguf>(easel::Gguf::open(path)));
 }
 
+// tests/fixtures/hf/NAME as a float32 GGUF file under build/.
+inline std::string converted(const std::string& name) {
+    std::filesystem::create_directories("build/test");
+    const std::string path = "build/test/" + name + ".gguf";
+    easel::ConvertOptions options;
+    options.type = "f32";
+    options.quiet = true;
+    easel::convert(fixture("hf/" + name), path, options);
+    return path;
+}
+
 // NAME.json's canvas through one pass without (NAME.logits0.f32) and, reversed, one with self-conditioning
 // (NAME.logits1.f32), after whatever `backend` has encoded.
 inline void check_logits(const std::string& name, easel::Backend& backend, double tolerance) {
@@ -64,20 +77,19 @@ inline void check_logits(const std::string& name, easel::Backend& backend, doubl
 
 // The whole loop: tokens, and every step's acceptance, argmax canvas and mean entropy, as `file` has them. An
 // answer that the file shows cut short must end by an end-of-generation id.
-inline void check_generation(const std::string& file, const std::shared_ptr<const easel::Model>& model,
+inline void check_generation(const std::string& file, easel::Backend& backend, const easel::Model& model,
                              double entropy_tolerance) {
     INFO(file);
     const auto golden = read_json(fixture(file));
-    const auto backend = easel::make_cpu_backend(model, model->config.n_context);
     const std::vector<int32_t> prompt = golden["prompt"], tokens = golden["tokens"];
-    backend->encode(prompt);
+    backend.encode(prompt);
     easel::GenerateParams params;
-    params.sampler = model->config.sampler;
+    params.sampler = model.config.sampler;
     params.seed = golden["seed"];
     params.n_canvas = golden["n_canvases"];
-    params.end_tokens = easel::Tokenizer(*model->file).end_of_generation;
+    params.end_tokens = easel::Tokenizer(*model.file).end_of_generation;
     size_t row = 0;
-    const easel::Answer answer = backend->generate(params, [&](const easel::Frame& f) {
+    const easel::Answer answer = backend.generate(params, [&](const easel::Frame& f) {
         const auto& step = golden["steps"].at(row++);
         CHECK(f.canvas == step["canvas"]);
         CHECK(f.step == step["step"]);
@@ -89,6 +101,6 @@ inline void check_generation(const std::string& file, const std::shared_ptr<cons
     });
     CHECK(row == golden["steps"].size());
     CHECK(answer.tokens == tokens);
-    const bool whole = tokens.size() == size_t(params.n_canvas) * model->config.n_canvas;
+    const bool whole = tokens.size() == size_t(params.n_canvas) * model.config.n_canvas;
     CHECK(answer.finish == (whole ? easel::Finish::Length : easel::Finish::Stop));
 }

@@ -28,17 +28,12 @@ inline float host_f32(float v) {
 inline float host_f32(F16 v) {
     return f16_to_f32(v.bits);
 }
-inline float host_f32(BF16 v) {
-    return bf16_to_f32(v.bits);
-}
 template <class T>
 T host_from_f32(float v) {
     if constexpr (std::is_same_v<T, float>)
         return v;
-    else if constexpr (std::is_same_v<T, F16>)
-        return {f32_to_f16(v)};
     else
-        return {f32_to_bf16(v)};
+        return {f32_to_f16(v)};
 }
 template <class T>
 std::vector<float> host_f32(const std::vector<T>& v) {
@@ -92,7 +87,7 @@ double distance(const std::vector<A>& a, const std::vector<B>& b) {
 // threads and poisons, on a GPU twice; all must be equal to the byte. Returns them.
 template <class F>
 auto every_schedule(F f, [[maybe_unused]] int n_random = 1) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(EASEL_CUDA)
     const auto first = f(), second = f();
     REQUIRE(first.size() == second.size());
     REQUIRE(std::memcmp(first.data(), second.data(), first.size() * sizeof(first[0])) == 0);

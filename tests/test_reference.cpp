@@ -67,7 +67,7 @@ TEST_CASE("truncate forgets exactly what came after") {
 TEST_CASE("generation gives the golden tokens step by step") {
     const auto model = load_model(fixture("tiny.gguf"));
     for (const char* name : {"tiny.json", "tiny.cut1.json", "tiny.cut2.json"})
-        check_generation(name, model, 5e-7);
+        check_generation(name, *backend_for(model), *model, 5e-7);
 }
 
 TEST_CASE("the same seed gives the same answer again, another seed another") {

@@ -1,26 +1,8 @@
 // test_transformers.cpp: small random models of the transformers class itself, converted here, against its
 // own results (tests/fixtures/hf, made by tools/golden.py).
-#include <filesystem>
-
-#include "convert.h"
 #include "golden.h"
 
 using namespace easel;
-
-namespace {
-
-// tests/fixtures/hf/NAME as a float32 GGUF file under build/.
-std::string converted(const std::string& name) {
-    std::filesystem::create_directories("build/test");
-    const std::string path = "build/test/" + name + ".gguf";
-    ConvertOptions options;
-    options.type = "f32";
-    options.quiet = true;
-    convert(fixture("hf/" + name), path, options);
-    return path;
-}
-
-}  // namespace
 
 // Both sides are float32: the difference is rounding.
 TEST_CASE("transformers: logits, the loop and token ids") {
@@ -39,8 +21,10 @@ TEST_CASE("transformers: logits, the loop and token ids") {
             backend->logits({golden["canvas"].get<std::vector<int32_t>>(), {}, 1}, logits);
             CHECK(relative_error(logits, expected) < 3e-6);
         }
-        check_generation("hf/" + name + ".json", model, 2e-6);
-        check_generation("hf/" + name + ".cut.json", model, 2e-6);
+        check_generation("hf/" + name + ".json", *make_cpu_backend(model, model->config.n_context), *model,
+                         2e-6);
+        check_generation("hf/" + name + ".cut.json", *make_cpu_backend(model, model->config.n_context),
+                         *model, 2e-6);
 
         const Tokenizer tokenizer(*model->file);
         for (const auto& row : read_json(fixture("hf/" + name + ".tokenize.json"))) {

@@ -1,0 +1,203 @@
+// accept.cu: the loop between two passes: a canvas' noise, acceptance and stop rule after each step, the end
+// of a canvas and of the answer (SPEC sections 3, 8), and the frames that the host follows it by. The
+// engine's graph calls these beside the passes; each decision is that of the CPU backend, to the bit.
+//
+// One block of a thread a position, so barriers are all the order there is. The state is written by thread 0
+// after a barrier that all pass when they have read it.
+#include "check.h"
+#include "ops.h"
+
+namespace easel {
+
+namespace {
+
+// Memory that the host changes meanwhile.
+DEVICE uint32_t read_now(const uint32_t* p) {
+    return *static_cast<const volatile uint32_t*>(p);
+}
+DEVICE void write_now(uint32_t* p, uint32_t value) {
+    *static_cast<volatile uint32_t*>(p) = value;
+}
+
+int block_size(int n_canvas) {  // whole warps
+    require(n_canvas >= 1 && n_canvas <= kMaxCanvas, "a canvas has 1 to 1024 positions");
+    return (n_canvas + 31) / 32 * 32;
+}
+
+// Until the ring has a free slot for frame n_frame. False: cancelled before it had.
+DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot) {
+    while (n_frame - read_now(&header->tail) >= static_cast<uint32_t>(n_slot))
+        if (read_now(&header->cancel)) return false;
+    return true;
+}
+
+}  // namespace
+
+// start_canvas: tokens = noise of canvas state->canvas; step 0.
+//   tokens [n_canvas]
+// Launch: 1 block, a thread a position, rounded up to warps.
+// Shared: none.
+// Maths:  integers.
+// Check:  tests/test_accept.cpp against a loop on the host.
+__global__ void __launch_bounds__(kMaxCanvas)
+    start_canvas_kernel(int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
+                        LoopConditions conditions) {
+    const int i = threadIdx.x;
+    if (i < n_canvas)
+        tokens[i] = random_token(random_word(state->seed, i, 0, state->canvas, RandomStream::Init), n_vocab);
+    if (i) return;
+    state->step = state->held = 0;  // which no thread reads
+    set_condition(conditions.denoise, true);
+}
+
+void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
+                  const LoopConditions& conditions) {
+    EASEL_LAUNCH(start_canvas_kernel, 1, block_size(n_canvas), 0, stream, tokens, n_canvas, n_vocab, state,
+                 conditions);
+}
+
+// accept: position i is accepted if the entropies of those before it, in order of (entropy, position), add up
+// to the bound at most; then its token is the draw (greedy: the argmax), else noise. The canvas is finished
+// if its argmax has stayed the same for `stability` steps and the mean entropy is below `confidence`, or
+// after max_steps. A frame says so to the host.
+//   tokens [n_canvas]  out
+//   argmax [n_canvas]  in: of the step before, unless this is step 0; out: of this step
+//   rows   [n_canvas]
+// Launch: 1 block, a thread a position, rounded up to warps.
+// Shared: 12 KiB: all entropies, as floats to compare and as integers to add.
+// Why:    each thread adds up the entropies before its own: n_canvas^2 comparisons of values that all lanes
+//         read at once, in the time that sorting takes with its barriers, and nothing to pad.
+// Maths:  int64 of 2^-40 nats, exact in any order; the mean in double.
+// Check:  tests/test_accept.cpp against accept() and StopRule of sampler.h.
+__global__ void __launch_bounds__(kMaxCanvas, 1)
+    accept_kernel(int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
+                  LoopState* state, Ring ring, LoopConditions conditions) {
+    SHARED_ARRAY(float, entropy, kMaxCanvas);
+    SHARED_ARRAY(int64_t, fixed, kMaxCanvas);
+    SHARED(bool, has_slot);
+    const int i = threadIdx.x, step = state->step, canvas = state->canvas;
+    const uint32_t n_frame = state->n_frame;
+    const SamplerConfig& config = state->sampler;
+    const bool in_canvas = i < n_canvas;
+    RowStats row{};
+    if (in_canvas) {
+        row = rows[i];
+        entropy[i] = row.entropy;
+        fixed[i] = entropy_fixed(row.entropy);
+    }
+    __syncthreads();  // entropy, fixed are complete
+
+    int64_t before = 0, total = 0;
+    for (int j = 0; j < n_canvas; j++) {
+        total += fixed[j];
+        if (entropy[j] < row.entropy || (entropy[j] == row.entropy && j < i)) before += fixed[j];
+    }
+    const bool accepted = before <= entropy_fixed(fminf(config.entropy_bound, 1e5f));
+    const float mean_entropy = static_cast<float>(entropy_nats(total) / static_cast<double>(n_canvas));
+
+    const bool same = __syncthreads_and(!in_canvas || (step > 0 && argmax[i] == row.argmax));
+    const int held = same ? state->held + 1 : 0;
+    const bool stable = held >= config.stability && mean_entropy < config.confidence;
+    const bool last = stable || step + 1 >= config.max_steps;
+    int32_t token = config.greedy ? row.argmax : row.drawn;
+    if (!accepted)
+        token = random_token(random_word(state->seed, i, step, canvas, RandomStream::Renoise), n_vocab);
+    if (in_canvas) {
+        tokens[i] = token;
+        argmax[i] = row.argmax;
+    }
+
+    if (i == 0) has_slot = wait_for_slot(ring.header, n_frame, ring.n_slot);
+    __syncthreads();  // has_slot is set, and the slot is free
+    if (has_slot) {
+        uint8_t* slot = ring.slots + int64_t{n_frame % static_cast<uint32_t>(ring.n_slot)} * ring.slot_bytes;
+        int32_t* frame_tokens = reinterpret_cast<int32_t*>(slot + sizeof(FrameHeader));
+        int32_t* frame_argmax = frame_tokens + n_canvas;
+        float* frame_entropy = reinterpret_cast<float*>(frame_argmax + n_canvas);
+        uint8_t* frame_accepted = reinterpret_cast<uint8_t*>(frame_entropy + n_canvas);
+        if (in_canvas) {
+            frame_tokens[i] = token;
+            frame_argmax[i] = row.argmax;
+            frame_entropy[i] = row.entropy;
+            frame_accepted[i] = accepted;
+        }
+        if (i == 0)
+            *reinterpret_cast<FrameHeader*>(slot) = {canvas, step, mean_entropy, temperature(config, step),
+                                                     last};
+        __threadfence_system();  // the host sees the frame before it sees `head`
+    }
+    __syncthreads();  // the frame is written, by all; all have read the state
+    if (i) return;
+    if (has_slot) {
+        write_now(&ring.header->head, n_frame + 1);
+        state->n_frame = n_frame + 1;
+    }
+    state->step = step + 1;
+    state->held = held;
+    const bool cancelled = read_now(&ring.header->cancel);
+    if (cancelled) {
+        state->done = 1;
+        state->finish = static_cast<int>(Finish::Cancelled);
+    }
+    set_condition(conditions.denoise, !(last || cancelled));
+}
+
+void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
+            LoopState* state, const Ring& ring, const LoopConditions& conditions) {
+    require(ring.n_slot >= 1 && ring.slot_bytes >= ring_slot_bytes(n_canvas),
+            "accept: the ring is too small");
+    EASEL_LAUNCH(accept_kernel, 1, block_size(n_canvas), 0, stream, tokens, argmax, rows, n_canvas, n_vocab,
+                 state, ring, conditions);
+}
+
+// end_canvas: whether the answer goes on, and why it does not: cancelled, an end token in argmax, or this was
+// the last canvas.
+//   argmax [n_canvas]
+// Launch: 1 block, a thread a position, rounded up to warps.
+// Shared: none.
+// Maths:  integers.
+// Check:  tests/test_accept.cpp against a loop on the host.
+__global__ void __launch_bounds__(kMaxCanvas)
+    end_canvas_kernel(const int32_t* argmax, int n_canvas, LoopState* state, Ring ring,
+                      LoopConditions conditions) {
+    const int i = threadIdx.x, n_end = state->n_end;
+    bool is_end = false;
+    if (i < n_canvas)
+        for (int k = 0; k < n_end; k++) is_end = is_end || argmax[i] == state->end_tokens[k];
+    const bool has_end = __syncthreads_or(is_end);
+    if (i) return;
+    if (!state->done) {
+        state->done = 1;
+        if (read_now(&ring.header->cancel))
+            state->finish = static_cast<int>(Finish::Cancelled);
+        else if (has_end)
+            state->finish = static_cast<int>(Finish::Stop);
+        else if (state->canvas + 1 >= state->n_canvas)
+            state->finish = static_cast<int>(Finish::Length);
+        else {
+            state->done = 0;
+            state->canvas++;
+        }
+    }
+    set_condition(conditions.more, !state->done);
+    set_condition(conditions.commit, !state->done);
+}
+
+void end_canvas(Stream stream, const int32_t* argmax, int n_canvas, LoopState* state, const Ring& ring,
+                const LoopConditions& conditions) {
+    EASEL_LAUNCH(end_canvas_kernel, 1, block_size(n_canvas), 0, stream, argmax, n_canvas, state, ring,
+                 conditions);
+}
+
+// advance: n_cached += n_token.
+// Launch: 1 block, 1 thread.
+// Check:  tests/test_accept.cpp.
+__global__ void advance_kernel(int n_token, LoopState* state) {
+    state->n_cached += n_token;
+}
+
+void advance(Stream stream, int n_token, LoopState* state) {
+    EASEL_LAUNCH(advance_kernel, 1, 1, 0, stream, n_token, state);
+}
+
+}  // namespace easel

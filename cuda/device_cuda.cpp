@@ -1,0 +1,272 @@
+// device_cuda.cpp: device.h on the CUDA runtime, and the only file that calls it. Compiled by the C++
+// compiler: kernels are in the .cu files. libcudart is linked statically and finds the driver when it is
+// first used.
+#include <fmt/format.h>
+
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "backend.h"
+#include "check.h"
+#include "device.h"
+
+#ifndef EASEL_ARCHS
+#define EASEL_ARCHS "unknown"
+#endif
+
+namespace easel {
+
+namespace {
+
+void check(cudaError_t e, const char* what, const char* file, int line) {
+    if (e == cudaSuccess) return;
+    cudaGetLastError();  // or the next call would report it again
+    fail("CUDA: {} failed at {}:{}: {} ({})", what, file, line, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+#define CUDA(call) check(call, #call, __FILE__, __LINE__)
+
+}  // namespace
+
+void check_launch(cudaError_t e, const char* kernel) {
+    if (e == cudaSuccess) return;
+    if (e == cudaErrorNoKernelImageForDevice)
+        fail("CUDA: this program has no code for this GPU, only for {}: build it with `make ARCH=native`",
+             EASEL_ARCHS);
+    fail("CUDA: kernel {} was not launched: {} ({})", kernel, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+void allow_shared(const void* kernel, const char* name, size_t bytes) {
+    static std::mutex mutex;
+    static std::map<const void*, size_t> allowed;  // of the device in use: a process works with one
+    std::lock_guard lock(mutex);
+    size_t& have = allowed[kernel];
+    if (have >= bytes) return;
+    const cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (e != cudaSuccess) {
+        cudaGetLastError();
+        fail("CUDA: kernel {} needs {} bytes of shared memory a block: {}", name, bytes,
+             cudaGetErrorString(e));
+    }
+    have = bytes;
+}
+
+std::vector<DeviceInfo> cuda_devices(std::string* why) {
+    std::string reason;
+    std::vector<DeviceInfo> out;
+    int n = 0, driver = 0;
+    const cudaError_t e = cudaGetDeviceCount(&n);
+    cudaDriverGetVersion(&driver);
+    if (e != cudaSuccess) {
+        cudaGetLastError();
+        if (driver == 0)
+            reason = "there is no NVIDIA driver";
+        else
+            reason = fmt::format("{} (driver for CUDA {}.{}, this program was built with {}.{})",
+                                 cudaGetErrorString(e), driver / 1000, driver % 1000 / 10,
+                                 CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        n = 0;
+    }
+    for (int i = 0; i < n; i++) {
+        cudaDeviceProp p;
+        CUDA(cudaGetDeviceProperties(&p, i));
+        if (p.major < 8) {
+            reason = fmt::format("{} has compute capability {}.{}, 8.0 or later is needed", p.name, p.major,
+                                 p.minor);
+            continue;
+        }
+        out.push_back({i, p.name, 10 * p.major + p.minor, p.multiProcessorCount,
+                       static_cast<int64_t>(p.totalGlobalMem), driver,
+                       driver >= 12040 && CUDART_VERSION >= 12040});
+    }
+    if (why) *why = reason.empty() && out.empty() ? "there is no NVIDIA GPU" : reason;
+    return out;
+}
+
+void use_device(int index) {
+    CUDA(cudaSetDevice(index));
+}
+int64_t free_device_bytes() {
+    size_t free = 0, total = 0;
+    CUDA(cudaMemGetInfo(&free, &total));
+    return static_cast<int64_t>(free);
+}
+
+void* device_alloc(size_t bytes) {
+    if (!bytes) return nullptr;
+    void* p = nullptr;
+    const cudaError_t e = cudaMalloc(&p, bytes);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        fail("out of GPU memory: {:.2f} GB asked for, {:.2f} GB free", bytes / 1e9,
+             free_device_bytes() / 1e9);
+    }
+    CUDA(e);
+    return p;
+}
+void device_free(void* p) noexcept {
+    cudaFree(p);
+}
+void* mapped_alloc(size_t bytes) {
+    void* p = nullptr;
+    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocMapped));
+    std::memset(p, 0, bytes);
+    return p;
+}
+void* mapped_device_address(void* host) {
+    void* p = nullptr;
+    CUDA(cudaHostGetDevicePointer(&p, host, 0));
+    return p;
+}
+void mapped_free(void* host) noexcept {
+    cudaFreeHost(host);
+}
+void* pinned_alloc(size_t bytes) {
+    void* p = nullptr;
+    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocDefault));
+    return p;
+}
+void pinned_free(void* host) noexcept {
+    cudaFreeHost(host);
+}
+
+Stream make_stream() {
+    Stream s = nullptr;
+    CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    return s;
+}
+void free_stream(Stream stream) noexcept {
+    cudaStreamDestroy(stream);
+}
+void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
+    CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
+}
+void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
+    CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
+}
+void fill_zero(Stream stream, void* device, size_t bytes) {
+    CUDA(cudaMemsetAsync(device, 0, bytes, stream));
+}
+void finish(Stream stream) {
+    CUDA(cudaStreamSynchronize(stream));
+}
+bool finished(Stream stream) {
+    const cudaError_t e = cudaStreamQuery(stream);
+    if (e == cudaErrorNotReady) return false;
+    CUDA(e);
+    return true;
+}
+
+Event::Event() {
+    cudaEvent_t e = nullptr;
+    CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    handle_ = e;
+}
+Event::~Event() {
+    cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+}
+void Event::record(Stream stream) {
+    CUDA(cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream));
+}
+void Event::wait() {
+    CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)));
+}
+
+// ---- graphs
+// ----------------------------------------------------------------------------------------------------
+
+struct Graph::Impl {
+    cudaGraph_t graph = nullptr;
+    bool owned = false;                 // the body of a node belongs to that node
+    std::vector<cudaGraphNode_t> last;  // what the next node comes after
+    cudaGraphExec_t exec = nullptr;
+
+    ~Impl() {
+        if (exec) cudaGraphExecDestroy(exec);
+        if (owned) cudaGraphDestroy(graph);
+    }
+
+    void capture(const Launches& launches) {
+        Stream s = make_stream();
+        // Thread-local: what other threads do with CUDA meanwhile is no business of this capture.
+        CUDA(cudaStreamBeginCaptureToGraph(s, graph, last.data(), nullptr, last.size(),
+                                           cudaStreamCaptureModeThreadLocal));
+        cudaGraph_t captured = nullptr;
+        try {
+            launches(s);
+            take_last(s);
+        } catch (...) {
+            cudaStreamEndCapture(s, &captured);
+            cudaGetLastError();
+            cudaStreamDestroy(s);
+            throw;
+        }
+        const cudaError_t e = cudaStreamEndCapture(s, &captured);
+        cudaStreamDestroy(s);
+        check(e, "ending a capture", __FILE__, __LINE__);
+    }
+
+    // The nodes that the stream's next launch would depend on.
+    void take_last(Stream s) {
+        cudaStreamCaptureStatus status;
+        const cudaGraphNode_t* nodes = nullptr;
+        size_t n = 0;
+#if CUDART_VERSION >= 13000
+        CUDA(cudaStreamGetCaptureInfo(s, &status, nullptr, nullptr, &nodes, nullptr, &n));
+#else
+        CUDA(cudaStreamGetCaptureInfo_v2(s, &status, nullptr, nullptr, &nodes, &n));
+#endif
+        require(status == cudaStreamCaptureStatusActive, "CUDA: a graph capture was broken off");
+        last.assign(nodes, nodes + n);
+    }
+
+    void add(Condition condition, cudaGraphConditionalNodeType type, const Body& body) {
+        cudaGraphNodeParams params{};
+        params.type = cudaGraphNodeTypeConditional;
+        params.conditional.handle = condition;
+        params.conditional.type = type;
+        params.conditional.size = 1;
+        cudaGraphNode_t node = nullptr;
+#if CUDART_VERSION >= 13000
+        CUDA(cudaGraphAddNode(&node, graph, last.data(), nullptr, last.size(), &params));
+#else
+        CUDA(cudaGraphAddNode(&node, graph, last.data(), last.size(), &params));
+#endif
+        auto inner = std::make_unique<Impl>();
+        inner->graph = params.conditional.phGraph_out[0];
+        Graph g(std::move(inner));
+        body(g);
+        last = {node};
+    }
+};
+
+Graph::Graph() : impl_(std::make_unique<Impl>()) {
+    CUDA(cudaGraphCreate(&impl_->graph, 0));
+    impl_->owned = true;
+}
+Graph::Graph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Graph::~Graph() = default;
+
+Condition Graph::condition(bool at_start) {
+    Condition c{};
+    CUDA(cudaGraphConditionalHandleCreate(&c, impl_->graph, at_start, cudaGraphCondAssignDefault));
+    return c;
+}
+void Graph::launch(const Launches& launches) {
+    impl_->capture(launches);
+}
+void Graph::loop(Condition while_true, const Body& body) {
+    impl_->add(while_true, cudaGraphCondTypeWhile, body);
+}
+void Graph::branch(Condition if_true, const Body& body) {
+    impl_->add(if_true, cudaGraphCondTypeIf, body);
+}
+void Graph::instantiate() {
+    CUDA(cudaGraphInstantiate(&impl_->exec, impl_->graph, 0));
+}
+void Graph::run(Stream stream) {
+    CUDA(cudaGraphLaunch(impl_->exec, stream));
+}
+
+}  // namespace easel

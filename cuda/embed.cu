@@ -1,0 +1,301 @@
+// embed.cu: the embedding matrix E, read as rows: those of the canvas' tokens, and, weighted with the last
+// step's probabilities, all of them (self-conditioning, SPEC 2.6). lm_head() of head.cu reads the same
+// records as a product's weights. Called by engine.cpp.
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+#include "ops.h"
+#include "records.h"
+#include "tile.h"
+
+namespace easel {
+
+namespace {
+
+// Record number `record` of row tile `tile`.
+template <Type TYPE>
+DEVICE const uint8_t* record_at(const uint8_t* records, int tile, int n_record, int record) {
+    return records + (int64_t{tile} * n_record + record) * Record<TYPE>::bytes;
+}
+template <Type TYPE>
+int n_record(const Weights& w) {
+    return (w.n_col + Record<TYPE>::N_K - 1) / Record<TYPE>::N_K;
+}
+
+constexpr int kEmbedThreads = 128;
+
+// embed: x = E[token] * scale
+//   x        [n_token, n_embd] float32
+//   records  E [n_vocab, n_embd]
+// Tile:   64 columns of a token to 4 threads, the lanes of decode() that have the token's row.
+// Launch: grid (n_token * n_chunk / 32), 128 threads.
+// Shared: none.
+// Why:    few bytes; what matters is that all of the launch is under way at once.
+// Maths:  F32 and F16 are exact. Other types: in F16, by up to 2^-10 of |d q| + |min| off.
+// Check:  tests/test_embed.cpp.
+template <Type TYPE>
+__global__ void __launch_bounds__(kEmbedThreads)
+    embed_kernel(float* x, const int32_t* tokens, const uint8_t* records, int n_token, int n_embd,
+                 int n_chunk, int n_record, float scale) {
+    using R = Record<TYPE>;
+    const int index = blockIdx.x * kEmbedThreads + threadIdx.x, t = index % 4;
+    const int token = index / 4 / n_chunk, chunk = index / 4 % n_chunk;
+    if (token >= n_token) return;
+    const int word = tokens[token], row = word % 16;
+    const uint8_t* record = record_at<TYPE>(records, word / 16, n_record, chunk / R::n_chunk);
+    const uint8_t* data = record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes;
+    x += int64_t{token} * n_embd;
+    if constexpr (R::code_bits == 32) {
+        const float* values = reinterpret_cast<const float*>(data) + row * kChunk;
+        for (int c = t; c < kChunk && chunk * kChunk + c < n_embd; c += 4)
+            x[chunk * kChunk + c] = values[c] * scale;
+    } else {
+        uint32_t a[4][4];
+        decode<TYPE>(a, record, data, chunk % R::n_chunk, row % 8 * 4 + t);
+        UNROLL for (int s = 0; s < 4; s++) {
+            UNROLL for (int i = 0; i < 4; i++) {  // columns 8 (i / 2) + 2 t + i % 2
+                const uint32_t two = row < 8 ? a[s][i / 2 * 2] : a[s][i / 2 * 2 + 1];
+                const int col = chunk * kChunk + 16 * s + i / 2 * 8 + 2 * t + i % 2;
+                if (col < n_embd) x[col] = to_f32(F16{static_cast<uint16_t>(two >> (i % 2 * 16))}) * scale;
+            }
+        }
+    }
+}
+
+// ---- the soft embedding: partial sums over parts of the vocabulary, then their sum, normed
+
+constexpr int kSoftWarps = 8, kSoftThreads = 32 * kSoftWarps;
+constexpr int kTokens = 128, kColumns = 2 * kChunk;  // of a block
+
+// What a block keeps in shared memory.
+template <Type TYPE, class T>
+struct SoftTile {
+    using R = Record<TYPE>;
+    static constexpr int n_word = 128 / sizeof(T);  // of the vocabulary, a step
+    static constexpr int ldp = tile_stride<T>(n_word), lde = tile_stride<T>(kColumns);
+    static constexpr int raw_bytes = sizeof(T) == 4 ? 0 : R::scale_bytes + R::chunk_bytes;  // of a warp
+
+    T probs[2][kTokens * ldp];
+    T embd[2][n_word * lde];
+    uint8_t raw[kSoftWarps * raw_bytes + 16];
+};
+
+// acc += a [32, k] b [k, 64], a and b in shared memory; acc[m] as in tile.h, of rows 16 m ..
+DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const float* b, int ldb, int k) {
+    multiply_nn(acc[0], a, lda, b, ldb, k);
+    multiply_nn(acc[1], a + 16 * lda, lda, b, ldb, k);
+}
+// As multiply_nn(), but a fragment of b serves both halves of a.
+DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb, int k) {
+    const int lane = threadIdx.x % 32;
+    for (int j = 0; j < k; j += 16) {
+        uint32_t x[2][4];
+        UNROLL for (int m = 0; m < 2; m++) ldmatrix(x[m], a + (16 * m + lane % 16) * lda + j + lane / 16 * 8);
+        UNROLL for (int n = 0; n < 8; n += 2) {
+            uint32_t y[4];
+            ldmatrix_trans(y, b + (j + lane % 16) * ldb + n * 8 + lane / 16 * 8);
+            UNROLL for (int m = 0; m < 2; m++) {
+                mma_m16n8k16_f16(acc[m][n], x[m], y[0], y[1]);
+                mma_m16n8k16_f16(acc[m][n + 1], x[m], y[2], y[3]);
+            }
+        }
+    }
+}
+
+// soft_sum: partial[split] = probs[:, words of the split] E[words of the split, :]
+//   partial  [n_split, n_canvas, ld] float32, ld = padded(n_embd)
+//   probs    [n_canvas, ldp] T; entries past n_vocab are not read
+//   records  E [n_vocab, n_embd], n_tile row tiles of tile_bytes
+// Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The vocabulary goes
+//         by in steps of 64 words (float: 32).
+// Launch: grid (n_canvas / 128, n_embd / 128, n_split), 256 threads. Nothing to do at step 0.
+// Shared: 2 x (probabilities 128 x 64, embeddings 64 x 128) F16 + 8 chunks of records: 78 KiB for Q6_K, 86
+//         for F16; float 69.
+// Why:    a product as large as lm_head's. During the tensor core work of a step the next one arrives, and
+//         each warp decodes one of its 8 chunks, so that a step has one barrier. Token tiles are the fastest
+//         index: what they both read of E comes from L2.
+// Maths:  E in F16 (float: exact), float32 accumulation in order of the words.
+// Check:  tests/test_embed.cpp.
+template <Type TYPE, class T>
+__global__ void __launch_bounds__(kSoftThreads, 2)
+    soft_sum_kernel(float* partial, const T* probs, const uint8_t* records, int n_canvas, int n_vocab,
+                    int ldp, int ld, int n_tile, int tile_bytes, int n_in_split, const LoopState* state) {
+    using R = Record<TYPE>;
+    using Tile = SoftTile<TYPE, T>;
+    if (state->step == 0) return;
+    SHARED_DYNAMIC(Tile, tile);
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int token = blockIdx.x * kTokens, column = blockIdx.y * kColumns, split = blockIdx.z;
+    const int n_step = (n_vocab + Tile::n_word - 1) / Tile::n_word;
+    const int begin = split * n_in_split, end = min(begin + n_in_split, n_step);
+
+    // The chunk that this warp brings: of row tile warp % 4 of a step (float: there are two).
+    const int chunk = column / kChunk + warp / 4, own_tile = warp % 4;
+    const bool has_chunk = chunk * kChunk < ld;
+    const auto record_of = [&](int step) {
+        const int row_tile = min(step * (Tile::n_word / 16) + own_tile, n_tile - 1);
+        return records + int64_t{row_tile} * tile_bytes + chunk / R::n_chunk * R::bytes;
+    };
+    uint8_t* const raw = tile->raw + warp * Tile::raw_bytes;
+    const auto load_embd = [&](int step) {  // starts the copy of the chunk
+        if (sizeof(T) == 4 || step >= end || !has_chunk) return;
+        const uint8_t* record = record_of(step);
+        const uint8_t* data = record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes;
+        for (int i = 16 * lane; i < Tile::raw_bytes; i += 16 * 32)
+            cp_async<16>(raw + i, i < R::scale_bytes ? record + i : data + (i - R::scale_bytes));
+    };
+    const auto place_embd = [&](int step) {  // decodes it
+        if (step >= end || !has_chunk) return;
+        T* out = tile->embd[step % 2] + own_tile * 16 * Tile::lde + warp / 4 * kChunk;
+        if constexpr (sizeof(T) == 4) {
+            if (own_tile >= Tile::n_word / 16) return;
+            const uint8_t* record = record_of(step);
+            for (int i = lane; i < 16 * kChunk / 4; i += 32)
+                store16(out + i / 16 * Tile::lde + i % 16 * 4, load16(record + 16 * i));
+        } else {
+            uint32_t a[4][4];
+            decode<TYPE>(a, raw, raw + R::scale_bytes, chunk % R::n_chunk, lane);
+            out += lane / 4 * Tile::lde + lane % 4 * 2;
+            UNROLL for (int s = 0; s < 4; s++) UNROLL for (int i = 0; i < 4; i++) *
+                reinterpret_cast<uint32_t*>(out + i % 2 * 8 * Tile::lde + 16 * s + i / 2 * 8) = a[s][i];
+        }
+    };
+    const int n_row = min(kTokens, (n_canvas - token + 31) / 32 * 32);  // of warps that have tokens
+    const auto load_probs = [&](int step) {
+        if (step >= end) return;
+        constexpr int n_part = 8, n_in_part = Tile::n_word / n_part;  // of 16 bytes
+        const int col = thread % n_part * n_in_part, word = step * Tile::n_word + col;
+        const int n_left = max(0, min(n_vocab - word, n_in_part));
+        for (int row = thread / n_part; row < n_row; row += kSoftThreads / n_part) {
+            const int offset = min(token + row, n_canvas - 1) * ldp + (n_left ? word : 0);  // under 2^31
+            cp_async<16>(tile->probs[step % 2] + row * Tile::ldp + col, probs + offset,
+                         n_left * int{sizeof(T)});
+        }
+    };
+
+    float acc[2][8][4] = {};
+    const int own_token = warp % 4 * 32;
+    const bool has_output = has_chunk && token + own_token < n_canvas;
+    load_embd(begin);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncwarp();  // the chunk is the warp's own affair
+    place_embd(begin);
+    __syncwarp();  // decoded by all lanes: `raw` is free
+    load_embd(begin + 1);
+    load_probs(begin);
+    cp_async_commit();
+    for (int step = begin; step < end; step++) {
+        cp_async_wait<0>();
+        __syncthreads();  // this step has arrived, its words are decoded; the step before has been used
+        place_embd(step + 1);
+        __syncwarp();  // as above
+        load_embd(step + 2);
+        load_probs(step + 1);
+        cp_async_commit();
+        const int n_left = (n_vocab - step * Tile::n_word + 15) / 16 * 16;
+        if (has_output)
+            multiply_32(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
+                        tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde, min(Tile::n_word, n_left));
+    }
+    cp_async_wait<0>();
+
+    if (!has_output) return;
+    UNROLL for (int m = 0; m < 2; m++) {
+        UNROLL for (int h = 0; h < 2; h++) {
+            const int row = token + own_token + 16 * m + 8 * h + lane / 4;
+            if (row >= n_canvas) continue;
+            float* out = partial + (int64_t{split} * n_canvas + row) * ld + chunk * kChunk + lane % 4 * 2;
+            UNROLL for (int n = 0; n < 8; n++)
+                store8(out + 8 * n,
+                       make_uint2(__float_as_uint(acc[m][n][2 * h]), __float_as_uint(acc[m][n][2 * h + 1])));
+        }
+    }
+}
+
+// soft_norm: out = rms(scale * sum of the partials) * norm
+//   out      [n_canvas, ld] T, ld = padded(n_embd)
+//   partial  [n_split, n_canvas, ld] float32
+// Tile:   a row. Launch: grid (n_canvas), 256 threads. Shared: ld floats, the row.
+// Why:    reads 33 MiB for the real model, all from L2.
+// Maths:  float32, splits in order; zeros at step 0, when the partials have not been written.
+// Check:  tests/test_embed.cpp.
+template <class T>
+__global__ void __launch_bounds__(kSoftThreads)
+    soft_norm_kernel(T* out, const float* partial, const float* norm, float eps, float scale, int n_split,
+                     int n_canvas, int n_embd, int ld, const LoopState* state) {
+    SHARED_DYNAMIC(float, row);
+    SHARED_ARRAY(float, part, kSoftWarps);
+    const int thread = threadIdx.x;
+    out += int64_t{blockIdx.x} * ld;
+    if (state->step == 0) {
+        for (int c = thread; c < ld; c += kSoftThreads) out[c] = from_f32<T>(0);
+        return;
+    }
+    partial += int64_t{blockIdx.x} * ld;
+    float squares = 0;
+    for (int c = thread; c < n_embd; c += kSoftThreads) {
+        float sum = 0;
+        for (int s = 0; s < n_split; s++) sum += partial[int64_t{s} * n_canvas * ld + c];
+        row[c] = sum * scale;
+        squares += row[c] * row[c];
+    }
+    squares = warp_sum(squares);
+    if (thread % 32 == 0) part[thread / 32] = squares;
+    __syncthreads();  // `part` is complete; each thread reads only its own of `row`
+    squares = 0;
+    for (int w = 0; w < kSoftWarps; w++) squares += part[w];
+    const float factor = 1 / sqrtf(squares / static_cast<float>(n_embd) + eps);
+    for (int c = thread; c < ld; c += kSoftThreads)
+        out[c] = from_f32<T>(c < n_embd ? row[c] * factor * norm[c] : 0);
+}
+
+}  // namespace
+
+void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const Weights& embd) {
+    require(!embd.gated && embd.n_expert == 1, "bug: an embedding is one matrix");
+    const int n_chunk = padded(embd.n_col) / kChunk, n_thread = 4 * n_token * n_chunk;
+    const bool done = with_record(embd.type, [&](auto type) {
+        constexpr Type TYPE = type.value;
+        EASEL_LAUNCH(embed_kernel<TYPE>, (n_thread + kEmbedThreads - 1) / kEmbedThreads, kEmbedThreads, 0,
+                     stream, x, tokens, embd.data, n_token, embd.n_col, n_chunk, n_record<TYPE>(embd),
+                     std::sqrt(static_cast<float>(embd.n_col)));
+    });
+    require(done, "bug: the embedding's type has no records");
+}
+
+template <class T>
+void soft_embedding(Stream stream, T* out, const T* probs, const Weights& embd, const float* norm, float eps,
+                    int n_canvas, float* scratch, const LoopState* state) {
+    require(!embd.gated && embd.n_expert == 1, "bug: an embedding is one matrix");
+    const int n_vocab = embd.n_row, n_embd = embd.n_col, ld = padded(n_embd);
+    // At least 4 steps a split, or it is all beginning and end.
+    constexpr int n_word = SoftTile<Type::F32, T>::n_word;
+    const int n_step = (n_vocab + n_word - 1) / n_word;
+    const int n_most = soft_splits(n_canvas, n_embd);
+    const int n_in_split = std::max(4, (n_step + n_most - 1) / n_most);
+    const int n_split = (n_step + n_in_split - 1) / n_in_split;
+    bool done = false;
+    with_record(embd.type, [&](auto type) {
+        constexpr Type TYPE = type.value;
+        if constexpr ((sizeof(T) == 4) == (TYPE == Type::F32)) {
+            const dim3 grid((n_canvas + kTokens - 1) / kTokens, (ld + kColumns - 1) / kColumns, n_split);
+            EASEL_LAUNCH((soft_sum_kernel<TYPE, T>), grid, kSoftThreads, sizeof(SoftTile<TYPE, T>), stream,
+                         scratch, probs, embd.data, n_canvas, n_vocab, vocab_stride(n_vocab), ld,
+                         embd.n_tile(), n_record<TYPE>(embd) * Record<TYPE>::bytes, n_in_split, state);
+            done = true;
+        }
+    });
+    require(done, "bug: embeddings of a type that the activations do not go with");
+    const float scale = std::sqrt(static_cast<float>(n_embd)) / prob_scale<T>();
+    EASEL_LAUNCH(soft_norm_kernel<T>, n_canvas, kSoftThreads, ld * sizeof(float), stream, out, scratch, norm,
+                 eps, scale, n_split, n_canvas, n_embd, ld, state);
+}
+
+template void soft_embedding(Stream, F16*, const F16*, const Weights&, const float*, float, int, float*,
+                             const LoopState*);
+template void soft_embedding(Stream, float*, const float*, const Weights&, const float*, float, int, float*,
+                             const LoopState*);
+
+}  // namespace easel

@@ -1,0 +1,620 @@
+// engine.cpp: the CUDA backend: weights to the device, passes as lists of launches, and the denoise loop as
+// one graph. Implements Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h,
+// CUDA is behind device.h, so the same text runs on a GPU and in the simulator.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <thread>
+
+#include "../src/parallel.h"
+#include "backend.h"
+#include "check.h"
+#include "device.h"
+#include "easel.h"
+#include "layout.h"
+
+namespace easel {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_between(Clock::time_point a, Clock::time_point b) {
+    return std::chrono::duration<double, std::milli>(b - a).count();
+}
+
+// A stream that ends with its owner.
+struct OwnStream {
+    Stream s = make_stream();
+    OwnStream() = default;
+    OwnStream(const OwnStream&) = delete;
+    ~OwnStream() { free_stream(s); }
+};
+
+// Device memory that an Arena deals out: one allocation, or, in the simulator, one a buffer, so that an
+// access past the end of one is seen.
+class Memory {
+  public:
+    explicit Memory(int64_t total_bytes) {
+        if (kOneBlock) blocks_.push_back(device_alloc(total_bytes));
+    }
+    ~Memory() {
+        for (void* p : blocks_) device_free(p);
+    }
+    Memory(const Memory&) = delete;
+    Arena arena() {
+        return Arena([this](int64_t offset, int64_t bytes) -> void* {
+            if (kOneBlock) return static_cast<uint8_t*>(blocks_[0]) + offset;
+            return blocks_.emplace_back(device_alloc(bytes));
+        });
+    }
+
+  private:
+#ifdef EASEL_CUDA
+    static constexpr bool kOneBlock = true;
+#else
+    static constexpr bool kOneBlock = false;
+#endif
+    std::vector<void*> blocks_;
+};
+
+// ---- loading
+// -------------------------------------------------------------------------------------------------
+
+// The way of weights from the mapped file to records: through a few pinned buffers, so that reading the file,
+// copying over and repacking on the device go on at the same time.
+class Loader {
+  public:
+    Loader(Stream stream, const LoadProgressFn& progress, int64_t total)
+        : stream_(stream), progress_(progress), total_(total) {
+        for (Slot& s : slots_) {
+            s.host = static_cast<uint8_t*>(pinned_alloc(kSlotBytes));
+            s.device = static_cast<uint8_t*>(device_alloc(kSlotBytes));
+        }
+    }
+    ~Loader() {
+        try {
+            finish(stream_);
+        } catch (const Error&) {  // it has been reported, or will be by the next call
+        }
+        for (Slot& s : slots_) {
+            pinned_free(s.host);
+            device_free(s.device);
+        }
+    }
+    Loader(const Loader&) = delete;
+
+    void load(const RecordSource& source) {
+        const int64_t low_bytes = row_bytes(source.from, source.n_col);
+        const int64_t high_bytes = row_bytes(source.from_high, source.n_col);
+        const bool expand = source.from != source.from_high;  // on the host; see gated_experts()
+        const int64_t tile_bytes =
+            8 * (expand ? 2 * row_bytes(Type::F32, source.n_col) : low_bytes + high_bytes);
+        require(tile_bytes <= kSlotBytes, "a weight matrix with rows of {} values is too wide", source.n_col);
+        const int n_piece = static_cast<int>(kSlotBytes / tile_bytes);
+        const int64_t record_bytes = records_bytes(source.to, 16, source.n_col);
+        for (int tile = 0; tile < source.n_tile; tile += n_piece) {
+            const int n = std::min(n_piece, source.n_tile - tile);
+            Slot& slot = slots_[n_used_++ % std::size(slots_)];
+            slot.used.wait();
+            RowTiles rows = source.rows;
+            const int per_tile = source.gated ? 8 : 16;  // rows of low, and of high, to the next tile
+            rows.n_low = std::min(rows.n_low - per_tile * tile, per_tile * n);
+            rows.n_high = std::clamp(rows.n_high - per_tile * tile, 0, per_tile * n - (source.gated ? 0 : 8));
+            Type from = source.from;
+            int64_t bytes;
+            if (source.gated) {
+                const auto rows_in = [&](Type type, const uint8_t* data, int n_row, int64_t stride,
+                                         int64_t at) {
+                    const uint8_t* src = data + int64_t{8} * tile * stride;
+                    if (!expand) return copy(slot.host + at, src, n_row * stride), n_row * stride;
+                    parallel_for(n_row, [&](int64_t r) {
+                        to_float(type, src + r * stride,
+                                 reinterpret_cast<float*>(slot.host + at) + r * source.n_col, source.n_col);
+                    });
+                    return n_row * row_bytes(Type::F32, source.n_col);
+                };
+                if (expand) from = Type::F32;
+                const int64_t high_at =
+                    (rows_in(source.from, source.rows.low, rows.n_low, low_bytes, 0) + 255) / 256 * 256;
+                bytes =
+                    high_at + rows_in(source.from_high, source.rows.high, rows.n_high, high_bytes, high_at);
+                rows.low = slot.device;
+                rows.high = slot.device + high_at;
+                rows.stride = 8 * row_bytes(from, source.n_col);
+            } else {
+                bytes = rows.n_low * low_bytes;
+                copy(slot.host, source.rows.low + tile * source.rows.stride, bytes);
+                rows.low = slot.device;
+                rows.high = slot.device + 8 * low_bytes;
+            }
+            copy_to_device(stream_, slot.device, slot.host, bytes);
+            repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
+            slot.used.record(stream_);
+            done_ += bytes;
+            require(!progress_ || progress_(std::min(done_, total_), total_), "loading was stopped");
+        }
+    }
+
+  private:
+    // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
+    static constexpr int64_t kSlotBytes = 16 << 20;
+    struct Slot {
+        uint8_t *host, *device;
+        Event used;  // the device is done with it
+    };
+
+    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+        constexpr int64_t kPiece = 1 << 20;
+        parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t i) {
+            std::memcpy(to + i * kPiece, from + i * kPiece, std::min(kPiece, bytes - i * kPiece));
+        });
+    }
+
+    Stream stream_;
+    const LoadProgressFn& progress_;
+    const int64_t total_;
+    int64_t done_ = 0;
+    Slot slots_[3];
+    int n_used_ = 0;
+};
+
+// ---- the backend
+// -----------------------------------------------------------------------------------------------
+
+// A ring of frames in memory that host and device share.
+class HostRing {
+  public:
+    explicit HostRing(int n_canvas) : n_canvas_(n_canvas), slot_bytes_(ring_slot_bytes(n_canvas)) {
+        memory_ = static_cast<uint8_t*>(mapped_alloc(kHeader + kSlots * slot_bytes_));
+    }
+    ~HostRing() { mapped_free(memory_); }
+    HostRing(const HostRing&) = delete;
+
+    Ring device() const {
+        auto* p = static_cast<uint8_t*>(mapped_device_address(memory_));
+        return {reinterpret_cast<RingHeader*>(p), p + kHeader, kSlots, slot_bytes_};
+    }
+    void reset() { *header() = {}; }
+    void cancel() { word(&RingHeader::cancel).store(1); }
+
+    // Calls take(frame) for every frame that has come since the last time.
+    template <class F>
+    void poll(F take) {
+        auto tail = word(&RingHeader::tail);
+        for (uint32_t i = tail.load(); i != word(&RingHeader::head).load(std::memory_order_acquire); i++) {
+            const uint8_t* slot = memory_ + kHeader + i % kSlots * slot_bytes_;
+            const auto* h = reinterpret_cast<const FrameHeader*>(slot);
+            const auto* tokens = reinterpret_cast<const int32_t*>(h + 1);
+            const size_t n = n_canvas_;
+            const auto* entropy = reinterpret_cast<const float*>(tokens + 2 * n);
+            take(Frame{h->canvas,
+                       h->step,
+                       {tokens, n},
+                       {tokens + n, n},
+                       {entropy, n},
+                       {reinterpret_cast<const uint8_t*>(entropy + n), n},
+                       h->mean_entropy,
+                       h->temperature,
+                       h->last != 0});
+            tail.store(i + 1, std::memory_order_release);
+        }
+    }
+
+  private:
+    static constexpr int kHeader = 64, kSlots = 64;
+    RingHeader* header() { return reinterpret_cast<RingHeader*>(memory_); }
+    std::atomic_ref<uint32_t> word(uint32_t RingHeader::*member) {
+        return std::atomic_ref(header()->*member);
+    }
+
+    const int n_canvas_, slot_bytes_;
+    uint8_t* memory_;
+};
+
+}  // namespace
+
+// T: F16, or float for exact results.
+template <class T>
+class DeviceBackend final : public Backend {
+  public:
+    DeviceBackend(std::shared_ptr<const Model> model, const DeviceOptions& options)
+        : model_(std::move(model)),
+          c_(model_->config),
+          room_(c_, options),
+          graph_loop_(options.graph_loop),
+          memory_(needed_bytes()),
+          ring_(c_.n_canvas) {
+        Arena arena = memory_.arena();
+        w_ = lay_out_weights<T>(*model_, arena);
+        cache_ = lay_out_cache<T>(c_, room_, arena);
+        b_ = lay_out_buffers<T>(c_, room_, arena);
+        load(options.on_load);
+        for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
+    }
+    ~DeviceBackend() override {
+        try {
+            finish(stream_.s);
+        } catch (const Error&) {  // a failed launch: nothing left to save
+        }
+    }
+
+    int n_cached() const override { return n_cached_; }
+
+    int truncate(int n_token) override {
+        check_truncate(n_cached_, n_token);
+        // A sliding layer's ring has lost what lies n_slot_ before the newest token ever written.
+        const bool kept = n_token - (c_.window - 1) >= first_kept_ || first_kept_ == 0;
+        n_cached_ = kept ? n_token : 0;
+        if (n_cached_ == 0) first_kept_ = 0;
+        return n_cached_;
+    }
+
+    void encode(std::span<const int32_t> tokens) override {
+        check_tokens(c_, tokens);
+        check_append(n_cached_, tokens.size(), room_.n_context);
+        const size_t chunk = room_.n_token;
+        for (size_t at = 0; at < tokens.size(); at += chunk) {
+            const auto part = tokens.subspan(at, std::min(chunk, tokens.size() - at));
+            LoopState state{};
+            state.n_cached = n_cached_;
+            copy_to_device(stream_.s, b_.state, &state, sizeof state);
+            copy_to_device(stream_.s, b_.prompt, part.data(), part.size_bytes());
+            encode_pass(stream_.s, b_.prompt, static_cast<int>(part.size()));
+            n_cached_ += static_cast<int>(part.size());
+            written(n_cached_);
+        }
+        finish(stream_.s);
+    }
+
+    void logits(const LogitsRequest& request, std::span<float> out) override {
+        check_logits_request(c_, request, out.size());
+        check_room(c_, n_cached_, 1, room_.n_context);
+        const size_t n = out.size();
+        LoopState state{};
+        state.sampler.t_min = state.sampler.t_max = 1;
+        state.n_cached = n_cached_;
+        state.step = request.prev_logits.empty() ? 0 : 1;
+        copy_to_device(stream_.s, b_.state, &state, sizeof state);
+        copy_to_device(stream_.s, b_.tokens, request.canvas.data(), request.canvas.size_bytes());
+        const DeviceArray<float> logits(n);
+        if (!request.prev_logits.empty()) {
+            copy_to_device(stream_.s, logits.data(), request.prev_logits.data(), n * sizeof(float));
+            probabilities<T>(stream_.s, b_.z, logits.data(), request.prev_temperature, c_.n_canvas,
+                             c_.n_vocab);
+        }
+        denoise_pass(stream_.s, logits.data());
+        written(n_cached_ + c_.n_canvas);
+        copy_to_host(stream_.s, out.data(), logits.data(), n * sizeof(float));
+        finish(stream_.s);
+    }
+
+    Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
+        check_generate(c_, params, n_cached_, room_.n_context);
+        LoopState state = start_state(params);
+        copy_to_device(stream_.s, b_.state, &state, sizeof state);
+        ring_.reset();
+
+        Collector collect{on_frame, params.end_tokens};
+        const auto start = Clock::now();
+        const auto poll = [&] {
+            ring_.poll([&](const Frame& f) {
+                if (!collect.take(f)) ring_.cancel();
+            });
+            return collect.canvas_ended;
+        };
+        if (graph_loop_)
+            run_graph(poll);
+        else
+            run_host_loop(poll);
+        poll();
+        copy_to_host(stream_.s, &state, b_.state, sizeof state);
+        finish(stream_.s);
+        Answer answer = collect.answer();
+        answer.denoise_ms = static_cast<double>(state.denoise_ns) * 1e-6;
+        answer.commit_ms = std::max(0.0, ms_between(start, Clock::now()) - answer.denoise_ms);
+        // The device may have moved on before it saw a cancellation: the cache holds at least what the answer
+        // says.
+        n_cached_ += (answer.steps.empty() ? 0 : static_cast<int>(answer.steps.size()) - 1) * c_.n_canvas;
+        written(state.n_cached + c_.n_canvas);
+        return answer;
+    }
+
+  private:
+    // What the frames of an answer add up to.
+    struct Collector {
+        const FrameFn& on_frame;
+        const std::vector<int32_t>& end_tokens;
+        Answer a{};
+        bool cancelled = false, ended = false, canvas_ended = false;
+
+        // False: the answer is cancelled; frames that come later do not count.
+        bool take(const Frame& f) {
+            if (cancelled) return false;
+            if (f.step == 0) a.steps.push_back(0);
+            a.steps.back() = f.step + 1;
+            cancelled = on_frame && !on_frame(f);
+            canvas_ended = f.last || cancelled;
+            if (f.last && !cancelled)
+                for (int32_t id : f.argmax) {
+                    ended = ended || std::find(end_tokens.begin(), end_tokens.end(), id) != end_tokens.end();
+                    if (ended) break;
+                    a.tokens.push_back(id);
+                }
+            return !cancelled;
+        }
+        Answer answer() {
+            a.finish = cancelled ? Finish::Cancelled : ended ? Finish::Stop : Finish::Length;
+            return std::move(a);
+        }
+    };
+
+    int64_t needed_bytes() const {
+        Arena count;
+        lay_out_weights<T>(*model_, count);
+        const int64_t weights = count.bytes();
+        lay_out_cache<T>(c_, room_, count);
+        const int64_t cache = count.bytes() - weights;
+        lay_out_buffers<T>(c_, room_, count);
+        const int64_t needed = count.bytes(), free = free_device_bytes();
+        constexpr double kGb = 1e9;
+        require(needed + kSlack <= free,
+                "the GPU has {:.2f} GB free, {:.2f} GB are needed: {:.2f} weights, {:.2f} KV cache of {} "
+                "tokens, {:.2f} "
+                "buffers. A smaller context (-c) or a smaller quantisation would fit, or --device cpu",
+                free / kGb, (needed + kSlack) / kGb, weights / kGb, cache / kGb, room_.n_context,
+                (needed - weights - cache) / kGb);
+        return needed;
+    }
+
+    void load(const LoadProgressFn& on_load) {
+        const auto angles = [&](double* place, int head_dim, double theta,
+                                const std::vector<float>& divisors) {
+            if (head_dim == 0) return;
+            std::vector<double> freq(head_dim / 2);
+            for (int i = 0; i < head_dim / 2; i++)
+                freq[i] =
+                    std::pow(theta, -2.0 * i / head_dim) / (divisors.empty() ? 1.0 : double{divisors[i]});
+            copy_to_device(stream_.s, place, freq.data(), freq.size() * sizeof(double));
+            finish(stream_.s);
+        };
+        for (const LayerShape& l : c_.layers)
+            angles(l.global ? w_.freq : w_.freq_swa, l.head_dim, l.global ? c_.rope_theta : c_.rope_theta_swa,
+                   l.global ? model_->rope_freqs : std::vector<float>());
+        for (const FloatSource& f : w_.floats)
+            copy_to_device(stream_.s, f.place, f.values.data(), f.values.size() * sizeof(float));
+        finish(stream_.s);
+        // Padding of activation rows stays zero: no kernel writes it.
+        const size_t n = room_.n_token;
+        for (T* p : {b_.in, b_.ffn_in, b_.expert_in})
+            fill_zero(stream_.s, p, n * padded(c_.n_embd) * sizeof(T));
+        int q = 0;
+        for (const LayerShape& l : c_.layers) q = std::max(q, padded(c_.n_head * l.head_dim));
+        for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
+        fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
+        fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
+        Loader loader(stream_.s, on_load, model_->weight_bytes());
+        for (const RecordSource& r : w_.records) loader.load(r);
+        if constexpr (std::is_same_v<T, F16>) {
+            scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
+            for (int l = 0; l < c_.n_layer; l++) {
+                scale_products(w_.layers[l].gate_up, w_.layers[l].down, model_->layers[l].ffn_norm);
+                scale_products(w_.layers[l].expert_gate_up, w_.layers[l].expert_down,
+                               model_->layers[l].pre_ffw_norm_2);
+            }
+        }
+        w_.records.clear();
+        w_.floats.clear();
+        finish(stream_.s);
+    }
+
+    // Makes gelu products fit F16, and the matrix that reads them undo it. A product of rows g, u with an
+    // input x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2:
+    // true whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and
+    // half of them suffice.
+    void scale_products(Weights& gate_up, Weights& down, const std::vector<float>& norm) {
+        const DeviceArray<float> max(1);
+        max_row_square(stream_.s, max.data(), gate_up);
+        double norm2 = 0;
+        for (float w : norm) norm2 = std::max(norm2, double{w} * w);
+        const double bound = max.to_host(stream_.s)[0] * norm2 * static_cast<double>(norm.size());
+        if (!(bound > 0) || !std::isfinite(bound)) return;
+        const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));  // 2x room for rounding
+        gate_up.scale = static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
+        down.scale = 1 / gate_up.scale;
+    }
+
+    LoopState start_state(const GenerateParams& params) const {
+        LoopState s{};
+        s.sampler = params.sampler;
+        s.seed = params.seed;
+        s.n_canvas = params.n_canvas;
+        require(params.end_tokens.size() <= kMaxEndTokens, "{} end tokens, expected at most {}",
+                params.end_tokens.size(), kMaxEndTokens);
+        s.n_end = static_cast<int>(params.end_tokens.size());
+        std::copy(params.end_tokens.begin(), params.end_tokens.end(), s.end_tokens);
+        s.n_cached = n_cached_;
+        return s;
+    }
+
+    // The newest position that has been written: slots are shared by positions n_slot_ apart.
+    void written(int end) { first_kept_ = std::max(first_kept_, end - n_slot_); }
+
+    // ---- passes
+    // ------------------------------------------------------------------------------------------------
+
+    // n tokens into the KV cache, at the positions after what is cached.
+    void encode_pass(Stream s, const int32_t* tokens, int n) {
+        embed(s, b_.x, tokens, n, w_.embd);  // no norm here: only the canvas has one
+        layers(s, Mask::Causal, n);
+        advance(s, n, b_.state);
+    }
+
+    // Canvas tokens and the probabilities of the step before (in z) in; z and its statistics out.
+    void denoise_pass(Stream s, float* logits) {
+        const int n = c_.n_canvas;
+        embed(s, b_.x, b_.tokens, n, w_.embd);
+        soft_embedding(s, b_.in, b_.z, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft, b_.state);
+        gate_up(s, b_.middle, b_.in, w_.self_cond_gate_up, n);
+        linear(s, b_.dense, b_.middle, w_.self_cond_down, n);
+        canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state);
+        layers(s, Mask::Canvas, n);
+        lm_head(s, b_.z, b_.stats, logits, b_.in, w_.output, n, c_.softcap, b_.state);
+    }
+
+    // All layers over the n rows of x; b_.in is rms(x) * output_norm afterwards (canvas only).
+    void layers(Stream s, Mask mask, int n) {
+        for (const LayerShape& l : c_.layers) {  // one table a kind of layer
+            if (&l != first_of(l.global)) continue;
+            rotation(s, l.global ? b_.cos : b_.cos_swa, l.global ? b_.sin : b_.sin_swa,
+                     l.global ? w_.freq : w_.freq_swa, n, l.head_dim / 2, b_.state);
+        }
+        rms_norm(s, b_.in, b_.x, w_.layers[0].attn_norm, n, c_.n_embd, c_.rms_eps);
+        for (int l = 0; l < c_.n_layer; l++) {
+            const LayerWeights& w = w_.layers[l];
+            const bool last = l == c_.n_layer - 1;
+            project_qkv(s, w, cache_[l], n);
+            if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
+            const int n_split = mask == Mask::Canvas ? n_attention_split(c_, l, room_.n_context) : 1;
+            attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, n_split, b_.attention, b_.state);
+            linear(s, b_.o, b_.o_in, w.o, n);
+            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
+                           w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
+            feed_forward(s, w, n);
+            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,
+                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
+                      mask == Mask::Canvas ? w.output_scale : w.enc_output_scale,
+                      last ? w_.output_norm : w_.layers[l + 1].attn_norm, n, c_.n_embd, c_.rms_eps);
+        }
+    }
+
+    const LayerShape* first_of(bool global) const {
+        for (const LayerShape& l : c_.layers)
+            if (l.global == global) return &l;
+        return nullptr;
+    }
+
+    void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n) {
+        const bool global = w.shape.window == 0;
+        linear(s, b_.q, b_.in, w.q, n);
+        linear(s, b_.k, b_.in, w.k, n);
+        if (w.v.data) linear(s, b_.v, b_.in, w.v, n);
+        qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm,
+                 global ? b_.cos : b_.cos_swa, global ? b_.sin : b_.sin_swa, n, w.shape, c_.rms_eps,
+                 b_.state);
+    }
+
+    // The dense branch into b_.dense, the experts' outputs into b_.slot_out.
+    void feed_forward(Stream s, const LayerWeights& w, int n) {
+        gate_up(s, b_.middle, b_.ffn_in, w.gate_up, n);
+        linear(s, b_.dense, b_.middle, w.down, n);
+        route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
+              c_.n_expert_used);
+        permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, c_.n_expert_used, c_.n_expert);
+        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first);
+        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first);
+    }
+
+    // ---- the loop
+    // ------------------------------------------------------------------------------------------------
+
+    void denoise_step(Stream s, const LoopConditions& conditions) {
+        denoise_pass(s, nullptr);
+        sample(s, b_.rows, b_.z, b_.stats, c_.n_canvas, c_.n_vocab, b_.state);
+        accept(s, b_.tokens, b_.argmax, b_.rows, c_.n_canvas, c_.n_vocab, b_.state, ring_.device(),
+               conditions);
+    }
+    void begin_canvas(Stream s, const LoopConditions& conditions) {
+        start_canvas(s, b_.tokens, c_.n_canvas, c_.n_vocab, b_.state, conditions);
+    }
+    void finish_canvas(Stream s, const LoopConditions& conditions) {
+        end_canvas(s, b_.argmax, c_.n_canvas, b_.state, ring_.device(), conditions);
+    }
+    void commit_canvas(Stream s) { encode_pass(s, b_.argmax, c_.n_canvas); }
+
+    // One launch an answer: while there is a canvas { commit the one before; while not settled { step } }.
+    template <class Poll>
+    void run_graph(const Poll& poll) {
+        if (!whole_) {
+            auto g = std::make_unique<Graph>();
+            const LoopConditions c{g->condition(true), g->condition(false), g->condition(false)};
+            g->loop(c.more, [&](Graph& canvas) {
+                canvas.branch(c.commit, [&](Graph& b) { b.launch([&](Stream s) { commit_canvas(s); }); });
+                canvas.launch([&](Stream s) { begin_canvas(s, c); });
+                canvas.loop(c.denoise, [&](Graph& b) { b.launch([&](Stream s) { denoise_step(s, c); }); });
+                canvas.launch([&](Stream s) { finish_canvas(s, c); });
+            });
+            g->instantiate();
+            whole_ = std::move(g);
+        }
+        whole_->run(stream_.s);
+        while (!finished(stream_.s)) {
+            poll();
+            std::this_thread::sleep_for(std::chrono::microseconds(50));
+        }
+    }
+
+    // Without conditional nodes: the same captured step, launched by the host.
+    template <class Poll>
+    void run_host_loop(const Poll& poll) {
+        if (!step_) {
+            const auto capture = [](const Graph::Launches& launches) {
+                auto g = std::make_unique<Graph>();
+                g->launch(launches);
+                g->instantiate();
+                return g;
+            };
+            commit_ = capture([&](Stream s) { commit_canvas(s); });
+            step_ = capture([&](Stream s) { denoise_step(s, {}); });
+        }
+        LoopState state{};
+        while (!state.done) {
+            begin_canvas(stream_.s, {});
+            do {
+                step_->run(stream_.s);
+                finish(stream_.s);
+            } while (!poll());
+            finish_canvas(stream_.s, {});
+            copy_to_host(stream_.s, &state, b_.state, sizeof state);
+            finish(stream_.s);
+            if (!state.done) commit_->run(stream_.s);
+        }
+    }
+
+    // Left free for the driver and for kernels' local memory.
+    static constexpr int64_t kSlack = 256 << 20;
+
+    std::shared_ptr<const Model> model_;
+    const Config& c_;
+    const Room room_;
+    const bool graph_loop_;
+    OwnStream stream_;
+    Memory memory_;
+    HostRing ring_;
+    ModelWeights w_;
+    Buffers<T> b_;
+    std::vector<KvLayer<T>> cache_;
+    std::unique_ptr<Graph> whole_, step_, commit_;
+    int n_cached_ = 0;
+    int n_slot_ = INT32_MAX;  // of the smallest layer
+    int first_kept_ = 0;      // positions before this one may have been overwritten in it
+};
+
+#ifdef EASEL_CUDA
+std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options) {
+    use_device(options.index);
+#else
+std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
+                                                const DeviceOptions& options) {
+#endif
+    require(model->config.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported",
+            model->config.n_canvas, kMaxCanvas);
+    require(model->config.max_head_dim() <= 512, "heads of {} values: on a GPU at most 512 are supported",
+            model->config.max_head_dim());
+    if (options.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), options);
+    return std::make_unique<DeviceBackend<F16>>(std::move(model), options);
+}
+
+}  // namespace easel

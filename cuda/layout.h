@@ -1,0 +1,113 @@
+// layout.h: what stands in a GPU's memory: the weights as records, the KV cache, the buffers of a pass. The
+// same functions count the bytes (plan_gpu(), which `easel info` prints) and hand out the places.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "model.h"
+#include "ops.h"
+#include "records.h"
+
+namespace easel {
+
+// Counts the bytes of what is taken, and says where it lies if it has been told how.
+class Arena {
+  public:
+    // offset, bytes -> place; none: only count.
+    using Place = std::function<void*(int64_t offset, int64_t bytes)>;
+    explicit Arena(Place place = {}) : place_(std::move(place)) {}
+
+    // n values, 256-byte aligned as a device allocation is. Null when only counting, or for none.
+    template <class U>
+    U* take(int64_t n) {
+        const int64_t bytes = n * static_cast<int64_t>(sizeof(U)), offset = bytes_;
+        bytes_ += (bytes + 255) / 256 * 256;
+        return place_ && n ? static_cast<U*>(place_(offset, bytes)) : nullptr;
+    }
+    int64_t bytes() const { return bytes_; }
+
+  private:
+    Place place_;
+    int64_t bytes_ = 0;
+};
+
+// Rows in the file that become row tiles of records: see RowTiles (ops.h), with `high`, stride and counts of
+// the whole matrix.
+struct RecordSource {
+    Type from, from_high, to;  // of rows low, of rows high
+    RowTiles rows;             // host memory: the mapped file
+    bool gated;                // low and high are two matrices
+    int n_tile, n_col;
+    uint8_t* records;
+};
+struct FloatSource {
+    std::vector<float> values;
+    float* place;
+};
+
+struct LayerWeights {
+    AttentionShape shape;
+    Weights q, k, v, o;  // no v.data: V is the raw k projection
+    Weights gate_up, down, expert_gate_up, expert_down;
+    float *attn_norm, *q_norm, *k_norm, *post_attention_norm, *ffn_norm, *post_ffw_norm_1, *router_scale,
+        *pre_ffw_norm_2, *post_ffw_norm_2, *post_ffw_norm, *router, *expert_scale;
+    float output_scale, enc_output_scale;
+};
+
+struct ModelWeights {
+    Weights embd, output, self_cond_gate_up, self_cond_down;
+    float *output_norm, *self_cond_norm;
+    double *freq, *freq_swa;  // angles a position: of global and of sliding layers
+    std::vector<LayerWeights> layers;
+    std::vector<RecordSource> records;  // where it all comes from
+    std::vector<FloatSource> floats;
+};
+
+// How much there is to be room for.
+struct Room {
+    int n_context;  // cached tokens plus canvas
+    int n_token;    // of one pass
+    Room(const Config& c, const DeviceOptions& options)
+        : n_context(options.n_context),
+          n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))) {}
+};
+
+// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded.
+template <class T>
+struct Buffers {
+    float *x, *h, *router_in, *dense, *o;  // [n, n_embd]
+    T *in, *ffn_in, *expert_in;            // [n, n_embd]
+    float *q, *k, *v;                      // [n, n_head or n_head_kv, head_dim]
+    T *q_in, *o_in;                        // [n, n_head head_dim]
+    T* middle;                             // [n, n_ff]
+    int *chosen, *slot_of, *token_of;      // [n n_expert_used]
+    float* weight;                         // the same
+    int* first;                            // [n_expert + 1]
+    T* slot_middle;                        // [n n_expert_used, n_ff_exp]
+    float* slot_out;                       // [n n_expert_used, n_embd]
+    float *cos, *sin, *cos_swa, *sin_swa;  // [n, head_dim / 2]
+    float* attention;                      // attention_scratch()
+    float* soft;                           // soft_scratch()
+    T* z;                                  // [n_canvas, vocab_stride]
+    TileStats* stats;                      // [n_canvas, n_vocab_tile]
+    RowStats* rows;                        // [n_canvas]
+    int32_t *tokens, *argmax, *prompt;     // [n_canvas] twice, [n]
+    LoopState* state;
+};
+
+template <class T>
+ModelWeights lay_out_weights(const Model& model, Arena& arena);
+template <class T>
+Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena);
+// Sliding layers keep their window and the tokens of a pass, global ones all.
+template <class T>
+std::vector<KvLayer<T>> lay_out_cache(const Config& config, const Room& room, Arena& arena);
+
+AttentionShape attention_shape(const Config& config, int layer);
+// Parts that the keys of a denoise pass are split into.
+int n_attention_split(const Config& config, int layer, int n_context);
+
+}  // namespace easel

@@ -1,0 +1,166 @@
+// linear.cu: products with weights, of all tokens with one matrix or of each token with its experts, plain or
+// as a gated pair with its gelu product. One kernel; the matrix is read as records (records.h), whatever its
+// type. Called by engine.cu.
+#include "check.h"
+#include "device.h"
+#include "weight_gemm.h"
+
+namespace easel {
+
+namespace {
+
+constexpr int kWarps = 4;       // row tiles of a block: 64 rows
+constexpr int kTokenTiles = 8;  // of 8 activation rows
+constexpr int kTokens = 8 * kTokenTiles;
+
+// out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
+// tokens.
+//   out      [n_slot, n_out] Y, row stride ldo
+//   x        [., n_col] X, row stride ldx
+//   records  n_expert matrices of n_tile row tiles, expert_bytes each
+//   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
+//   token_of [n_slot] row of x for a slot; null: the slot itself
+// Tile:   64 rows x 64 slots; gated: 32 gate rows and their up rows, so both meet in one thread's registers.
+// Launch: grid (n_tile / 4, n_expert or n_token / 64), 128 threads; warp w has row tile w.
+// Shared: WeightGemm's, 43 KiB for Q4_K.
+// Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
+//         all of an expert's tokens reads and decodes each weight once.
+// Maths:  float32 accumulation in order of columns. Gelu in float32.
+// Check:  tests/test_linear.cpp.
+template <Type TYPE, bool GATED, class X, class Y>
+__global__ void __launch_bounds__(32 * kWarps)
+    linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
+                  int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
+                  int n_token, float scale) {
+    using Gemm = WeightGemm<TYPE, X, kWarps, kTokenTiles>;
+    SHARED_DYNAMIC(uint8_t, shared);
+    SHARED_ARRAY(int, row_of, kTokens);
+    const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * kWarps;
+    const int begin = first ? first[blockIdx.y] : blockIdx.y * kTokens;
+    const int end = first ? first[blockIdx.y + 1] : min(begin + kTokens, n_token);
+    if (first) records += blockIdx.y * expert_bytes;
+
+    for (int base = begin; base < end; base += kTokens) {
+        const int n_row = min(kTokens, end - base);
+        if (thread < kTokens) {
+            const int slot = base + min(thread, n_row - 1);
+            row_of[thread] = token_of ? token_of[slot] : slot;
+        }
+        __syncthreads();  // row_of is complete
+        float acc[kTokenTiles][4];
+        Gemm::multiply(acc, shared, records, tile, n_tile, n_chunk, x, ldx, row_of, n_row);
+
+        const int own_tile = tile + thread / 32;
+        UNROLL for (int n = 0; n < kTokenTiles; n++) {
+            UNROLL for (int j = 0; j < 2; j++) {
+                const int slot = 8 * n + 2 * t + j;
+                if (slot >= n_row) continue;
+                Y* row = out + int64_t{base + slot} * ldo;
+                if constexpr (GATED) {
+                    const int i = own_tile * 8 + g;
+                    if (i < n_out) row[i] = from_f32<Y>(gelu_tanh(acc[n][j]) * acc[n][2 + j] * scale);
+                } else {
+                    const int i = own_tile * 16 + g;
+                    if (i < n_out) row[i] = from_f32<Y>(acc[n][j] * scale);
+                    if (i + 8 < n_out) row[i + 8] = from_f32<Y>(acc[n][2 + j] * scale);
+                }
+            }
+        }
+    }
+}
+
+// max = the largest sum of squares of a row: non-negative floats order as their bits, so an atomic maximum of
+// those is the same in any order.
+//   records  n_tile row tiles of n_chunk chunks, all experts
+// Launch: grid (n_tile / 4), 128 threads, a warp a row tile. Once, at load; bound by reading the weights.
+// Check:  tests/test_linear.cpp.
+template <Type TYPE>
+__global__ void __launch_bounds__(32 * kWarps)
+    max_row_square_kernel(float* max, const uint8_t* records, int n_tile, int n_chunk) {
+    using R = Record<TYPE>;
+    const int lane = threadIdx.x % 32, tile = blockIdx.x * kWarps + threadIdx.x / 32;
+    if (tile >= n_tile) return;  // a whole warp
+    records += int64_t{tile} * (n_chunk / R::n_chunk) * R::bytes;
+    float sum[2] = {};  // of rows g and g + 8
+    for (int chunk = 0; chunk < n_chunk; chunk++) {
+        const uint8_t* record = records + int64_t{chunk / R::n_chunk} * R::bytes;
+        uint32_t a[4][4];
+        decode<TYPE>(a, record, record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes,
+                     chunk % R::n_chunk, lane);
+        UNROLL for (int s = 0; s < 4; s++) {
+            UNROLL for (int i = 0; i < 4; i++) {
+                const float x = half_to_float(a[s][i] & 0xffff), y = half_to_float(a[s][i] >> 16);
+                sum[i % 2] += x * x + y * y;
+            }
+        }
+    }
+    UNROLL for (int h = 0; h < 2; h++) {
+        sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+        sum[h] += __shfl_xor_sync(~0u, sum[h], 2);  // the four lanes of a row
+    }
+    const float largest = warp_max(fmaxf(sum[0], sum[1]));
+    if (lane == 0) atomicMax(reinterpret_cast<int*>(max), __float_as_int(largest));
+}
+
+template <bool GATED, class X, class Y>
+void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const int* first,
+            const int* token_of, int n_token) {
+    require(w.gated == GATED, "bug: a gated pair is no plain matrix");
+    const bool done = with_record(w.type, [&](auto type) {
+        if constexpr (has_product<type.value, X>) {
+            constexpr int shared = WeightGemm<type.value, X, kWarps, kTokenTiles>::shared_bytes;
+            const dim3 grid((w.n_tile() + kWarps - 1) / kWarps,
+                            first ? w.n_expert : (n_token + kTokens - 1) / kTokens);
+            EASEL_LAUNCH((linear_kernel<type.value, GATED, X, Y>), grid, 32 * kWarps, shared, stream, out,
+                         ldo, GATED ? w.n_row / 2 : w.n_row, x, padded(w.n_col), w.data, w.expert_bytes(),
+                         w.n_tile(), padded(w.n_col) / kChunk, first, token_of, n_token, w.scale);
+        } else {
+            fail("bug: weights of a type that these activations are not multiplied with");
+        }
+    });
+    require(done, "bug: weights of a type that has no records");
+}
+
+}  // namespace
+
+void max_row_square(Stream stream, float* max, const Weights& w) {
+    fill_zero(stream, max, sizeof(float));
+    with_record(w.type, [&](auto type) {
+        if constexpr (has_product<type.value, F16>) {
+            const int n_tile = w.n_tile() * w.n_expert;
+            EASEL_LAUNCH(max_row_square_kernel<type.value>, (n_tile + kWarps - 1) / kWarps, 32 * kWarps, 0,
+                         stream, max, w.data, n_tile, padded(w.n_col) / kChunk);
+        } else {
+            fail("bug: weights of a type that has no F16 product");
+        }
+    });
+}
+
+template <class T>
+void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token) {
+    launch<false>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token);
+}
+template <class T>
+void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {
+    launch<true>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
+}
+template <class T>
+void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
+                    const int* first) {
+    launch<true>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
+}
+template <class T>
+void expert_down(Stream stream, float* out, const T* x, const Weights& w, const int* first) {
+    launch<false>(stream, out, w.n_row, x, w, first, nullptr, 0);
+}
+
+template void linear(Stream, float*, const F16*, const Weights&, int);
+template void linear(Stream, float*, const float*, const Weights&, int);
+template void gate_up(Stream, F16*, const F16*, const Weights&, int);
+template void gate_up(Stream, float*, const float*, const Weights&, int);
+template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const int*);
+template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const int*);
+template void expert_down(Stream, float*, const F16*, const Weights&, const int*);
+template void expert_down(Stream, float*, const float*, const Weights&, const int*);
+
+}  // namespace easel

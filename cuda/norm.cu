@@ -1,0 +1,448 @@
+// norm.cu: what happens to a row of the residual stream between two products: RMS norms, the sums that they
+// follow, rotary positions, the way into the KV cache. Each kernel reads a row once and leaves it in every
+// form that the next products want. Called by engine.cu.
+//
+// Float32 rows begin at multiples of 16 bytes where n is a multiple of 4.
+#include "check.h"
+#include "ops.h"
+#include "tile.h"
+
+namespace easel {
+
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kMaxUsed = 32;  // experts of a token
+
+// V neighbouring values of a row, loaded and stored at once.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Values {
+    T v[V];
+};
+template <int V>
+DEVICE Values<float, V> load(const float* p) {
+    return *reinterpret_cast<const Values<float, V>*>(p);
+}
+template <class T, int V>
+DEVICE void store(T* p, const Values<float, V>& x) {
+    Values<T, V> out;
+    UNROLL for (int j = 0; j < V; j++) out.v[j] = from_f32<T>(x.v[j]);
+    *reinterpret_cast<Values<T, V>*>(p) = out;
+}
+
+template <int V>
+DEVICE float sum_of_squares(const Values<float, V>& x, float sum) {
+    UNROLL for (int j = 0; j < V; j++) sum = fmaf(x.v[j], x.v[j], sum);
+    return sum;
+}
+template <int V>
+DEVICE Values<float, V> scaled(const Values<float, V>& x, float scale) {
+    Values<float, V> out;
+    UNROLL for (int j = 0; j < V; j++) out.v[j] = x.v[j] * scale;
+    return out;
+}
+template <int V>
+DEVICE Values<float, V> scaled(const Values<float, V>& x, float scale, const Values<float, V>& weight) {
+    Values<float, V> out;
+    UNROLL for (int j = 0; j < V; j++) out.v[j] = x.v[j] * scale * weight.v[j];
+    return out;
+}
+
+DEVICE float rms_scale(float sum, int n, float eps) {
+    return 1 / sqrtf(sum / static_cast<float>(n) + eps);
+}
+// The scale for a row of n values; `sum` is this thread's part of their squares. The same for every thread.
+DEVICE float block_rms_scale(float sum, int n, float eps) {
+    SHARED_ARRAY(float, part, kWarps);
+    sum = warp_sum(sum);
+    __syncthreads();  // every thread has read the parts of the row before
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
+    __syncthreads();  // the parts are complete
+    float all = 0;
+    UNROLL for (int w = 0; w < kWarps; w++) all += part[w];
+    return rms_scale(all, n, eps);
+}
+
+// A block's share of a row: thread i has the V values from V i on, then every V kThreads further.
+template <int V>
+DEVICE int first_value() {
+    return static_cast<int>(threadIdx.x) * V;
+}
+template <int V>
+constexpr int kStride = V* kThreads;
+
+// f(std::integral_constant<int, V>) with the widest V that rows of n values allow.
+template <class F>
+void with_width(int n, F f) {
+    if (n % 4 == 0)
+        f(std::integral_constant<int, 4>());
+    else
+        f(std::integral_constant<int, 1>());
+}
+
+}  // namespace
+
+// ---- plain norms -----------------------------------------------------------------------------------------
+
+namespace {
+
+// out = x / sqrt(mean(x^2) + eps) * weight, SPEC 2
+//   out    [n_row, n] T, row stride ldo
+//   x      [n_row, n] float32
+//   weight [n] or null: 1
+// Tile:   a row a block.
+// Launch: grid n_row, 256 threads.
+// Shared: a partial sum a warp.
+// Why:    the second read of a row comes from L1, so the row needs no place of its own.
+// Maths:  float32; a thread's sum, a tree over a warp, the warps in order.
+// Check:  tests/test_norm.cpp.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    rms_norm_kernel(T* out, int ldo, const float* x, const float* weight, int n, float eps) {
+    x += int64_t{blockIdx.x} * n;
+    out += int64_t{blockIdx.x} * ldo;
+    float sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) sum = sum_of_squares(load<V>(x + i), sum);
+    const float scale = block_rms_scale(sum, n, eps);
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        const auto own = load<V>(x + i);
+        store(out + i, weight ? scaled(own, scale, load<V>(weight + i)) : scaled(own, scale));
+    }
+}
+
+}  // namespace
+
+template <class T>
+void rms_norm(Stream stream, T* out, const float* x, const float* weight, int n_row, int n, float eps) {
+    with_width(n, [&](auto v) {
+        EASEL_LAUNCH((rms_norm_kernel<T, v.value>), n_row, kThreads, 0, stream, out, padded(n), x, weight, n,
+                     eps);
+    });
+}
+
+namespace {
+
+// x = (x + add) / rms(x + add), in place; at step 0 x / rms(x)
+//   x, add [n_row, n] float32; add is not read at step 0
+// Tile:   a row a block.
+// Launch: grid n_row, 256 threads.
+// Shared: a partial sum a warp.
+// Why:    a thread writes the sum back and reads its own values again.
+// Maths:  as rms_norm_kernel.
+// Check:  tests/test_norm.cpp.
+template <int V>
+__global__ void __launch_bounds__(kThreads)
+    canvas_norm_kernel(float* x, const float* add, int n, float eps, const LoopState* state) {
+    x += int64_t{blockIdx.x} * n;
+    add += int64_t{blockIdx.x} * n;
+    const bool first_step = state->step == 0;
+    float sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        auto own = load<V>(x + i);
+        if (!first_step) {
+            const auto more = load<V>(add + i);
+            UNROLL for (int j = 0; j < V; j++) own.v[j] += more.v[j];
+            store(x + i, own);
+        }
+        sum = sum_of_squares(own, sum);
+    }
+    const float scale = block_rms_scale(sum, n, eps);
+    for (int i = first_value<V>(); i < n; i += kStride<V>) store(x + i, scaled(load<V>(x + i), scale));
+}
+
+}  // namespace
+
+void canvas_norm(Stream stream, float* x, const float* add, int n_row, int n, float eps,
+                 const LoopState* state) {
+    with_width(n, [&](auto v) {
+        EASEL_LAUNCH(canvas_norm_kernel<v.value>, n_row, kThreads, 0, stream, x, add, n, eps, state);
+    });
+}
+
+// ---- into attention --------------------------------------------------------------------------------------
+
+namespace {
+
+// cos_out, sin_out = cos, sin of (n_cached + row) * freq[i]
+//   cos_out, sin_out [n_token, half] float32
+//   freq             [half] double
+// Tile:   256 angles a block.
+// Launch: grid n_token half / 256, 256 threads.
+// Shared: none.
+// Why:    once a pass for all layers of a kind, so nothing is saved on it.
+// Maths:  double: at position 262143 a float32 angle is off by up to 1/128.
+// Check:  tests/test_norm.cpp.
+__global__ void __launch_bounds__(kThreads)
+    rotation_kernel(float* cos_out, float* sin_out, const double* freq, int n_token, int half,
+                    const LoopState* state) {
+    const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+    if (i >= n_token * half) return;
+    const double angle = (state->n_cached + i / half) * freq[i % half];
+    double sine, cosine;
+    sincos(angle, &sine, &cosine);
+    cos_out[i] = static_cast<float>(cosine);
+    sin_out[i] = static_cast<float>(sine);
+}
+
+}  // namespace
+
+void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_token, int half,
+              const LoopState* state) {
+    EASEL_LAUNCH(rotation_kernel, (n_token * half + kThreads - 1) / kThreads, kThreads, 0, stream, cos, sin,
+                 freq, n_token, half, state);
+}
+
+namespace {
+
+constexpr int kMaxHeadDim = 512;
+
+// q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head
+//   q_out       [n_token, n_head, head_dim] T, row stride ldq
+//   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot
+//   q           [n_token, n_head, head_dim] float32
+//   k, v        [n_token, n_head_kv, head_dim] float32; may be the same
+//   q_weight, k_weight [head_dim]
+//   cos, sin    [n_token, head_dim / 2]
+// Tile:   a head of a token a warp: query heads, then K's, then V's.
+// Launch: grid n_token (n_head + 2 n_head_kv) / 8, 256 threads.
+// Shared: none.
+// Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
+//         mixes are in its registers.
+// Maths:  float32; a lane's sum, then a tree.
+// Check:  tests/test_norm.cpp.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    qkv_norm_kernel(T* q_out, int ldq, KvLayer<T> cache, const float* q, const float* k, const float* v,
+                    const float* q_weight, const float* k_weight, const float* cos, const float* sin,
+                    int n_token, AttentionShape shape, float eps, const LoopState* state) {
+    constexpr int N_PAIR = kMaxHeadDim / 2 / 32;  // of a lane, at most
+    const int lane = threadIdx.x % 32, n = shape.head_dim, half = n / 2;
+    const int n_head = shape.n_head, n_kv = shape.n_head_kv, n_job = n_head + 2 * n_kv;
+    const int job = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+    const int row = job / n_job, head = job % n_job;
+    if (row >= n_token) return;  // the whole warp
+
+    const bool is_q = head < n_head, is_v = head >= n_head + n_kv;
+    const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
+    const float* x =
+        is_q ? q + (int64_t{row} * n_head + head) * n : (is_v ? v : k) + (int64_t{row} * n_kv + kv_head) * n;
+    const int64_t slot = (state->n_cached + row) % cache.n_slot;
+    T* out = is_q ? q_out + int64_t{row} * ldq + head * n
+                  : (is_v ? cache.v : cache.k) + (kv_head * int64_t{cache.n_slot} + slot) * n;
+
+    float a[N_PAIR], b[N_PAIR], sum = 0;
+    UNROLL for (int j = 0; j < N_PAIR; j++) {
+        const int i = lane + 32 * j;
+        a[j] = i < half ? x[i] : 0;
+        b[j] = i < half ? x[i + half] : 0;
+        sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
+    }
+    const float scale = rms_scale(warp_sum(sum), n, eps);
+    const float* weight = is_q ? q_weight : k_weight;
+    cos += int64_t{row} * half;
+    sin += int64_t{row} * half;
+    UNROLL for (int j = 0; j < N_PAIR; j++) {
+        const int i = lane + 32 * j;
+        if (i >= half) break;
+        float lo = a[j] * scale, hi = b[j] * scale;
+        if (!is_v) {
+            const float x0 = lo * weight[i], x1 = hi * weight[i + half], c = cos[i], s = sin[i];
+            lo = x0 * c - x1 * s;
+            hi = x1 * c + x0 * s;
+        }
+        out[i] = from_f32<T>(lo);
+        out[i + half] = from_f32<T>(hi);
+    }
+}
+
+}  // namespace
+
+template <class T>
+void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
+              const float* v, const float* q_weight, const float* k_weight, const float* cos,
+              const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state) {
+    require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim,
+            "bug: head_dim is to be even and at most 512");
+    require(n_token <= cache.n_slot, "bug: more tokens than the cache has slots");
+    const int n_job = n_token * (shape.n_head + 2 * shape.n_head_kv);
+    EASEL_LAUNCH(qkv_norm_kernel<T>, (n_job + kWarps - 1) / kWarps, kThreads, 0, stream, q_out,
+                 padded(shape.n_head * shape.head_dim), cache, q, k, v, q_weight, k_weight, cos, sin, n_token,
+                 shape, eps, state);
+}
+
+// ---- between attention and the next layer ----------------------------------------------------------------
+
+namespace {
+
+// h = x + rms(o) * post_attention; ffn_in = rms(h) * ffn_norm; expert_in = rms(h) * pre_ffw_norm_2;
+// router_in = rms(h) * router_scale / sqrt(n)
+//   h, router_in        [n_row, n] float32
+//   ffn_in, expert_in   [n_row, n] T, row stride ldo
+//   x, o                [n_row, n] float32
+//   the four weights    [n]
+// Tile:   a row a block.
+// Launch: grid n_row, 256 threads.
+// Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
+// Why:    three products want the same row under the same norm: one read of it.
+// Maths:  as rms_norm_kernel.
+// Check:  tests/test_norm.cpp.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    post_attention_kernel(float* h, T* ffn_in, T* expert_in, float* router_in, int ldo, const float* x,
+                          const float* o, const float* post_attention, const float* ffn_norm,
+                          const float* pre_ffw_norm_2, const float* router_scale, float router_factor, int n,
+                          float eps) {
+    SHARED_DYNAMIC(float, row);
+    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
+    float sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) sum = sum_of_squares(load<V>(o + at + i), sum);
+    const float o_scale = block_rms_scale(sum, n, eps);
+
+    sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        auto own = scaled(load<V>(o + at + i), o_scale, load<V>(post_attention + i));
+        const auto residual = load<V>(x + at + i);
+        UNROLL for (int j = 0; j < V; j++) own.v[j] += residual.v[j];
+        store(h + at + i, own);
+        store(row + i, own);
+        sum = sum_of_squares(own, sum);
+    }
+    const float scale = block_rms_scale(sum, n, eps);
+
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        const auto own = load<V>(row + i);
+        store(ffn_in + at_out + i, scaled(own, scale, load<V>(ffn_norm + i)));
+        store(expert_in + at_out + i, scaled(own, scale, load<V>(pre_ffw_norm_2 + i)));
+        store(router_in + at + i, scaled(scaled(own, scale, load<V>(router_scale + i)), router_factor));
+    }
+}
+
+}  // namespace
+
+template <class T>
+void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
+                    const float* o, const float* post_attention, const float* ffn_norm,
+                    const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps) {
+    with_width(n, [&](auto v) {
+        EASEL_LAUNCH((post_attention_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, h,
+                     ffn_in, expert_in, router_in, padded(n), x, o, post_attention, ffn_norm, pre_ffw_norm_2,
+                     router_scale, 1 / sqrtf(static_cast<float>(n)), n, eps);
+    });
+}
+
+namespace {
+
+// f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum_i weight[i] slot_out[slot_of[i]]) * post_ffw_norm_2;
+// x = (h + rms(f1 + f2) * post_ffw_norm) * out_scale; next_in = rms(x) * next_norm
+//   x, h, dense     [n_row, n] float32
+//   next_in         [n_row, n] T, row stride ldo; not written if next_norm is null
+//   slot_out        [n_row n_used, n] float32
+//   slot_of, weight [n_row, n_used]
+//   the norms       [n]
+// Tile:   a row a block.
+// Launch: grid n_row, 256 threads.
+// Shared: the row in its last form: experts' sum, f1 + f2, x; 11 KiB at n = 2816; a thread reads what it has
+//         written, so no barrier guards it. The slots and weights of the token.
+// Why:    gathering is n_used + 2 reads of a row and all that is left of the layer is on that row.
+// Maths:  float32; the experts in the router's order, one fused multiply-add each.
+// Check:  tests/test_norm.cpp.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads)
+    layer_end_kernel(float* x, T* next_in, int ldo, const float* h, const float* dense, const float* slot_out,
+                     const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+                     const float* post_ffw_norm_2, const float* post_ffw_norm, float out_scale,
+                     const float* next_norm, int n, float eps) {
+    constexpr int N_FLIGHT = 8;  // loads that do not wait for each other
+    SHARED_DYNAMIC(float, row);
+    SHARED_ARRAY(const float*, expert_out, kMaxUsed);
+    SHARED_ARRAY(float, expert_weight, kMaxUsed);
+    const int thread = threadIdx.x;
+    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
+    if (thread < n_used) {
+        const int64_t pair = int64_t{blockIdx.x} * n_used + thread;
+        expert_out[thread] = slot_out + int64_t{slot_of[pair]} * n;
+        expert_weight[thread] = weight[pair];
+    }
+    __syncthreads();  // expert_out and expert_weight are complete
+
+    float dense_sum = 0, mix_sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        Values<float, V> mix{};
+        for (int first = 0; first < n_used; first += N_FLIGHT) {
+            Values<float, V> part[N_FLIGHT];
+            UNROLL for (int e = 0; e < N_FLIGHT; e++) {
+                part[e] = {};
+                if (first + e < n_used) part[e] = load<V>(expert_out[first + e] + i);
+            }
+            UNROLL for (int e = 0; e < N_FLIGHT; e++) {
+                const float w = first + e < n_used ? expert_weight[first + e] : 0;
+                UNROLL for (int j = 0; j < V; j++) mix.v[j] = fmaf(w, part[e].v[j], mix.v[j]);
+            }
+        }
+        store(row + i, mix);
+        mix_sum = sum_of_squares(mix, mix_sum);
+        dense_sum = sum_of_squares(load<V>(dense + at + i), dense_sum);
+    }
+    const float dense_scale = block_rms_scale(dense_sum, n, eps);
+    const float mix_scale = block_rms_scale(mix_sum, n, eps);
+
+    float sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        auto own = scaled(load<V>(dense + at + i), dense_scale, load<V>(post_ffw_norm_1 + i));
+        const auto f2 = scaled(load<V>(row + i), mix_scale, load<V>(post_ffw_norm_2 + i));
+        UNROLL for (int j = 0; j < V; j++) own.v[j] += f2.v[j];
+        store(row + i, own);
+        sum = sum_of_squares(own, sum);
+    }
+    const float branch_scale = block_rms_scale(sum, n, eps);
+
+    sum = 0;
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        auto own = scaled(load<V>(row + i), branch_scale, load<V>(post_ffw_norm + i));
+        const auto residual = load<V>(h + at + i);
+        UNROLL for (int j = 0; j < V; j++) own.v[j] = (residual.v[j] + own.v[j]) * out_scale;
+        store(x + at + i, own);
+        store(row + i, own);
+        sum = sum_of_squares(own, sum);
+    }
+    if (!next_norm) return;
+    const float scale = block_rms_scale(sum, n, eps);
+    for (int i = first_value<V>(); i < n; i += kStride<V>)
+        store(next_in + at_out + i, scaled(load<V>(row + i), scale, load<V>(next_norm + i)));
+}
+
+}  // namespace
+
+template <class T>
+void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
+               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
+               int n_row, int n, float eps) {
+    require(n_used <= kMaxUsed, "bug: more experts a token than layer_end() has room for");
+    with_width(n, [&](auto v) {
+        EASEL_LAUNCH((layer_end_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, x, next_in,
+                     padded(n), h, dense, slot_out, slot_of, weight, n_used, post_ffw_norm_1, post_ffw_norm_2,
+                     post_ffw_norm, scale, next_norm, n, eps);
+    });
+}
+
+template void rms_norm(Stream, F16*, const float*, const float*, int, int, float);
+template void rms_norm(Stream, float*, const float*, const float*, int, int, float);
+template void qkv_norm(Stream, F16*, const KvLayer<F16>&, const float*, const float*, const float*,
+                       const float*, const float*, const float*, const float*, int, const AttentionShape&,
+                       float, const LoopState*);
+template void qkv_norm(Stream, float*, const KvLayer<float>&, const float*, const float*, const float*,
+                       const float*, const float*, const float*, const float*, int, const AttentionShape&,
+                       float, const LoopState*);
+template void post_attention(Stream, float*, F16*, F16*, float*, const float*, const float*, const float*,
+                             const float*, const float*, const float*, int, int, float);
+template void post_attention(Stream, float*, float*, float*, float*, const float*, const float*, const float*,
+                             const float*, const float*, const float*, int, int, float);
+template void layer_end(Stream, float*, F16*, const float*, const float*, const float*, const int*,
+                        const float*, int, const float*, const float*, const float*, float, const float*, int,
+                        int, float);
+template void layer_end(Stream, float*, float*, const float*, const float*, const float*, const int*,
+                        const float*, int, const float*, const float*, const float*, float, const float*, int,
+                        int, float);
+
+}  // namespace easel

@@ -1,0 +1,47 @@
+// backend.cpp: requests that no backend can serve, see backend.h.
+#include "backend.h"
+
+#include "check.h"
+
+namespace easel {
+
+void check_tokens(const Config& c, std::span<const int32_t> tokens) {
+    for (int32_t id : tokens)
+        require(id >= 0 && id < c.n_vocab, "token id {} is out of range, expected 0 to {}", id,
+                c.n_vocab - 1);
+}
+
+void check_append(int n_cached, size_t n_token, int n_context) {
+    require(n_token <= size_t(n_context - n_cached),
+            "{} tokens after {} cached ones exceed the context of {}", n_token, n_cached, n_context);
+}
+
+void check_room(const Config& c, int n_cached, int n_canvas, int n_context) {
+    const int64_t needed = n_cached + int64_t{n_canvas} * c.n_canvas;
+    require(needed <= n_context,
+            "{} tokens of prompt and {} canvases of {} need {} places, the context has {}", n_cached,
+            n_canvas, c.n_canvas, needed, n_context);
+}
+
+void check_truncate(int n_cached, int n_token) {
+    require(n_token >= 0 && n_token <= n_cached, "cannot truncate the cache to {} tokens, it holds {}",
+            n_token, n_cached);
+}
+
+void check_generate(const Config& c, const GenerateParams& params, int n_cached, int n_context) {
+    check_sampler(params.sampler);
+    require(params.n_canvas >= 1, "{} canvases asked for, expected 1 or more", params.n_canvas);
+    check_room(c, n_cached, params.n_canvas, n_context);
+}
+
+void check_logits_request(const Config& c, const LogitsRequest& request, size_t n_out) {
+    const size_t n = size_t(c.n_canvas) * c.n_vocab;
+    require(request.canvas.size() == size_t(c.n_canvas), "the canvas has {} tokens, expected {}",
+            request.canvas.size(), c.n_canvas);
+    require(n_out == n, "room for {} logits, expected {}", n_out, n);
+    require(request.prev_logits.empty() || request.prev_logits.size() == n, "{} previous logits, expected {}",
+            request.prev_logits.size(), n);
+    check_tokens(c, request.canvas);
+}
+
+}  // namespace easel
