@@ -102,13 +102,13 @@ demo: $(BUILD)/easel
 	sh tools/demo.sh $(BUILD)/easel
 
 unit: $(BUILD)/unit
-	$(BUILD)/unit
+	$(BUILD)/unit $(UNIT_FILTER)
 
 test:
 	@BUILD=$(BUILD) CXX=$(CXX) sh tests/run.sh
 
 asan:
-	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" unit
+	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" UNIT_FILTER="~[slow]" unit
 
 # The tests of kernels and of the whole backend, for a GPU. Those with kernels of their own go through nvcc.
 GPU_TESTS := linear head attention norm moe embed sample accept device

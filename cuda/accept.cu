@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kMaxCanvas)
         tokens[i] = random_token(random_word(state->seed, i, 0, state->canvas, RandomStream::Init), n_vocab);
     if (i) return;
     state->step = state->held = 0;  // which no thread reads
+    state->canvas_start_ns = clock_ns();
     set_condition(conditions.denoise, true);
 }
 
@@ -166,6 +167,7 @@ __global__ void __launch_bounds__(kMaxCanvas)
         for (int k = 0; k < n_end; k++) is_end = is_end || argmax[i] == state->end_tokens[k];
     const bool has_end = __syncthreads_or(is_end);
     if (i) return;
+    state->denoise_ns += clock_ns() - state->canvas_start_ns;
     if (!state->done) {
         state->done = 1;
         if (read_now(&ring.header->cancel))

@@ -157,8 +157,12 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
             uint32_t a[4][4];
             decode<TYPE>(a, raw, raw + R::scale_bytes, chunk % R::n_chunk, lane);
             out += lane / 4 * Tile::lde + lane % 4 * 2;
-            UNROLL for (int s = 0; s < 4; s++) UNROLL for (int i = 0; i < 4; i++) *
-                reinterpret_cast<uint32_t*>(out + i % 2 * 8 * Tile::lde + 16 * s + i / 2 * 8) = a[s][i];
+            UNROLL for (int s = 0; s < 4; s++) {
+                UNROLL for (int i = 0; i < 4; i++) {
+                    T* two = out + i % 2 * 8 * Tile::lde + 16 * s + i / 2 * 8;
+                    *reinterpret_cast<uint32_t*>(two) = a[s][i];
+                }
+            }
         }
     };
     const int n_row = min(kTokens, (n_canvas - token + 31) / 32 * 32);  // of warps that have tokens

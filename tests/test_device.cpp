@@ -78,44 +78,53 @@ TEST_CASE("device: exact logits and loops of transformers' models") {
     }
 }
 
-// F16 rounds to 2^-11, and six or fifteen layers add up to the 1e-3 measured. That is the error of most rows:
-// where two experts' logits are closer than rounding, a row takes another expert, and everything after it
-// differs; the random weights of the fixture "tiny" have such a row, for which no tolerance can be given.
-TEST_CASE("device: logits with 16-bit activations stay close to the golden ones") {
-    for (const char* name : {"tiny", "mixed"}) {
+// F16 rounds to 2^-11; through six and fifteen layers that becomes 8.8e-4 and 2.95e-3 (measured: the blocks
+// of "mixed" have scales that are rounded as well). Where two experts' logits are closer than that, a row
+// takes another expert than on the CPU, and it and all that see it differ by far more. With random weights
+// that is not rare; hence the median over the rows of several canvases.
+TEST_CASE("device: logits with 16-bit activations stay close to the CPU's") {
+    for (const auto& [name, tolerance] : {std::pair{"tiny", 1e-3}, {"mixed", 3.3e-3}}) {
         const auto model = load_model(fixture(std::string(name) + ".gguf"));
         const Config& c = model->config;
-        const auto backend = device_backend(model, {});
-        backend->encode(golden_prompt(name));
-        auto golden = read_f32(fixture(std::string(name) + ".logits0.f32"));
-        const auto golden1 = read_f32(fixture(std::string(name) + ".logits1.f32"));
-        const auto out =
-            two_passes(*backend, c, read_json(fixture(std::string(name) + ".json"))["canvas"], golden);
-        golden.insert(golden.end(), golden1.begin(), golden1.end());
-        const auto errors = row_errors(out, golden, c.n_vocab);
-        const double median = errors[errors.size() / 2];
-        WARN(name << ": median error of a row " << median << ", largest " << errors.back());
-        CHECK(median < 4e-3);
-        CHECK(median > 1e-6);  // else it was not 16-bit
-    }
-}
-
-TEST_CASE("device: the exact loop gives the golden tokens step by step") {
-    const auto model = load_model(fixture("tiny.gguf"));
-    for (const bool graph_loop : {true, false}) {
-        const auto backend = device_backend(model, {.exact = true, .graph_loop = graph_loop});
-        for (const char* name : {"tiny.json", "tiny.cut1.json", "tiny.cut2.json"}) {
-            backend->truncate(0);  // the graph is made once, for all answers
-            check_generation(name, *backend, *model, 8e-7);
+        const auto gpu = device_backend(model, {}), cpu = make_cpu_backend(model, c.n_context);
+        gpu->encode(golden_prompt(name));
+        cpu->encode(golden_prompt(name));
+        const auto prev = read_f32(fixture(std::string(name) + ".logits0.f32"));
+        std::vector<double> errors;
+        for (uint32_t i = 0; i < 4; i++) {
+            std::vector<int32_t> canvas(c.n_canvas);
+            for (int k = 0; k < c.n_canvas; k++)
+                canvas[k] = random_token(random_word(1, k, 0, i, RandomStream::Init), c.n_vocab);
+            for (double e :
+                 row_errors(two_passes(*gpu, c, canvas, prev), two_passes(*cpu, c, canvas, prev), c.n_vocab))
+                errors.push_back(e);
         }
+        std::sort(errors.begin(), errors.end());
+        const double median = errors[errors.size() / 2];
+        INFO(name << ": median " << median << ", nine of ten below " << errors[errors.size() * 9 / 10]);
+        CHECK(median < tolerance);
+        CHECK(median > 1e-5);  // else it was not 16-bit
+        CHECK(errors[errors.size() * 9 / 10] < 4e-3);
     }
 }
 
-// The ring of a sliding layer holds its window and one pass: with passes of 24, 39 tokens of the prompt's 60.
+// The graph is made once and run for every answer.
+TEST_CASE("device: the exact loop gives the golden tokens step by step", "[slow]") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const auto graph = device_backend(model, {.exact = true});
+    check_generation("tiny.json", *graph, *model, 8e-7);
+    graph->truncate(0);
+    check_generation("tiny.cut1.json", *graph, *model, 8e-7);
+    check_generation("tiny.cut1.json", *device_backend(model, {.exact = true, .graph_loop = false}), *model,
+                     8e-7);
+}
+
+// The ring of a sliding layer holds its window and one pass: with passes of 24, 39 tokens, fewer than prompt
+// and canvas have.
 TEST_CASE("device: a prompt in small passes, through the ring") {
     const auto model = load_model(fixture("tiny.gguf"));
     const auto prompt = golden_prompt("tiny");
-    REQUIRE(static_cast<int>(prompt.size()) > model->config.window + 24);
+    REQUIRE(static_cast<int>(prompt.size()) > model->config.window - 1 + 24);
     const auto backend = device_backend(model, {.n_encode = 1, .exact = true});
     for (const size_t chunk : {size_t{1}, size_t{7}, prompt.size()}) {
         backend->truncate(0);
@@ -135,7 +144,7 @@ TEST_CASE("device: truncate keeps what the ring still has, and says when it has 
     CHECK(backend->truncate(30) == 30);
     backend->encode(std::span(prompt).subspan(30));
     check_logits("tiny", *backend, 8e-7);
-    // 60 tokens and a canvas have been written: the ring of 39 has lost the window before token 20.
+    // 40 tokens and a canvas have been written: the ring of 39 has lost the window before token 20.
     CHECK(backend->truncate(20) == 0);
     CHECK(backend->n_cached() == 0);
     backend->encode(prompt);
@@ -192,7 +201,8 @@ TEST_CASE("device: a callback that says stop ends the answer after that step") {
         const auto backend = device_backend(model, {.graph_loop = graph_loop});
         backend->encode(std::vector<int32_t>{2, 5, 9});
         GenerateParams params;
-        params.n_canvas = 3;
+        params.n_canvas = 2;
+        params.sampler.max_steps = 4;
         int n = 0;
         const Answer a = backend->generate(params, [&](const Frame&) { return ++n < 2; });
         CHECK(n == 2);
