@@ -13,9 +13,11 @@ ifeq ($(origin CXX),default)
 CXX := g++
 endif
 
+EASEL ?= $(BUILD)/easel
 # CUDA: with nvcc, the program also runs on GPUs; without it, on the CPU only.
 NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-ALL_ARCHS := 80 86 89 90a 100 120
+GPU_CODES := $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null))
+ALL_ARCHS := $(if $(NVCC),$(foreach a,80 86 89 90a 100 120,$(if $(filter sm_$(a:%a=%),$(GPU_CODES)),$(a))))
 ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,all)
 ifeq ($(ARCH),native)
 ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/^90$$/90a/')
@@ -40,7 +42,8 @@ CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
-DEVICE_OBJ := $(addprefix $(BUILD)/obj/cuda/,$(addsuffix .o,$(KERNELS) engine layout device_cuda))
+CUDA_OBJ := $(BUILD)/obj/cuda/$(subst $(eval ) ,-,$(strip $(ARCHS)))
+DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) engine layout device_cuda))
 else
 BACKENDS := CPU
 DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
@@ -51,11 +54,16 @@ TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp)
 
 .PHONY: all deps demo test test-gpu ptxas unit asan fuzz format format-check clean FORCE
-all: $(BUILD)/easel
+all: $(EASEL)
 
-$(BUILD)/easel: $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ)
-	$(CXX) $^ $(LDFLAGS) $(CUDA_LIBS) -o $@
+$(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
+	$(CXX) $(filter %.o,$^) $(LDFLAGS) $(CUDA_LIBS) -o $@
 	@echo "built $@: $(BACKENDS)"
+# Changes when the program is to be built for something else.
+$(EASEL).archs: FORCE
+	@mkdir -p $(@D)
+	@echo '$(BACKENDS)' | cmp -s - $@ || echo '$(BACKENDS)' >$@
+FORCE:
 
 $(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ) $(SIM_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
@@ -64,17 +72,12 @@ $(BUILD)/obj/%.o: src/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 
-# The kernels for GPUs; again when the architectures change.
-$(BUILD)/obj/cuda/%.o: cuda/%.cu $(BUILD)/archs | $(DEPS)/ready
+$(CUDA_OBJ)/%.o: cuda/%.cu | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-$(BUILD)/obj/cuda/%.o: cuda/%.cpp $(BUILD)/archs | $(DEPS)/ready
+$(CUDA_OBJ)/%.o: cuda/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) $(CXXFLAGS) -DEASEL_ARCHS='"$(ARCHS)"' -MMD -MP -c $< -o $@
-$(BUILD)/archs: FORCE
-	@mkdir -p $(@D)
-	@echo '$(BACKENDS)' | cmp -s - $@ || echo '$(BACKENDS)' >$@
-FORCE:
 
 $(BUILD)/obj/sim/%.o: cuda/%.cu | $(DEPS)/ready
 	@mkdir -p $(@D)
@@ -89,17 +92,17 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 
 # The demo model is part of the program; the commit is part of --version.
 $(BUILD)/obj/demo.o: src/demo.gguf
-$(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"' -DEASEL_BACKENDS='"$(BACKENDS)"'
-$(BUILD)/obj/main.o: $(BUILD)/archs
+$(BUILD)/obj/models.o: models.txt
+$(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
 
 deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh
 	@CXX=$(CXX) sh tools/deps.sh $(DEPS)
 
--include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d $(BUILD)/obj/cuda/*.d $(BUILD)/obj/gpu/*.d)
+-include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d $(CUDA_OBJ)/*.d $(CUDA_OBJ)/gpu/*.d)
 
-demo: $(BUILD)/easel
-	sh tools/demo.sh $(BUILD)/easel
+demo: $(EASEL)
+	sh tools/demo.sh $(EASEL)
 
 unit: $(BUILD)/unit
 	$(BUILD)/unit $(UNIT_FILTER)
@@ -112,11 +115,11 @@ asan:
 
 # The tests of kernels and of the whole backend, for a GPU. Those with kernels of their own go through nvcc.
 GPU_TESTS := linear head attention norm moe embed sample accept device
-GPU_OBJ := $(GPU_TESTS:%=$(BUILD)/obj/gpu/test_%.o) $(BUILD)/obj/gpu/test_repack.o $(BUILD)/obj/tests/unit_main.o
-$(BUILD)/obj/gpu/test_repack.o: tests/test_repack.cpp $(BUILD)/archs | $(DEPS)/ready
+GPU_OBJ := $(GPU_TESTS:%=$(CUDA_OBJ)/gpu/test_%.o) $(CUDA_OBJ)/gpu/test_repack.o $(BUILD)/obj/tests/unit_main.o
+$(CUDA_OBJ)/gpu/test_repack.o: tests/test_repack.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -x cu -Isrc -Itests -isystem $(DEPS)/usr/include -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-$(BUILD)/obj/gpu/%.o: tests/%.cpp $(BUILD)/archs | $(DEPS)/ready
+$(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
 $(BUILD)/unit-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ)

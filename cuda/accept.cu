@@ -28,6 +28,7 @@ int block_size(int n_canvas) {  // whole warps
 DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot) {
     while (n_frame - read_now(&header->tail) >= static_cast<uint32_t>(n_slot))
         if (read_now(&header->cancel)) return false;
+    __threadfence_system();  // the host has read the slot before it is written again
     return true;
 }
 
@@ -125,11 +126,11 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
         if (i == 0)
             *reinterpret_cast<FrameHeader*>(slot) = {canvas, step, mean_entropy, temperature(config, step),
                                                      last};
-        __threadfence_system();  // the host sees the frame before it sees `head`
     }
     __syncthreads();  // the frame is written, by all; all have read the state
     if (i) return;
     if (has_slot) {
+        __threadfence_system();  // the host sees the whole frame before it sees `head`
         write_now(&ring.header->head, n_frame + 1);
         state->n_frame = n_frame + 1;
     }
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
 void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
             LoopState* state, const Ring& ring, const LoopConditions& conditions) {
     require(ring.n_slot >= 1 && ring.slot_bytes >= ring_slot_bytes(n_canvas),
-            "accept: the ring is too small");
+            "bug: the ring is too small for accept()");
     EASEL_LAUNCH(accept_kernel, 1, block_size(n_canvas), 0, stream, tokens, argmax, rows, n_canvas, n_vocab,
                  state, ring, conditions);
 }

@@ -1,6 +1,6 @@
 // attention.cu: attention of the rows of a pass over the KV cache, canvas or causal, with or without a window
 // (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may work on n_split
-// parts of the keys at once, which merge_kernel joins in fixed order. Called by engine.cu.
+// parts of the keys at once, which merge_kernel joins in fixed order. Called by engine.cpp.
 #include <climits>
 
 #include "check.h"
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             UNROLL for (int n = 0; n < NS; n += 2) {
                 uint32_t b[4];
                 ldmatrix(b, k_row + n * 8 * LD + s * 16);
-                mma_m16n8k16(F16(), score[n], q_reg[s], b[0], b[1]);
-                mma_m16n8k16(F16(), score[n + 1], q_reg[s], b[2], b[3]);
+                mma_m16n8k16_f16(score[n], q_reg[s], b[0], b[1]);
+                mma_m16n8k16_f16(score[n + 1], q_reg[s], b[2], b[3]);
             }
         }
         UNROLL for (int n = 0; n < NS; n++)
@@ -223,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             UNROLL for (int n = 0; n < NO; n += 2) {
                 uint32_t b[4];
                 ldmatrix_trans(b, v_row + s * 16 * LD + n * 8);
-                mma_m16n8k16(F16(), acc[n], a, b[0], b[1]);
-                mma_m16n8k16(F16(), acc[n + 1], a, b[2], b[3]);
+                mma_m16n8k16_f16(acc[n], a, b[0], b[1]);
+                mma_m16n8k16_f16(acc[n + 1], a, b[2], b[3]);
             }
         }
     }
@@ -273,8 +273,7 @@ void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, in
 // Launch: grid (n_token, n_head, n_split), 32 threads.
 // Shared: 32 probabilities.
 // Why:    tiles of float rows of 512 columns do not fit the shared memory of small cards, and this path is
-// for
-//         small models, whose tests ask for exactness.
+//         for small models, whose tests ask for exactness.
 // Maths:  float32, online softmax as above.
 // Check:  tests/test_attention.cpp, against double.
 __global__ void __launch_bounds__(32)

@@ -1,5 +1,5 @@
 // device.h: the GPU as the rest of this folder sees it: memory, copies, streams, graphs with loops. Two
-// implementations, device_cuda.cu and, for machines without a GPU, device_sim.cpp on the simulator (sim.h).
+// implementations, device_cuda.cpp and, for machines without a GPU, device_sim.cpp on the simulator (sim.h).
 // Kernels are launched by the launchers of ops.h. Everything throws Error: what was tried, what CUDA said.
 #pragma once
 #include <cstdint>
@@ -34,6 +34,7 @@ void free_stream(Stream stream) noexcept;
 // In the order of the stream; `host` memory must live until then.
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes);
 void copy_to_host(Stream stream, void* host, const void* device, size_t bytes);
+void copy_on_device(Stream stream, void* to, const void* from, size_t bytes);
 void fill_zero(Stream stream, void* device, size_t bytes);
 // Waits for all that the stream has been given.
 void finish(Stream stream);
@@ -43,11 +44,13 @@ bool finished(Stream stream);
 // A mark in a stream that the host can wait for; before the first record(), wait() returns at once.
 class Event {
   public:
-    Event();
+    explicit Event(bool timed = false);
     ~Event();
     Event(const Event&) = delete;
     void record(Stream stream);
     void wait();
+    // Milliseconds of the stream from `start` to this one; both timed, recorded and waited for.
+    double ms_since(const Event& start) const;
 
   private:
     void* handle_ = nullptr;

@@ -38,9 +38,11 @@ void check_launch(cudaError_t e, const char* kernel) {
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
     static std::mutex mutex;
-    static std::map<const void*, size_t> allowed;  // of the device in use: a process works with one
+    static std::map<std::pair<const void*, int>, size_t> allowed;  // of a kernel on a device
+    int device = 0;
+    CUDA(cudaGetDevice(&device));
     std::lock_guard lock(mutex);
-    size_t& have = allowed[kernel];
+    size_t& have = allowed[{kernel, device}];
     if (have >= bytes) return;
     const cudaError_t e =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -50,6 +52,11 @@ void allow_shared(const void* kernel, const char* name, size_t bytes) {
              cudaGetErrorString(e));
     }
     have = bytes;
+}
+
+std::string backends() {
+    return fmt::format("CPU and CUDA {}.{} for {}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10,
+                       EASEL_ARCHS);
 }
 
 std::vector<DeviceInfo> cuda_devices(std::string* why) {
@@ -70,7 +77,11 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
     }
     for (int i = 0; i < n; i++) {
         cudaDeviceProp p;
-        CUDA(cudaGetDeviceProperties(&p, i));
+        if (const cudaError_t bad = cudaGetDeviceProperties(&p, i); bad != cudaSuccess) {
+            cudaGetLastError();
+            reason = fmt::format("GPU {} cannot be used: {}", i, cudaGetErrorString(bad));
+            continue;
+        }
         if (p.major < 8) {
             reason = fmt::format("{} has compute capability {}.{}, 8.0 or later is needed", p.name, p.major,
                                  p.minor);
@@ -145,6 +156,9 @@ void copy_to_device(Stream stream, void* device, const void* host, size_t bytes)
 void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
     CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
 }
+void copy_on_device(Stream stream, void* to, const void* from, size_t bytes) {
+    CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+}
 void fill_zero(Stream stream, void* device, size_t bytes) {
     CUDA(cudaMemsetAsync(device, 0, bytes, stream));
 }
@@ -153,14 +167,17 @@ void finish(Stream stream) {
 }
 bool finished(Stream stream) {
     const cudaError_t e = cudaStreamQuery(stream);
-    if (e == cudaErrorNotReady) return false;
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError();  // or the next launch might be blamed for it
+        return false;
+    }
     CUDA(e);
     return true;
 }
 
-Event::Event() {
+Event::Event(bool timed) {
     cudaEvent_t e = nullptr;
-    CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    CUDA(cudaEventCreateWithFlags(&e, timed ? cudaEventDefault : cudaEventDisableTiming));
     handle_ = e;
 }
 Event::~Event() {
@@ -173,38 +190,65 @@ void Event::wait() {
     CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)));
 }
 
-// ---- graphs
-// ----------------------------------------------------------------------------------------------------
+double Event::ms_since(const Event& start) const {
+    float ms = 0;
+    CUDA(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(start.handle_),
+                              static_cast<cudaEvent_t>(handle_)));
+    return ms;
+}
+
+// ---- graphs -----------------------------------------------------------------------------------------------
 
 struct Graph::Impl {
     cudaGraph_t graph = nullptr;
-    bool owned = false;                 // the body of a node belongs to that node
+    Impl* parent = nullptr;             // of the body of a node: what the node is in, and destroys the body
+    bool conditional = false;           // it has conditions
+    bool lost = false;                  // a capture has failed: see end_capture()
     std::vector<cudaGraphNode_t> last;  // what the next node comes after
     cudaGraphExec_t exec = nullptr;
 
     ~Impl() {
         if (exec) cudaGraphExecDestroy(exec);
-        if (owned) cudaGraphDestroy(graph);
+        if (graph && !parent && !lost) cudaGraphDestroy(graph);
     }
 
     void capture(const Launches& launches) {
-        Stream s = make_stream();
-        // Thread-local: what other threads do with CUDA meanwhile is no business of this capture.
-        CUDA(cudaStreamBeginCaptureToGraph(s, graph, last.data(), nullptr, last.size(),
-                                           cudaStreamCaptureModeThreadLocal));
-        cudaGraph_t captured = nullptr;
+        struct CaptureStream {
+            Stream s = make_stream();
+            ~CaptureStream() { free_stream(s); }
+        } const stream;
+        // Relaxed: a kernel that has not been launched yet is loaded meanwhile, which other modes may refuse.
+        const auto mode = cudaStreamCaptureModeRelaxed;
+        // Drivers before CUDA 12.3 can capture a whole graph, but not add to one.
+        const bool whole = !parent && !conditional && last.empty();
+        if (whole)
+            CUDA(cudaStreamBeginCapture(stream.s, mode));
+        else
+            CUDA(cudaStreamBeginCaptureToGraph(stream.s, graph, last.data(), nullptr, last.size(), mode));
         try {
-            launches(s);
-            take_last(s);
+            launches(stream.s);
+            take_last(stream.s);
         } catch (...) {
-            cudaStreamEndCapture(s, &captured);
-            cudaGetLastError();
-            cudaStreamDestroy(s);
+            end_capture(stream.s, whole);
             throw;
         }
+        check(end_capture(stream.s, whole), "ending a capture", __FILE__, __LINE__);
+    }
+
+    // A capture that was broken off takes the graph it went to along. The node whose body that is does not
+    // know, and destroying the graph of the node would end the process (NVIDIA/cuda-python#2918): it is given
+    // up.
+    cudaError_t end_capture(Stream s, bool whole) {
+        cudaGraph_t captured = nullptr;
         const cudaError_t e = cudaStreamEndCapture(s, &captured);
-        cudaStreamDestroy(s);
-        check(e, "ending a capture", __FILE__, __LINE__);
+        if (e != cudaSuccess) {
+            cudaGetLastError();
+            for (Impl* i = whole ? nullptr : this; i; i = i->parent) i->lost = true;
+        } else if (whole) {
+            cudaGraphDestroy(graph);
+            graph = captured;
+        }
+        return e;
     }
 
     // The nodes that the stream's next launch would depend on.
@@ -235,6 +279,7 @@ struct Graph::Impl {
 #endif
         auto inner = std::make_unique<Impl>();
         inner->graph = params.conditional.phGraph_out[0];
+        inner->parent = this;
         Graph g(std::move(inner));
         body(g);
         last = {node};
@@ -243,7 +288,6 @@ struct Graph::Impl {
 
 Graph::Graph() : impl_(std::make_unique<Impl>()) {
     CUDA(cudaGraphCreate(&impl_->graph, 0));
-    impl_->owned = true;
 }
 Graph::Graph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Graph::~Graph() = default;
@@ -251,6 +295,8 @@ Graph::~Graph() = default;
 Condition Graph::condition(bool at_start) {
     Condition c{};
     CUDA(cudaGraphConditionalHandleCreate(&c, impl_->graph, at_start, cudaGraphCondAssignDefault));
+    require(c != Condition{}, "CUDA: a graph's condition is 0, which stands for none");
+    impl_->conditional = true;
     return c;
 }
 void Graph::launch(const Launches& launches) {

@@ -1,6 +1,7 @@
 // device_sim.cpp: device.h on the simulator: launches run at once, on the caller's thread; a graph is a list
 // of recorded launches that runs in a thread of its own, as a GPU would beside the host.
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <thread>
 #include <variant>
@@ -76,6 +77,10 @@ void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
     finish(stream);
     if (bytes) memcpy(host, device, bytes);
 }
+void copy_on_device(Stream stream, void* to, const void* from, size_t bytes) {
+    finish(stream);
+    if (bytes) memcpy(to, from, bytes);
+}
 void fill_zero(Stream stream, void* device, size_t bytes) {
     const auto fill = [=] {
         if (bytes) memset(device, 0, bytes);
@@ -100,10 +105,20 @@ bool finished(Stream stream) {
     return true;
 }
 
-Event::Event() {}
-Event::~Event() {}
+// A moment: what was launched before it has run.
+Event::Event(bool) : handle_(new std::chrono::steady_clock::time_point) {}
+Event::~Event() {
+    delete static_cast<std::chrono::steady_clock::time_point*>(handle_);
+}
 void Event::record(Stream stream) {
     finish(stream);
+    *static_cast<std::chrono::steady_clock::time_point*>(handle_) = std::chrono::steady_clock::now();
+}
+double Event::ms_since(const Event& start) const {
+    using Time = std::chrono::steady_clock::time_point;
+    return std::chrono::duration<double, std::milli>(*static_cast<Time*>(handle_) -
+                                                     *static_cast<Time*>(start.handle_))
+        .count();
 }
 void Event::wait() {}
 

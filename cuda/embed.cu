@@ -81,12 +81,20 @@ struct SoftTile {
     uint8_t raw[kSoftWarps * raw_bytes + 16];
 };
 
-// acc += a [32, k] b [k, 64], a and b in shared memory; acc[m] as in tile.h, of rows 16 m ..
+// acc += a [32, k] b [k, 64], a and b in shared memory; acc[m][n] are the accumulators of mma.m16n8k16 of
+// rows 16 m .. and columns 8 n .., whatever the type.
 DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const float* b, int ldb, int k) {
-    multiply_nn(acc[0], a, lda, b, ldb, k);
-    multiply_nn(acc[1], a + 16 * lda, lda, b, ldb, k);
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int m = 0; m < 2; m++)
+        for (int n = 0; n < 8; n++)
+            for (int i = 0; i < 4; i++) {
+                const float *x = a + (16 * m + g + i / 2 * 8) * lda, *y = b + n * 8 + 2 * t + i % 2;
+                float sum = 0;
+                for (int j = 0; j < k; j++) sum += x[j] * y[j * ldb];
+                acc[m][n][i] += sum;
+            }
 }
-// As multiply_nn(), but a fragment of b serves both halves of a.
+// A fragment of b serves both halves of a.
 DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb, int k) {
     const int lane = threadIdx.x % 32;
     for (int j = 0; j < k; j += 16) {
@@ -172,7 +180,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         const int col = thread % n_part * n_in_part, word = step * Tile::n_word + col;
         const int n_left = max(0, min(n_vocab - word, n_in_part));
         for (int row = thread / n_part; row < n_row; row += kSoftThreads / n_part) {
-            const int offset = min(token + row, n_canvas - 1) * ldp + (n_left ? word : 0);  // under 2^31
+            const int offset = min(token + row, n_canvas - 1) * ldp + (n_left ? word : 0);  // <= 2^30
             cp_async<16>(tile->probs[step % 2] + row * Tile::ldp + col, probs + offset,
                          n_left * int{sizeof(T)});
         }

@@ -60,8 +60,7 @@ class Memory {
     std::vector<void*> blocks_;
 };
 
-// ---- loading
-// -------------------------------------------------------------------------------------------------
+// ---- loading ----------------------------------------------------------------------------------------------
 
 // The way of weights from the mapped file to records: through a few pinned buffers, so that reading the file,
 // copying over and repacking on the device go on at the same time.
@@ -78,10 +77,6 @@ class Loader {
         try {
             finish(stream_);
         } catch (const Error&) {  // it has been reported, or will be by the next call
-        }
-        for (Slot& s : slots_) {
-            pinned_free(s.host);
-            device_free(s.device);
         }
     }
     Loader(const Loader&) = delete;
@@ -142,8 +137,12 @@ class Loader {
     // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
     static constexpr int64_t kSlotBytes = 16 << 20;
     struct Slot {
-        uint8_t *host, *device;
+        uint8_t *host = nullptr, *device = nullptr;
         Event used;  // the device is done with it
+        ~Slot() {
+            pinned_free(host);
+            device_free(device);
+        }
     };
 
     static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
@@ -161,8 +160,73 @@ class Loader {
     int n_used_ = 0;
 };
 
-// ---- the backend
-// -----------------------------------------------------------------------------------------------
+// ---- the backend ------------------------------------------------------------------------------------------
+
+// The kinds of launches of a denoise step, in order.
+enum class Part {
+    Embed,
+    SoftEmbedding,
+    SelfCond,
+    CanvasNorm,
+    Qkv,
+    QkvNorm,
+    Attention,
+    AttentionOut,
+    PostAttention,
+    DenseUp,
+    DenseDown,
+    Router,
+    ExpertUp,
+    ExpertDown,
+    LayerEnd,
+    Head,
+    Sample,
+    Accept,
+    End
+};
+constexpr const char* kPartNames[] = {"embedding",
+                                      "soft embedding",
+                                      "self-conditioning",
+                                      "canvas norm, angles",
+                                      "q, k, v",
+                                      "q, k, v norms, rope",
+                                      "attention",
+                                      "attention output",
+                                      "norms after attention",
+                                      "dense gate, up",
+                                      "dense down",
+                                      "router, permutation",
+                                      "experts gate, up",
+                                      "experts down",
+                                      "sums and norms",
+                                      "lm head",
+                                      "sample",
+                                      "accept"};
+constexpr int kParts = static_cast<int>(Part::End);
+
+// When each part of a step began, on the device's clock.
+class Marks {
+  public:
+    void clear() { n_ = 0; }
+    void add(Stream s, Part part) {
+        if (n_ == events_.size()) events_.push_back(std::make_unique<Event>(true));
+        events_[n_]->record(s);
+        parts_.resize(n_ + 1);
+        parts_[n_++] = part;
+    }
+    // Milliseconds of each part; the last mark is the end.
+    std::vector<double> sums() const {
+        std::vector<double> out(kParts + 1);
+        for (size_t i = 0; i + 1 < n_; i++)
+            out[static_cast<int>(parts_[i])] += events_[i + 1]->ms_since(*events_[i]);
+        return out;
+    }
+
+  private:
+    std::vector<std::unique_ptr<Event>> events_;
+    std::vector<Part> parts_;
+    size_t n_ = 0;
+};
 
 // A ring of frames in memory that host and device share.
 class HostRing {
@@ -224,6 +288,7 @@ class DeviceBackend final : public Backend {
         : model_(std::move(model)),
           c_(model_->config),
           room_(c_, options),
+          index_(options.index),
           graph_loop_(options.graph_loop),
           memory_(needed_bytes()),
           ring_(c_.n_canvas) {
@@ -231,15 +296,12 @@ class DeviceBackend final : public Backend {
         w_ = lay_out_weights<T>(*model_, arena);
         cache_ = lay_out_cache<T>(c_, room_, arena);
         b_ = lay_out_buffers<T>(c_, room_, arena);
+        const auto start = Clock::now();
         load(options.on_load);
+        load_ms_ = ms_between(start, Clock::now());
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
-    ~DeviceBackend() override {
-        try {
-            finish(stream_.s);
-        } catch (const Error&) {  // a failed launch: nothing left to save
-        }
-    }
+    ~DeviceBackend() override { drain(); }
 
     int n_cached() const override { return n_cached_; }
 
@@ -253,6 +315,7 @@ class DeviceBackend final : public Backend {
     }
 
     void encode(std::span<const int32_t> tokens) override {
+        use_device(index_);
         check_tokens(c_, tokens);
         check_append(n_cached_, tokens.size(), room_.n_context);
         const size_t chunk = room_.n_token;
@@ -263,13 +326,14 @@ class DeviceBackend final : public Backend {
             copy_to_device(stream_.s, b_.state, &state, sizeof state);
             copy_to_device(stream_.s, b_.prompt, part.data(), part.size_bytes());
             encode_pass(stream_.s, b_.prompt, static_cast<int>(part.size()));
+            finish(stream_.s);  // what was copied has to live until here
             n_cached_ += static_cast<int>(part.size());
             written(n_cached_);
         }
-        finish(stream_.s);
     }
 
     void logits(const LogitsRequest& request, std::span<float> out) override {
+        use_device(index_);
         check_logits_request(c_, request, out.size());
         check_room(c_, n_cached_, 1, room_.n_context);
         const size_t n = out.size();
@@ -292,6 +356,7 @@ class DeviceBackend final : public Backend {
     }
 
     Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
+        use_device(index_);
         check_generate(c_, params, n_cached_, room_.n_context);
         LoopState state = start_state(params);
         copy_to_device(stream_.s, b_.state, &state, sizeof state);
@@ -305,11 +370,18 @@ class DeviceBackend final : public Backend {
             });
             return collect.canvas_ended;
         };
-        if (graph_loop_)
-            run_graph(poll);
-        else
-            run_host_loop(poll);
-        poll();
+        try {
+            if (graph_loop_)
+                run_graph(poll);
+            else
+                run_host_loop(poll);
+            poll();
+        } catch (...) {      // CUDA's error, or one of the callback's
+            ring_.cancel();  // or the device would wait for a reader of its frames, for ever
+            drain();
+            written(n_cached_ + params.n_canvas * c_.n_canvas);
+            throw;
+        }
         copy_to_host(stream_.s, &state, b_.state, sizeof state);
         finish(stream_.s);
         Answer answer = collect.answer();
@@ -321,6 +393,8 @@ class DeviceBackend final : public Backend {
         written(state.n_cached + c_.n_canvas);
         return answer;
     }
+
+    StepProfile profile(int n_prefix, int n_repeat);
 
   private:
     // What the frames of an answer add up to.
@@ -395,7 +469,8 @@ class DeviceBackend final : public Backend {
         for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
         fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
         fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
-        Loader loader(stream_.s, on_load, model_->weight_bytes());
+        for (const RecordSource& r : w_.records) load_bytes_ += r.bytes();
+        Loader loader(stream_.s, on_load, load_bytes_);
         for (const RecordSource& r : w_.records) loader.load(r);
         if constexpr (std::is_same_v<T, F16>) {
             scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
@@ -439,11 +514,23 @@ class DeviceBackend final : public Backend {
         return s;
     }
 
+    // Waits for the device, whatever comes of it.
+    void drain() noexcept {
+        try {
+            finish(stream_.s);
+        } catch (...) {  // a failed launch: nothing left to save
+        }
+    }
+
     // The newest position that has been written: slots are shared by positions n_slot_ apart.
     void written(int end) { first_kept_ = std::max(first_kept_, end - n_slot_); }
 
     // ---- passes
     // ------------------------------------------------------------------------------------------------
+
+    void mark(Stream s, Part part) {
+        if (marks_) marks_->add(s, part);
+    }
 
     // n tokens into the KV cache, at the positions after what is cached.
     void encode_pass(Stream s, const int32_t* tokens, int n) {
@@ -455,12 +542,17 @@ class DeviceBackend final : public Backend {
     // Canvas tokens and the probabilities of the step before (in z) in; z and its statistics out.
     void denoise_pass(Stream s, float* logits) {
         const int n = c_.n_canvas;
+        mark(s, Part::Embed);
         embed(s, b_.x, b_.tokens, n, w_.embd);
+        mark(s, Part::SoftEmbedding);
         soft_embedding(s, b_.in, b_.z, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft, b_.state);
+        mark(s, Part::SelfCond);
         gate_up(s, b_.middle, b_.in, w_.self_cond_gate_up, n);
         linear(s, b_.dense, b_.middle, w_.self_cond_down, n);
+        mark(s, Part::CanvasNorm);
         canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state);
         layers(s, Mask::Canvas, n);
+        mark(s, Part::Head);
         lm_head(s, b_.z, b_.stats, logits, b_.in, w_.output, n, c_.softcap, b_.state);
     }
 
@@ -478,11 +570,15 @@ class DeviceBackend final : public Backend {
             project_qkv(s, w, cache_[l], n);
             if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
             const int n_split = mask == Mask::Canvas ? n_attention_split(c_, l, room_.n_context) : 1;
+            mark(s, Part::Attention);
             attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, n_split, b_.attention, b_.state);
+            mark(s, Part::AttentionOut);
             linear(s, b_.o, b_.o_in, w.o, n);
+            mark(s, Part::PostAttention);
             post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
                            w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
             feed_forward(s, w, n);
+            mark(s, Part::LayerEnd);
             layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,
                       w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
                       mask == Mask::Canvas ? w.output_scale : w.enc_output_scale,
@@ -498,9 +594,11 @@ class DeviceBackend final : public Backend {
 
     void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n) {
         const bool global = w.shape.window == 0;
+        mark(s, Part::Qkv);
         linear(s, b_.q, b_.in, w.q, n);
         linear(s, b_.k, b_.in, w.k, n);
         if (w.v.data) linear(s, b_.v, b_.in, w.v, n);
+        mark(s, Part::QkvNorm);
         qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm,
                  global ? b_.cos : b_.cos_swa, global ? b_.sin : b_.sin_swa, n, w.shape, c_.rms_eps,
                  b_.state);
@@ -508,12 +606,17 @@ class DeviceBackend final : public Backend {
 
     // The dense branch into b_.dense, the experts' outputs into b_.slot_out.
     void feed_forward(Stream s, const LayerWeights& w, int n) {
+        mark(s, Part::DenseUp);
         gate_up(s, b_.middle, b_.ffn_in, w.gate_up, n);
+        mark(s, Part::DenseDown);
         linear(s, b_.dense, b_.middle, w.down, n);
+        mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
               c_.n_expert_used);
         permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, c_.n_expert_used, c_.n_expert);
+        mark(s, Part::ExpertUp);
         expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first);
+        mark(s, Part::ExpertDown);
         expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first);
     }
 
@@ -522,7 +625,9 @@ class DeviceBackend final : public Backend {
 
     void denoise_step(Stream s, const LoopConditions& conditions) {
         denoise_pass(s, nullptr);
+        mark(s, Part::Sample);
         sample(s, b_.rows, b_.z, b_.stats, c_.n_canvas, c_.n_vocab, b_.state);
+        mark(s, Part::Accept);
         accept(s, b_.tokens, b_.argmax, b_.rows, c_.n_canvas, c_.n_vocab, b_.state, ring_.device(),
                conditions);
     }
@@ -589,6 +694,7 @@ class DeviceBackend final : public Backend {
     std::shared_ptr<const Model> model_;
     const Config& c_;
     const Room room_;
+    const int index_;
     const bool graph_loop_;
     OwnStream stream_;
     Memory memory_;
@@ -597,10 +703,150 @@ class DeviceBackend final : public Backend {
     Buffers<T> b_;
     std::vector<KvLayer<T>> cache_;
     std::unique_ptr<Graph> whole_, step_, commit_;
+    Marks* marks_ = nullptr;  // while a step is profiled
+    double load_ms_ = 0;
+    int64_t load_bytes_ = 0;
     int n_cached_ = 0;
     int n_slot_ = INT32_MAX;  // of the smallest layer
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
+
+// ---- profile
+// ------------------------------------------------------------------------------------------------
+
+namespace {
+
+double median(std::vector<double> v) {
+    std::sort(v.begin(), v.end());
+    return v.empty() ? 0 : v[v.size() / 2];
+}
+
+// The device's ceilings: GB/s of a copy, TFLOP/s of tensor cores. Best of some runs.
+void measure_ceilings(Stream s, StepProfile& out) {
+#ifdef EASEL_CUDA
+    constexpr int64_t kCopy = int64_t{1} << 30;
+    constexpr int kStep = 20000, kBlocks = 2048;
+#else
+    constexpr int64_t kCopy = 1 << 20;
+    constexpr int kStep = 4, kBlocks = 2;
+#endif
+    constexpr int kRuns = 8;
+    const int64_t bytes = std::min(kCopy, free_device_bytes() / 4);
+    const DeviceArray<uint8_t> a(bytes), b(bytes);
+    const DeviceArray<float> sums(size_t{256} * kBlocks);
+    fill_zero(s, a.data(), a.bytes());
+    for (int i = 0; i < kRuns; i++) {
+        Event start(true), middle(true), end(true);
+        start.record(s);
+        copy_on_device(s, b.data(), a.data(), bytes);
+        middle.record(s);
+        mma_peak(s, sums.data(), kBlocks, kStep);
+        end.record(s);
+        end.wait();
+        out.copy_gbs = std::max(out.copy_gbs, 2e-6 * static_cast<double>(bytes) / middle.ms_since(start));
+        const double flop = 2.0 * 16 * 8 * 16 * 8 * 8 * kStep * kBlocks;
+        out.mma_tflops = std::max(out.mma_tflops, 1e-9 * flop / end.ms_since(middle));
+    }
+}
+
+}  // namespace
+
+// Bytes and products of each part of a step after n_prefix tokens.
+template <class T>
+static std::vector<StepPart> step_parts(const Config& c, const ModelWeights& w, int n_prefix) {
+    std::vector<StepPart> parts(kParts);
+    for (int p = 0; p < kParts; p++) parts[p].name = kPartNames[p];
+    const auto weights = [&](Part part, const Weights& m, double n_row) {  // n_row rows of activations
+        if (!m.data) return;
+        parts[static_cast<int>(part)].bytes += static_cast<double>(m.expert_bytes() * m.n_expert);
+        parts[static_cast<int>(part)].flop += 2.0 * m.n_row * m.n_col * n_row;
+    };
+    const double n = c.n_canvas;
+    weights(Part::SoftEmbedding, w.embd, n);
+    weights(Part::SelfCond, w.self_cond_gate_up, n);
+    weights(Part::SelfCond, w.self_cond_down, n);
+    weights(Part::Head, w.output, n);
+    for (const LayerWeights& l : w.layers) {
+        for (const Weights* m : {&l.q, &l.k, &l.v}) weights(Part::Qkv, *m, n);
+        weights(Part::AttentionOut, l.o, n);
+        weights(Part::DenseUp, l.gate_up, n);
+        weights(Part::DenseDown, l.down, n);
+        weights(Part::ExpertUp, l.expert_gate_up, n * c.n_expert_used);
+        weights(Part::ExpertDown, l.expert_down, n * c.n_expert_used);
+        parts[static_cast<int>(Part::Router)].bytes += 4.0 * c.n_expert * c.n_embd;
+        parts[static_cast<int>(Part::Router)].flop += 2.0 * c.n_expert * c.n_embd * n;
+        const double n_key = n + (l.shape.window ? std::min(n_prefix, l.shape.window - 1) : n_prefix);
+        parts[static_cast<int>(Part::Attention)].bytes +=
+            2.0 * sizeof(T) * l.shape.n_head_kv * l.shape.head_dim * n_key;
+        parts[static_cast<int>(Part::Attention)].flop += 4.0 * l.shape.n_head * l.shape.head_dim * n * n_key;
+    }
+    const double z = n * vocab_stride(c.n_vocab) * sizeof(T);
+    parts[static_cast<int>(Part::SoftEmbedding)].bytes += z;
+    parts[static_cast<int>(Part::Head)].bytes += z;
+    parts[static_cast<int>(Part::Sample)].bytes += 2 * z;  // read, and the probabilities written
+    return parts;
+}
+
+template <class T>
+StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
+    StepProfile out;
+    out.load_ms = load_ms_;
+    out.load_bytes = load_bytes_;
+    measure_ceilings(stream_.s, out);
+    std::vector<int32_t> prompt(n_prefix);
+    for (int i = 0; i < n_prefix; i++)
+        prompt[i] = random_token(random_word(1, i, 0, 0, RandomStream::Init), c_.n_vocab);
+    std::vector<double> encode_ms;
+    for (int i = 0; i < 3; i++) {
+        truncate(0);
+        const auto start = Clock::now();
+        encode(prompt);
+        encode_ms.push_back(ms_between(start, Clock::now()));
+    }
+    out.encode_ms = median(encode_ms);
+
+    // A canvas that does not end; its first step has no self-conditioning and is not counted.
+    GenerateParams params;
+    params.sampler.max_steps = n_repeat + 1;
+    params.sampler.confidence = 0;
+    check_generate(c_, params, n_cached_, room_.n_context);
+    const LoopState state = start_state(params);
+    copy_to_device(stream_.s, b_.state, &state, sizeof state);
+    ring_.reset();
+    begin_canvas(stream_.s, {});
+    Marks marks;
+    std::vector<std::vector<double>> times(kParts);
+    for (int i = 0; i <= n_repeat; i++) {
+        marks.clear();
+        marks_ = &marks;
+        denoise_step(stream_.s, {});
+        marks_ = nullptr;
+        marks.add(stream_.s, Part::End);
+        finish(stream_.s);
+        ring_.poll([](const Frame&) {});
+        const auto sums = marks.sums();
+        for (int p = 0; p < kParts && i > 0; p++) times[p].push_back(sums[p]);
+    }
+    out.parts = step_parts<T>(c_, w_, n_prefix);
+    for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
+
+    generate(params, {});  // builds the graph
+    const Answer answer = generate(params, {});
+    out.step_ms = answer.denoise_ms / std::max(1, answer.n_step());
+    return out;
+}
+
+#ifdef EASEL_CUDA
+StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
+                         int n_repeat) {
+    use_device(options.index);
+#else
+StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
+                              int n_repeat) {
+#endif
+    if (options.exact) return DeviceBackend<float>(std::move(model), options).profile(n_prefix, n_repeat);
+    return DeviceBackend<F16>(std::move(model), options).profile(n_prefix, n_repeat);
+}
 
 #ifdef EASEL_CUDA
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options) {
@@ -611,6 +857,11 @@ std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> mod
 #endif
     require(model->config.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported",
             model->config.n_canvas, kMaxCanvas);
+    require(model->config.n_expert <= kMaxExperts && model->config.n_expert_used <= kMaxUsed,
+            "{} experts of which {} are used: on a GPU at most {} and {} are supported",
+            model->config.n_expert, model->config.n_expert_used, kMaxExperts, kMaxUsed);
+    require(model->config.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported",
+            model->config.n_vocab, kMaxVocab);
     require(model->config.max_head_dim() <= 512, "heads of {} values: on a GPU at most 512 are supported",
             model->config.max_head_dim());
     if (options.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), options);

@@ -9,8 +9,9 @@ namespace easel {
 namespace {
 
 constexpr int kWarps = kVocabTile / 16;
-constexpr int kTokenTiles = 16;
-constexpr int kTokens = 8 * kTokenTiles;
+// 8-row tiles of the canvas; more of float do not fit the 99 KiB of the smallest card.
+template <class T>
+constexpr int n_token_tile = sizeof(T) == 4 ? 8 : 16;
 
 // The better of two candidates for an argmax: the larger value, of equals the lower id.
 DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
@@ -23,10 +24,12 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 //   stats  [n_canvas, n_vocab_tile]
 //   logits [n_canvas, n_vocab]          softcap tanh(E x / softcap), or null
 //   x      [n_canvas, n_embd] T         normed, row stride ldx
-// Tile:   128 words x 128 canvas rows; a thread has 2 words of every 8-word group's rows g, g + 8.
-// Launch: grid (n_vocab_tile, n_canvas / 128), 256 threads; warp w has words 16 w to 16 w + 15.
-// Shared: WeightGemm's, 78 KiB for Q6_K; then 8 KiB of partial statistics in its place.
-// Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip.
+// Tile:   128 words x 128 canvas rows (float: 64); a thread has words g, g + 8 of its warp's 16, of the rows
+//         8 n + 2 t and 8 n + 2 t + 1.
+// Launch: grid (n_canvas / 128, n_vocab_tile), 256 threads; warp w has words 16 w to 16 w + 15.
+// Shared: WeightGemm's, 77 KiB for Q6_K; then 8 KiB of partial statistics in its place. 1 KiB beside it.
+// Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
+//         tiles are the fastest index: what they both read of E comes from L2.
 // Maths:  logits and statistics float32, sums in a fixed order: lanes by a butterfly, then warps in turn.
 // Check:  tests/test_head.cpp.
 template <Type TYPE, class T>
@@ -34,21 +37,22 @@ __global__ void __launch_bounds__(32 * kWarps)
     lm_head_kernel(T* z, TileStats* stats, float* logits, const T* x, int ldx, const uint8_t* records,
                    int n_tile, int n_chunk, int n_canvas, int n_vocab, float softcap,
                    const LoopState* state) {
+    constexpr int kTokenTiles = n_token_tile<T>, kTokens = 8 * kTokenTiles;
     using Gemm = WeightGemm<TYPE, T, kWarps, kTokenTiles>;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
     SHARED_ARRAY(float, tile_max, kTokens);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    const int base = blockIdx.y * kTokens, n_row = min(kTokens, n_canvas - base);
+    const int base = blockIdx.x * kTokens, n_row = min(kTokens, n_canvas - base), vocab_tile = blockIdx.y;
     if (thread < kTokens) row_of[thread] = base + min(thread, n_row - 1);
     __syncthreads();  // row_of is complete
 
     float acc[kTokenTiles][4];  // [n][2 h + j]: word g + 8 h of the warp's, canvas row 8 n + 2 t + j
-    Gemm::multiply(acc, shared, records, blockIdx.x * kWarps, n_tile, n_chunk, x, ldx, row_of, n_row);
+    Gemm::multiply(acc, shared, records, vocab_tile * kWarps, n_tile, n_chunk, x, ldx, row_of, n_row);
 
     auto* part_max = reinterpret_cast<float*>(shared);  // [kWarps][kTokens]
     auto* part_argmax = reinterpret_cast<int*>(shared) + kWarps * kTokens;
-    const int word = blockIdx.x * kVocabTile + warp * 16 + g;
+    const int word = vocab_tile * kVocabTile + warp * 16 + g;
     const float temp = temperature(state->sampler, state->step);
     UNROLL for (int n = 0; n < kTokenTiles; n++) {
         UNROLL for (int j = 0; j < 2; j++) {
@@ -110,7 +114,7 @@ __global__ void __launch_bounds__(32 * kWarps)
             s.sum += part_sum[w * kTokens + thread];
             s.weighted += part_weighted[w * kTokens + thread];
         }
-        stats[int64_t{base + thread} * n_vocab_tile(n_vocab) + blockIdx.x] = s;
+        stats[int64_t{base + thread} * n_vocab_tile(n_vocab) + vocab_tile] = s;
     }
 }
 
@@ -119,11 +123,13 @@ __global__ void __launch_bounds__(32 * kWarps)
 template <class T>
 void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, const Weights& w, int n_canvas,
              float softcap, const LoopState* state) {
+    static_assert(n_vocab_tile(kMaxVocab) <= 65535, "a grid has no room for more in y");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, T>) {
-            using Gemm = WeightGemm<type.value, T, kWarps, kTokenTiles>;
+            constexpr int kTokens = 8 * n_token_tile<T>;
+            using Gemm = WeightGemm<type.value, T, kWarps, n_token_tile<T>>;
             static_assert(Gemm::shared_bytes >= 2 * kWarps * kTokens * 4);
-            const dim3 grid(n_vocab_tile(w.n_row), (n_canvas + kTokens - 1) / kTokens);
+            const dim3 grid((n_canvas + kTokens - 1) / kTokens, n_vocab_tile(w.n_row));
             EASEL_LAUNCH((lm_head_kernel<type.value, T>), grid, 32 * kWarps, Gemm::shared_bytes, stream, z,
                          stats, logits, x, padded(w.n_col), w.data, w.n_tile(), padded(w.n_col) / kChunk,
                          n_canvas, w.n_row, softcap, state);

@@ -42,6 +42,10 @@ struct RecordSource {
     bool gated;                // low and high are two matrices
     int n_tile, n_col;
     uint8_t* records;
+
+    int64_t bytes() const {
+        return rows.n_low * row_bytes(from, n_col) + (gated ? rows.n_high * row_bytes(from_high, n_col) : 0);
+    }
 };
 struct FloatSource {
     std::vector<float> values;

@@ -1,6 +1,6 @@
 // linear.cu: products with weights, of all tokens with one matrix or of each token with its experts, plain or
 // as a gated pair with its gelu product. One kernel; the matrix is read as records (records.h), whatever its
-// type. Called by engine.cu.
+// type. Called by engine.cpp.
 #include "check.h"
 #include "device.h"
 #include "weight_gemm.h"
@@ -22,7 +22,7 @@ constexpr int kTokens = 8 * kTokenTiles;
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // Tile:   64 rows x 64 slots; gated: 32 gate rows and their up rows, so both meet in one thread's registers.
 // Launch: grid (n_tile / 4, n_expert or n_token / 64), 128 threads; warp w has row tile w.
-// Shared: WeightGemm's, 43 KiB for Q4_K.
+// Shared: WeightGemm's, 46 KiB for Q4_K; the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.

@@ -1,5 +1,5 @@
 // moe.cu: which experts a token goes to, and in which order the experts find their tokens. The products with
-// the experts are linear.cu's, their sum is layer_end() of norm.cu. Called by engine.cu.
+// the experts are linear.cu's, their sum is layer_end() of norm.cu. Called by engine.cpp.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"
@@ -8,9 +8,7 @@ namespace easel {
 
 namespace {
 
-constexpr int kMaxExperts = 1024, kMaxUsed = 32;
-
-// ---- route -----------------------------------------------------------------------------------------------
+// ---- route ------------------------------------------------------------------------------------------------
 
 constexpr int kTokens = 4;      // of a block
 constexpr int kExperts = 4;     // of a warp at a time
@@ -25,12 +23,6 @@ struct alignas(4 * V) Floats {
 template <int V>
 DEVICE Floats<V> load(const float* p) {
     return *reinterpret_cast<const Floats<V>*>(p);
-}
-
-// An unsigned that orders as the float does; -0 as 0.
-DEVICE unsigned ordered(float f) {
-    const unsigned bits = __float_as_uint(f + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 struct Chosen {
@@ -50,7 +42,7 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
         unsigned best_key = 0;
         int best = kMaxExperts;  // none
         for (int e = lane; e < n_expert; e += 32) {
-            const unsigned key = ordered(logit[e]);
+            const unsigned key = order_key(logit[e]);
             const bool left = key < last_key || (key == last_key && e > last);
             if (left && (best == kMaxExperts || key > best_key)) best_key = key, best = e;
         }
@@ -73,9 +65,8 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
 // Shared: 4 rows of x, at most 3072 columns of them, and 4 rows of logits: 46 KiB for 2816 and 128 experts.
 // Why:    what bounds it is reading the router, 1.4 MB a block at 64 bytes a clock, and all blocks together
 //         from L2: with fewer tokens a block that is the limit, with more the multiply-adds of one SM.
-// Maths:  float32 fused multiply-adds; a lane's sum, a tree, then parts of 3072 columns in order. Equal rows
-// of
-//         the router give equal logits.
+// Maths:  float32 fused multiply-adds; a lane's sum, a tree, then parts of 3072 columns in order. Equal
+//         rows of the router give equal logits.
 // Check:  tests/test_moe.cpp.
 template <int V>
 __global__ void __launch_bounds__(kRouteThreads, 1)
@@ -149,7 +140,7 @@ void route(Stream stream, int* chosen, float* weight, const float* x, const floa
                      expert_scale, n_token, n_embd, n_expert, n_used);
 }
 
-// ---- permute ---------------------------------------------------------------------------------------------
+// ---- permute ----------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -1,6 +1,6 @@
 // norm.cu: what happens to a row of the residual stream between two products: RMS norms, the sums that they
 // follow, rotary positions, the way into the KV cache. Each kernel reads a row once and leaves it in every
-// form that the next products want. Called by engine.cu.
+// form that the next products want. Called by engine.cpp.
 //
 // Float32 rows begin at multiples of 16 bytes where n is a multiple of 4.
 #include "check.h"
@@ -12,7 +12,6 @@ namespace easel {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMaxUsed = 32;  // experts of a token
 
 // V neighbouring values of a row, loaded and stored at once.
 template <class T, int V>
@@ -82,7 +81,7 @@ void with_width(int n, F f) {
 
 }  // namespace
 
-// ---- plain norms -----------------------------------------------------------------------------------------
+// ---- plain norms ------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -159,7 +158,7 @@ void canvas_norm(Stream stream, float* x, const float* add, int n_row, int n, fl
     });
 }
 
-// ---- into attention --------------------------------------------------------------------------------------
+// ---- into attention ---------------------------------------------------------------------------------------
 
 namespace {
 
@@ -270,7 +269,7 @@ void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, 
                  shape, eps, state);
 }
 
-// ---- between attention and the next layer ----------------------------------------------------------------
+// ---- between attention and the next layer -----------------------------------------------------------------
 
 namespace {
 

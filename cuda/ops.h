@@ -1,4 +1,4 @@
-// ops.h: every launcher of this folder: what engine.cu builds its passes from. One group a .cu file, where
+// ops.h: every launcher of this folder: what engine.cpp builds its passes from. One group a .cu file, where
 // each stands under its kernel.
 //
 // T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
@@ -26,14 +26,17 @@ struct Weights {
     int n_row = 0, n_col = 0;  // n_row of a gated pair counts both
     bool gated = false;
     int n_expert = 1;
-    float scale = 1;  // of every result; see product_scale() in engine.cpp
+    float scale = 1;  // of every result; see scale_products() in engine.cpp
 
     int n_tile() const { return gated ? (n_row / 2 + 7) / 8 : (n_row + 15) / 16; }
     int64_t expert_bytes() const;  // n_tile() tiles of records
 };
 
 constexpr int kMaxEndTokens = 64;
-constexpr int kMaxCanvas = 1024;  // positions of a canvas: accept() sorts them in one block
+constexpr int kMaxCanvas = 1024;    // positions of a canvas: accept() has a thread for each, in one block
+constexpr int kMaxExperts = 1024;   // of a layer: permute() counts them in shared memory
+constexpr int kMaxUsed = 32;        // experts of a token: a lane of a warp chooses each
+constexpr int kMaxVocab = 1 << 20;  // sample() adds up fixed-point numbers in 63 bits
 
 // What the loop on the device knows. The host writes it before a launch; kernels keep it.
 struct LoopState {
@@ -89,8 +92,13 @@ struct AttentionShape {
     int window;  // 0: global
 };
 
-// ---- repack.cu
-// ----------------------------------------------------------------------------------------------
+// ---- peak.cu ----------------------------------------------------------------------------------------------
+
+// n_block blocks of 8 warps, each of which multiplies n_step times 8 pairs of matrices of ones, 16 x 16 and
+// 16 x 8; out [256 n_block]: the sum of a thread's share of the results, 512 n_step each.
+void mma_peak(Stream stream, float* out, int n_block, int n_step);
+
+// ---- repack.cu --------------------------------------------------------------------------------------------
 
 // Row tiles as they lie in a file: tile i has rows 0-7 at low + i stride, rows 8-15 at high + i stride, one
 // after the other. A plain matrix: high = low + 8 rows, stride = 16 rows; a gated pair: low = gate, high =
@@ -105,8 +113,7 @@ struct RowTiles {
 // `from`, or F16 or F32, which any type can be expanded to.
 void repack(Stream stream, Type from, Type to, const RowTiles& rows, int n_tile, int n_col, uint8_t* records);
 
-// ---- embed.cu
-// -----------------------------------------------------------------------------------------------
+// ---- embed.cu ---------------------------------------------------------------------------------------------
 
 // x [n_token, n_embd] = E[token] * sqrt(n_embd)
 void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const Weights& embd);
@@ -126,8 +133,7 @@ constexpr int64_t soft_scratch(int n_canvas, int n_embd) {
     return int64_t{soft_splits(n_canvas, n_embd)} * n_canvas * padded(n_embd);
 }
 
-// ---- norm.cu
-// ------------------------------------------------------------------------------------------------
+// ---- norm.cu ----------------------------------------------------------------------------------------------
 
 // out [n_row, n] T = x / rms(x) * weight; no weight if it is null.
 template <class T>
@@ -166,10 +172,9 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
                const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
                int n_row, int n, float eps);
 
-// ---- dense.cu
-// -----------------------------------------------------------------------------------------------
+// ---- linear.cu --------------------------------------------------------------------------------------------
 
-// out [n_token, w.n_row] float32 = x w^T; X is T or T.
+// out [n_token, w.n_row] float32 = x w^T; X is F16 or float.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token);
 
@@ -189,8 +194,7 @@ void expert_down(Stream stream, float* out, const X* x, const Weights& w, const 
 // engine.cpp.
 void max_row_square(Stream stream, float* max, const Weights& w);
 
-// ---- attention.cu
-// -------------------------------------------------------------------------------------------
+// ---- attention.cu -----------------------------------------------------------------------------------------
 
 enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 
@@ -204,8 +208,7 @@ constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, in
     return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * (shape.head_dim + 2) : 0;
 }
 
-// ---- moe.cu
-// -------------------------------------------------------------------------------------------------
+// ---- moe.cu -----------------------------------------------------------------------------------------------
 
 // The router: chosen [n_token, n_used] experts, the largest logits first (ties: the lower number); weight:
 // the softmax over these, times expert_scale. x [n_token, n_embd] float32, router [n_expert, n_embd] float32.
@@ -217,8 +220,7 @@ void route(Stream stream, int* chosen, float* weight, const float* x, const floa
 void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* chosen, int n_token,
              int n_used, int n_expert);
 
-// ---- head.cu
-// ------------------------------------------------------------------------------------------------
+// ---- head.cu ----------------------------------------------------------------------------------------------
 
 constexpr int kVocabTile = 128;
 EASEL_BOTH constexpr int n_vocab_tile(int n_vocab) {
@@ -249,8 +251,7 @@ DEVICE float z_offset(const TileStats& s) {
     return sizeof(T) == 4 ? 0.0f : s.max;
 }
 
-// ---- sample.cu
-// ----------------------------------------------------------------------------------------------
+// ---- sample.cu --------------------------------------------------------------------------------------------
 
 // Each row of z: its statistics and draw (RowStats of sampler.h) into rows [n_canvas], and z becomes the
 // probabilities that the next step is conditioned on, times prob_scale<T>(): top-k and self-cond-top-k
@@ -270,8 +271,7 @@ template <class T>
 void probabilities(Stream stream, T* probs, const float* logits, float temperature, int n_canvas,
                    int n_vocab);
 
-// ---- accept.cu
-// ----------------------------------------------------------------------------------------------
+// ---- accept.cu --------------------------------------------------------------------------------------------
 
 // The conditions of the graph's nodes; all none where a host loop drives the steps.
 struct LoopConditions {

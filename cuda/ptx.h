@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef EASEL_CUDA  // engine.cpp and device_cuda.cpp: no kernels, no nvcc
+#ifdef EASEL_CUDA  // engine.cpp, layout.cpp, device_cuda.cpp, tests: no kernels, no nvcc
 
 #include <cuda_runtime.h>
 
@@ -36,10 +36,11 @@ void allow_shared(const void* kernel, const char* name, size_t bytes);
     type* name = reinterpret_cast<type*>(easel_dynamic_shared)
 
 // A launch, on the stream or into the graph that it is capturing; a launch that is refused throws Error. The
-// name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...).
+// name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...). 48 KiB of shared
+// memory need no permission, static arrays counted; those stay below 16 KiB, which leaves 32.
 #define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
     do {                                                                                       \
-        if (size_t{shared_bytes} > (48u << 10))                                                \
+        if (size_t{shared_bytes} > (32u << 10))                                                \
             easel::allow_shared(reinterpret_cast<const void*>(kernel), #kernel, shared_bytes); \
         kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                            \
         easel::check_launch(cudaGetLastError(), #kernel);                                      \
@@ -52,13 +53,13 @@ using Condition = cudaGraphConditionalHandle;  // of a conditional graph node; 0
 
 // Throws Error with the kernel's name and CUDA's text unless `e` is success.
 void check_launch(cudaError_t e, const char* kernel);
-// Lets a kernel have more dynamic shared memory than the 48 KiB that need no permission.
+// Lets a kernel have that much dynamic shared memory.
 void allow_shared(const void* kernel, const char* name, size_t bytes);
 
 // Nanoseconds since some moment.
 DEVICE uint64_t clock_ns() {
     uint64_t t;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
     return t;
 }
 
@@ -67,7 +68,7 @@ DEVICE void set_condition(Condition c, bool value) {
     if (c) cudaGraphSetConditional(c, value);
 }
 
-// ---- loads and stores: p is a multiple of the size -------------------------------------------------------
+// ---- loads and stores: p is a multiple of the size --------------------------------------------------------
 
 DEVICE uint4 load16(const void* p) {
     return *static_cast<const uint4*>(p);
@@ -128,7 +129,7 @@ DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// ---- barriers 1-15 of n threads, whole warps -------------------------------------------------------------
+// ---- barriers 1-15 of n threads, whole warps --------------------------------------------------------------
 
 DEVICE void barrier_sync(int id, int n) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
@@ -137,7 +138,7 @@ DEVICE void barrier_arrive(int id, int n) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
-// ---- matrices --------------------------------------------------------------------------------------------
+// ---- matrices ---------------------------------------------------------------------------------------------
 
 // N 8x8 matrices of 16-bit values: lane 8 m + i brings the address of row i of matrix m, lane l gets in r[m]
 // the values (l / 4, 2 (l % 4)) and its right neighbour; transposed: (2 (l % 4), l / 4) and the one below.
@@ -211,7 +212,7 @@ DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- bits and 16-bit floats ------------------------------------------------------------------------------
+// ---- bits and 16-bit floats -------------------------------------------------------------------------------
 
 // Bit by bit f(a, b, c), LUT = f(0xf0, 0xcc, 0xaa).
 template <int LUT>
@@ -298,7 +299,7 @@ inline uint64_t clock_ns() {
     return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// ---- loads and stores ------------------------------------------------------------------------------------
+// ---- loads and stores -------------------------------------------------------------------------------------
 
 namespace sim {
 template <class T>
@@ -354,7 +355,7 @@ inline void barrier_arrive(int id, int n, EASEL_SIM_AT) {
     sim::named_barrier("bar.arrive", id, n, false, at);
 }
 
-// ---- matrices --------------------------------------------------------------------------------------------
+// ---- matrices ---------------------------------------------------------------------------------------------
 
 namespace sim {
 struct LdMatrix {
@@ -542,7 +543,7 @@ inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
     sim::mma<int8_t>("mma.m16n8k32.s8", reinterpret_cast<unsigned*>(d), a, b0, b1, at, sim::bytes_to_floats);
 }
 
-// ---- bits and 16-bit floats ------------------------------------------------------------------------------
+// ---- bits and 16-bit floats -------------------------------------------------------------------------------
 
 template <int LUT>
 uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
@@ -586,8 +587,7 @@ inline uint16_t float_to_bfloat(float f) {
 
 #endif
 
-// ---- numbers in memory
-// -------------------------------------------------------------------------------------
+// ---- numbers in memory ------------------------------------------------------------------------------------
 
 namespace easel {
 
@@ -615,6 +615,12 @@ DEVICE float from_f32<float>(float v) {
 template <>
 DEVICE F16 from_f32<F16>(float v) {
     return {float_to_half(fminf(fmaxf(v, -65504.0f), 65504.0f))};
+}
+
+// An unsigned that orders as the float does; -0 as 0.
+DEVICE uint32_t order_key(float x) {
+    const uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 #endif

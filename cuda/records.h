@@ -1,5 +1,5 @@
 // records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
-// file; weight_gemm.h, head.cu and embed.cu read them with decode(). A permutation of the file's bits: no
+// file; weight_gemm.h, linear.cu and embed.cu read them with decode(). A permutation of the file's bits: no
 // type grows but by padding to whole records (zeros).
 //
 // A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record

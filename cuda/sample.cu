@@ -29,12 +29,6 @@ DEVICE float exponential(float d) {
     return sizeof(T) == 4 ? expf(d) : __expf(d);
 }
 
-// Integers in the order of floats; 0 and -0 are the same.
-DEVICE uint32_t order_key(float x) {
-    const uint32_t bits = __float_as_uint(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
 // A lane's entries of a tile, one load; and back.
 template <class T>
 struct LaneOf {
@@ -422,7 +416,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class T>
 void sample(Stream stream, RowStats* rows, T* z, const TileStats* stats, int n_canvas, int n_vocab,
             const LoopState* state) {
-    require(n_canvas >= 1 && n_vocab >= 1 && n_vocab <= 1 << 20, "sample: wrong shape");
+    require(n_canvas >= 1 && n_vocab >= 1 && n_vocab <= kMaxVocab, "bug: sample() has a wrong shape");
     const size_t shared_bytes = n_vocab_tile(n_vocab) * sizeof(int64_t);
     EASEL_LAUNCH(sample_kernel<T>, n_canvas, kThreads, shared_bytes, stream, rows, z, stats, n_vocab, state);
 }
@@ -456,7 +450,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void probabilities(Stream stream, T* probs, const float* logits, float temperature, int n_canvas,
                    int n_vocab) {
-    require(n_canvas >= 1 && n_vocab >= 1 && temperature > 0, "probabilities: wrong shape or temperature");
+    require(n_canvas >= 1 && n_vocab >= 1 && temperature > 0,
+            "bug: probabilities() has a wrong shape or temperature");
     EASEL_LAUNCH(probabilities_kernel<T>, n_canvas, kThreads, 0, stream, probs, logits, temperature, n_vocab);
 }
 

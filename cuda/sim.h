@@ -63,6 +63,8 @@ struct Schedule {
 inline Schedule schedule;
 
 constexpr size_t max_shared_bytes = 227 << 10;  // dynamic shared memory of a block on sm_90; sm_89 has 99 KiB
+constexpr size_t small_shared_bytes = 99
+                                      << 10;  // a kernel that means to fit these must do so with its arrays
 constexpr size_t max_static_bytes = 48 << 10;
 
 // Source position of a call: the default argument of every operation that can wait or fail.
@@ -81,7 +83,7 @@ struct Site {
     }
 };
 
-// ---- a block and its threads ---------------------------------------------------------------------------
+// ---- a block and its threads ------------------------------------------------------------------------------
 
 struct Launch {
     const char* kernel;
@@ -259,7 +261,7 @@ inline void yield() {
     if (next != fiber) switch_to(next);
 }
 
-// ---- warps and barriers --------------------------------------------------------------------------------
+// ---- warps and barriers -----------------------------------------------------------------------------------
 
 template <class F>
 inline void for_lanes(uint32_t mask, F f) {
@@ -352,7 +354,7 @@ inline void named_barrier(const char* op, int id, int n, bool stay, Site at) {
     arrive(op, id, n, stay, at);
 }
 
-// ---- memory --------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------------------
 
 constexpr size_t round16(size_t n) {
     return (n + 15) / 16 * 16;
@@ -454,7 +456,7 @@ inline void async_wait(int n_group) {  // until at most n_group committed groups
     copies.erase(copies.begin(), c);
 }
 
-// ---- running -------------------------------------------------------------------------------------------
+// ---- running ----------------------------------------------------------------------------------------------
 
 // What an invalid access was, for the report.
 inline std::string describe_access() {
@@ -556,6 +558,11 @@ inline std::string leftovers(const Block& b) {
             return fmt::format("a write past the end of a shared array of {} bytes", a.bytes);
     if (!intact(b.dynamic - 32, 32) || !intact(b.dynamic + b.launch->shared_bytes, b.tail()))
         return "a write beside dynamic shared memory";
+    size_t bytes = b.launch->shared_bytes;
+    for (const SharedArray& a : b.arrays) bytes += round16(a.bytes);
+    if (bytes > small_shared_bytes && b.launch->shared_bytes < small_shared_bytes)
+        return fmt::format("{} bytes of shared memory, arrays included: sm_86, 89 and 120 have {}", bytes,
+                           small_shared_bytes);
     for (const Barrier& barrier : b.barriers)
         if (barrier.n_arrived)
             return fmt::format(

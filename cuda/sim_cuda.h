@@ -98,7 +98,7 @@ T atomic_update(T* p, F f) {
 
 #define EASEL_SIM_AT easel::sim::Site at = easel::sim::Site::here()
 
-// ---- barriers ------------------------------------------------------------------------------------------
+// ---- barriers ---------------------------------------------------------------------------------------------
 
 inline void __syncthreads(EASEL_SIM_AT) {
     easel::sim::block_barrier("__syncthreads", false, at);
@@ -119,7 +119,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
-// ---- warp functions ------------------------------------------------------------------------------------
+// ---- warp functions ---------------------------------------------------------------------------------------
 
 // A segment is `width` lanes, a power of two. Outside of it a lane reads itself.
 template <class T>
@@ -202,7 +202,7 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned v, EASEL_SIM_AT) {
     return easel::sim::fold("__reduce_xor_sync", mask, v, at, std::bit_xor());
 }
 
-// ---- atomics -------------------------------------------------------------------------------------------
+// ---- atomics ----------------------------------------------------------------------------------------------
 
 template <class T>
 T atomicAdd(T* p, std::type_identity_t<T> v) {
@@ -234,7 +234,7 @@ T atomicAnd(T* p, std::type_identity_t<T> v) {
     return __atomic_fetch_and(p, v, __ATOMIC_RELAXED);
 }
 
-// ---- numbers -------------------------------------------------------------------------------------------
+// ---- numbers ----------------------------------------------------------------------------------------------
 
 template <class T>
 T __ldg(const T* p) {

@@ -29,7 +29,7 @@
 
 namespace easel::sim {
 
-// ---- stacks --------------------------------------------------------------------------------------------
+// ---- stacks -----------------------------------------------------------------------------------------------
 
 #ifdef EASEL_SIM_ASAN
 constexpr size_t stack_bytes = 256 << 10;
@@ -143,7 +143,7 @@ inline void stack_entered([[maybe_unused]] Stack& from) {
 #endif
 }
 
-// ---- guarded memory ------------------------------------------------------------------------------------
+// ---- guarded memory ---------------------------------------------------------------------------------------
 
 // For AddressSanitizer; nothing without it.
 inline void hide([[maybe_unused]] const void* p, [[maybe_unused]] size_t n) {
@@ -214,7 +214,7 @@ __attribute__((no_sanitize("address"))) inline bool intact(const char* p, size_t
     return true;
 }
 
-// ---- invalid accesses ----------------------------------------------------------------------------------
+// ---- invalid accesses -------------------------------------------------------------------------------------
 
 // While an OS thread runs kernels, `stack` says on which stack; a signal then makes it go on in resume(), at
 // the top of that stack.

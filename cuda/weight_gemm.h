@@ -32,8 +32,9 @@ struct WeightGemm {
     static constexpr int bytes_for(int stages) {
         return stages * (data_bytes + x_bytes) + (R::n_chunk == 1 ? stages : 2) * N_WARP * R::scale_bytes;
     }
-    // As deep as the 99 KiB of the smallest card allow; the float path, for tests, may not fit these.
-    static constexpr int STAGES = bytes_for(4) <= 99 * 1024 ? 4 : bytes_for(3) <= 99 * 1024 ? 3 : 2;
+    // As deep as the 99 KiB of the smallest card allow, less 1 for the static arrays of the callers.
+    static constexpr int kMostBytes = 98 * 1024;
+    static constexpr int STAGES = bytes_for(4) <= kMostBytes ? 4 : bytes_for(3) <= kMostBytes ? 3 : 2;
     static constexpr int N_SCALE = R::n_chunk == 1 ? STAGES : 2;
     static constexpr int shared_bytes = bytes_for(STAGES);
 
@@ -42,6 +43,7 @@ struct WeightGemm {
     // Ends with a barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_chunk, const X* x, int ldx, const int* row_of, int n_row) {
+        static_assert(shared_bytes <= kMostBytes);
         const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
         uint8_t* const data = shared + warp * R::chunk_bytes;
         X* const x_smem = reinterpret_cast<X*>(shared + STAGES * data_bytes);

@@ -92,7 +92,7 @@ struct Model {
 
 // A model of the given shape with random weights of the types that a file of `type` has (see plan_types()),
 // made in memory: for timing, where only shapes and types matter. Shapes known: "mid" (0.58 B parameters, for
-// CPUs).
+// CPUs), "26b-a4b" (the published model; its experts share one expert's memory).
 std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type);
 
 // The model that is part of the program.

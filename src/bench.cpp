@@ -1,5 +1,5 @@
-// bench.cpp: `easel bench cpu`: encode and denoise passes beside what the machine's cores can do. Called by
-// main.
+// bench.cpp: `easel bench`: encode and denoise passes beside what the machine's cores can do; on a GPU, every
+// part of a step beside its floor. Called by main.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,6 +10,7 @@
 #include "check.h"
 #include "commands.h"
 #include "gemm.h"
+#include "models.h"
 #include "parallel.h"
 
 namespace easel {
@@ -82,6 +83,13 @@ double denoise_flop(const Config& c, int n_prefix) {
     return per_token * c.n_canvas;
 }
 
+// "26b-a4b:q8_0"; q4_k_m if no type is named.
+std::shared_ptr<const Model> synthetic(const std::string& name) {
+    const size_t colon = name.find(':');
+    return synthetic_model(name.substr(0, colon),
+                           colon == std::string::npos ? "q4_k_m" : name.substr(colon + 1));
+}
+
 struct Figures {
     double encode_ms, denoise_ms, encode_flop, denoise_flop;
 };
@@ -117,18 +125,21 @@ Figures measure(const std::shared_ptr<const Model>& model, int n_prefix, int n_r
 
 }  // namespace
 
-int run_bench(const BenchFlags& flags) {
-    set_threads(flags.n_thread);
+// Encode and denoise passes of the CPU backend.
+static nlohmann::ordered_json bench_cpu(const BenchFlags& flags) {
+    const int n_repeat = flags.n_repeat ? flags.n_repeat : 5,
+              n_prefix_asked = flags.n_prefix ? flags.n_prefix : 256;
     std::vector<std::pair<std::string, std::shared_ptr<const Model>>> models;
     if (!flags.model.empty()) {
-        models.emplace_back(flags.model,
-                            std::make_shared<Model>(std::make_shared<Gguf>(Gguf::open(flags.model))));
+        models.emplace_back(flags.model, std::make_shared<Model>(open_model(flags.model)));
+    } else if (!flags.synthetic.empty()) {
+        models.emplace_back(flags.synthetic, synthetic(flags.synthetic));
     } else {
         const auto demo = std::make_shared<Gguf>(Gguf::from_memory(demo_model(), "demo"));
         models.emplace_back("demo", std::make_shared<Model>(demo));
         models.emplace_back("mid Q4_K_M", synthetic_model("mid", "q4_k_m"));
     }
-    const double fma = measure_fma_peak(), peak = measure_gemm_peak(flags.n_repeat);
+    const double fma = measure_fma_peak(), peak = measure_gemm_peak(n_repeat);
     nlohmann::ordered_json j{
         {"threads", n_threads()}, {"fma_peak_gflops", fma / 1e9}, {"gemm_peak_gflops", peak / 1e9}};
     fmt::print("{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product)\n",
@@ -138,8 +149,8 @@ int run_bench(const BenchFlags& flags) {
     for (const auto& entry : models) {
         const std::string& name = entry.first;  // clang 14 cannot capture structured bindings
         const auto& model = entry.second;
-        const int n_prefix = std::min(flags.n_prefix, model->config.n_context - model->config.n_canvas);
-        const Figures f = measure(model, n_prefix, flags.n_repeat);
+        const int n_prefix = std::min(n_prefix_asked, model->config.n_context - model->config.n_canvas);
+        const Figures f = measure(model, n_prefix, n_repeat);
         const auto row = [&](const char* pass, int n_token, double ms, double flop) {
             const double gflops = flop / ms / 1e6;
             fmt::print("{:<12} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name, pass, n_token,
@@ -151,6 +162,87 @@ int run_bench(const BenchFlags& flags) {
         row("denoise", model->config.n_canvas, f.denoise_ms, f.denoise_flop);
         std::fflush(stdout);
     }
+    return j;
+}
+
+std::string profile_table(const StepProfile& p, int n_canvas, int n_prefix) {
+    std::string out = fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (mma.sync f16)\n",
+                                  p.copy_gbs, p.mma_tflops);
+    out += fmt::format("{:<24} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9} {:>6}\n", "part of a step", "ms", "MB",
+                       "GFLOP", "GB/s", "TFLOP/s", "floor ms", "of it");
+    StepPart sum{"sum"};
+    double floor_sum = 0;
+    const auto row = [&](const StepPart& s, double floor) {
+        out += fmt::format("{:<24} {:>9.3f} {:>9.1f} {:>9.2f} {:>8.0f} {:>9.2f} {:>9.3f} {:>5.0f}%\n", s.name,
+                           s.ms, s.bytes / 1e6, s.flop / 1e9, s.bytes / s.ms / 1e6, s.flop / s.ms / 1e9,
+                           floor, 100 * floor / s.ms);
+    };
+    for (const StepPart& s : p.parts) {
+        const double floor = std::max(s.bytes / p.copy_gbs / 1e6, s.flop / p.mma_tflops / 1e9);
+        row(s, floor);
+        sum.ms += s.ms;
+        sum.bytes += s.bytes;
+        sum.flop += s.flop;
+        floor_sum += floor;
+    }
+    row(sum, floor_sum);
+    out += fmt::format(
+        "a step inside an answer {:.3f} ms ({:.0f} tok/s at 16 steps a canvas, commits left out)\n",
+        p.step_ms, n_canvas * 1e3 / (16 * p.step_ms));
+    out += fmt::format(
+        "encode {} tokens {:.1f} ms ({:.0f} tok/s); load {:.2f} GB in {:.2f} s ({:.1f} GB/s)\n", n_prefix,
+        p.encode_ms, n_prefix * 1e3 / p.encode_ms, static_cast<double>(p.load_bytes) / 1e9, p.load_ms / 1e3,
+        static_cast<double>(p.load_bytes) / p.load_ms / 1e6);
+    return out;
+}
+
+// A denoise step on a GPU, part by part.
+static nlohmann::ordered_json bench_step(const BenchFlags& flags, const DeviceInfo& device) {
+    const std::string name = !flags.model.empty()       ? flags.model
+                             : !flags.synthetic.empty() ? flags.synthetic
+                                                        : "26b-a4b:q4_k_m";
+    const std::shared_ptr<const Model> model =
+        flags.model.empty() ? synthetic(name) : std::make_shared<Model>(open_model(flags.model));
+    const int n_canvas = model->config.n_canvas, n_prefix = flags.n_prefix ? flags.n_prefix : 1024;
+    DeviceOptions options;
+    options.index = device.index;
+    options.n_context = n_prefix + 2 * n_canvas;
+    options.graph_loop = device.graph_loop;
+    const StepProfile p = profile_cuda(model, options, n_prefix, flags.n_repeat ? flags.n_repeat : 20);
+    fmt::print("{} (driver for CUDA {}.{}), {}, prefix {}, {}\n{}", device.name, device.driver / 1000,
+               device.driver % 1000 / 10, name, n_prefix,
+               device.graph_loop ? "an answer is one graph" : "steps launched by the host",
+               profile_table(p, n_canvas, n_prefix));
+    nlohmann::ordered_json j{{"device", device.name},      {"driver", device.driver},
+                             {"built", backends()},        {"model", name},
+                             {"prefix", n_prefix},         {"step_ms", p.step_ms},
+                             {"encode_ms", p.encode_ms},   {"load_ms", p.load_ms},
+                             {"load_bytes", p.load_bytes}, {"copy_gbs", p.copy_gbs},
+                             {"mma_tflops", p.mma_tflops}};
+    for (const StepPart& s : p.parts)
+        j["parts"].push_back({{"name", s.name}, {"ms", s.ms}, {"bytes", s.bytes}, {"flop", s.flop}});
+    return j;
+}
+
+int run_bench(const BenchFlags& flags) {
+    require(flags.model.empty() || flags.synthetic.empty(), "both -m and --synthetic given, expected one");
+    set_threads(flags.n_thread);
+    nlohmann::ordered_json j;
+    if (flags.what != "cpu") {
+        std::string why;
+        const auto devices = cuda_devices(&why);
+        const auto device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
+            return flags.device == "cuda" || flags.device == fmt::format("cuda:{}", d.index);
+        });
+        if (device != devices.end())
+            j["step"] = bench_step(flags, *device);
+        else if (flags.what == "step")
+            fail("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
+        else
+            fmt::print("step: SKIPPED, there is no device {}{}{}\n", flags.device, why.empty() ? "" : ": ",
+                       why);
+    }
+    if (flags.what != "step") j["cpu"] = bench_cpu(flags);
     if (!flags.json.empty()) {
         std::ofstream out(flags.json);
         out << j.dump(2) << "\n";

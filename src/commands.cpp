@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "convert.h"
+#include "models.h"
 
 namespace easel {
 
@@ -55,15 +56,6 @@ std::vector<int32_t> read_ids(const std::string& path) {
     return ids;
 }
 
-// False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
-bool write_stdout(std::string_view text) {
-    errno = 0;
-    const bool ok =
-        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
-    require(ok || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
-    return ok;
-}
-
 volatile std::sig_atomic_t interrupted = 0;
 
 // The first Ctrl-C asks the running step to be the last; a second one ends the program at once.
@@ -92,14 +84,6 @@ class ProgressLine {
   private:
     bool terminal_ = isatty(STDERR_FILENO), shown_ = false;
 };
-
-std::string human_bytes(int64_t n) {
-    static const char* const units[] = {"B", "kB", "MB", "GB", "TB"};
-    double v = static_cast<double>(n);
-    int u = 0;
-    while (v >= 1000 && u < 4) v /= 1000, u++;
-    return u ? fmt::format("{:.2f} {}", v, units[u]) : fmt::format("{} B", n);
-}
 
 double rate(double n, double ms) {
     return ms > 0 ? n * 1000 / ms : 0;
@@ -192,6 +176,14 @@ void warn(const Model& model) {
 
 }  // namespace
 
+bool write_stdout(std::string_view text) {
+    errno = 0;
+    const bool ok =
+        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+    require(ok || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
+    return ok;
+}
+
 // The engine, with progress while weights go to a GPU.
 static Engine open_engine(EngineOptions options) {
     ProgressLine progress;
@@ -267,9 +259,8 @@ int run_logits(const LogitsFlags& flags) {
 }
 
 int run_tokenize(const TokenizeFlags& flags) {
-    const Gguf file =
-        flags.model.empty() ? Gguf::from_memory(demo_model(), "demo model") : Gguf::open(flags.model);
-    const Tokenizer tokenizer(file);
+    const auto file = open_model(flags.model);
+    const Tokenizer tokenizer(*file);
     const std::string input = read_all(stdin, "stdin");
     if (flags.decode)
         write_stdout(tokenizer.decode(parse_ids(input, "stdin"), flags.special));
@@ -301,8 +292,7 @@ static std::string value_text(const Value& v) {
 }
 
 int run_info(const std::string& path, int n_context) {
-    const auto file = std::make_shared<const Gguf>(
-        path.empty() ? Gguf::from_memory(demo_model(), "demo model") : Gguf::open(path));
+    const auto file = open_model(path);
     std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file->name(),
                                   file->version(), human_bytes(static_cast<int64_t>(file->file_bytes())),
                                   file->values().size(), file->tensors().size());
@@ -360,7 +350,7 @@ int run_convert(const ConvertFlags& flags) {
                                   total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0,
                                   human_bytes(static_cast<int64_t>(total)), tensor));
     };
-    convert(flags.source, flags.target, options);
+    convert(find_model(flags.source), flags.target, options);
     return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "easel.h"
@@ -22,6 +23,14 @@ struct GenerateFlags {
     std::vector<std::function<void(SamplerConfig&)>> sampler_changes;  // to the model's own settings
 };
 int run_generate(const GenerateFlags& flags);
+
+struct PipeFlags {
+    EngineOptions engine;
+    bool unordered = false, schema = false;
+    int n_queue = 64;
+    std::vector<std::function<void(SamplerConfig&)>> sampler_changes;
+};
+int run_pipe(const PipeFlags& flags);
 
 struct LogitsFlags {
     EngineOptions engine;
@@ -44,9 +53,18 @@ struct ConvertFlags {
 int run_convert(const ConvertFlags& flags);
 
 struct BenchFlags {
-    std::string what = "cpu", model, json;
-    int n_thread = 0, n_prefix = 256, n_repeat = 5;
+    std::string what = "all", model, synthetic, json, device = "cuda";
+    int n_thread = 0, n_prefix = 0, n_repeat = 0;  // 0: what suits the device
 };
 int run_bench(const BenchFlags& flags);
+
+struct FetchFlags {
+    std::string name, list;  // of a model, or empty to list them; a file instead of models.txt
+    bool quiet = false;
+};
+int run_fetch(const FetchFlags& flags);
+
+// False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
+bool write_stdout(std::string_view text);
 
 }  // namespace easel

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "easel.h"
+#include "models.h"
 #include "parallel.h"
 
 namespace easel {
@@ -22,11 +23,6 @@ uint64_t hash_ids(std::span<const int32_t> ids) {
         for (int byte = 0; byte < 4; byte++)
             h = (h ^ (static_cast<uint32_t>(id) >> 8 * byte & 255)) * 0x100000001b3;
     return h;
-}
-
-std::shared_ptr<const Gguf> open_model(const std::string& path) {
-    return std::make_shared<const Gguf>(path.empty() ? Gguf::from_memory(demo_model(), "demo model")
-                                                     : Gguf::open(path));
 }
 
 double ms_since(std::chrono::steady_clock::time_point start) {

@@ -12,21 +12,21 @@
 #ifndef EASEL_COMMIT
 #define EASEL_COMMIT "unknown"
 #endif
-#ifndef EASEL_BACKENDS  // "CPU", or "CPU and CUDA for sm_80 sm_90a"
-#define EASEL_BACKENDS "CPU"
-#endif
 
 namespace {
 
 using namespace easel;
 
+constexpr const char* kModelText =
+    "GGUF file, or the name of a fetched model (default: the built-in demo model)";
+
 // Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
 // settings.
-void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
+void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConfig&)>>& changes) {
     constexpr const char* group = "Sampler (default: what the model file says)";
     const auto option = [&]<class T>(const char* name, T SamplerConfig::*setting, const char* text) {
-        const auto note = [&f, setting](const T& v) {
-            f.sampler_changes.push_back([setting, v](SamplerConfig& s) { s.*setting = v; });
+        const auto note = [&changes, setting](const T& v) {
+            changes.push_back([setting, v](SamplerConfig& s) { s.*setting = v; });
         };
         app.add_option_function<T>(name, note, text)->group(group);
     };
@@ -42,8 +42,8 @@ void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
     option("--self-cond-top-k", &SamplerConfig::self_cond_top_k,
            "probabilities a position fed back (0: all, exact)");
     const auto flag = [&](const char* name, bool SamplerConfig::*setting, const char* text) {
-        const auto note = [&f, setting] {
-            f.sampler_changes.push_back([setting](SamplerConfig& s) { s.*setting = true; });
+        const auto note = [&changes, setting] {
+            changes.push_back([setting](SamplerConfig& s) { s.*setting = true; });
         };
         app.add_flag_callback(name, note, text)->group(group)->disable_flag_override();
     };
@@ -53,7 +53,7 @@ void add_sampler_flags(CLI::App& app, GenerateFlags& f) {
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
-    app.add_option("-m,--model", e.model, "GGUF file (default: the built-in demo model)");
+    app.add_option("-m,--model", e.model, kModelText);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
     app.add_option("-c,--context", e.n_context,
@@ -72,7 +72,7 @@ int run(int argc, char** argv) {
         "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
         "Example: easel generate -p \"What is 47 + 35?\""};
     app.require_subcommand(1);
-    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", " EASEL_BACKENDS ")");
+    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", " + backends() + ")");
 
     GenerateFlags generate;
     auto* g =
@@ -100,18 +100,28 @@ int run(int argc, char** argv) {
         ->disable_flag_override();
     g->add_option("--print", generate.print, "text, ids or json")
         ->check(CLI::IsMember({"text", "ids", "json"}));
-    add_sampler_flags(*g, generate);
+    add_sampler_flags(*g, generate.sampler_changes);
+
+    PipeFlags pipe;
+    auto* p = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
+    add_engine_flags(*p, pipe.engine);
+    p->add_option("--queue", pipe.n_queue, "lines that may wait (default: 64); then stdin is left unread")
+        ->check(CLI::Range(1, 1 << 20));
+    p->add_flag("--unordered", pipe.unordered, "prompts that share most with the last one go first")
+        ->disable_flag_override();
+    p->add_flag("--schema", pipe.schema, "print all keys of the lines, in and out")->disable_flag_override();
+    add_sampler_flags(*p, pipe.sampler_changes);
 
     std::string info_model;
     int info_context = 0;
     auto* i = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
-    i->add_option("file,-m,--model", info_model, "GGUF file (default: the built-in demo model)");
+    i->add_option("file,-m,--model", info_model, kModelText);
     i->add_option("-c,--context", info_context, "context for the memory figures")
         ->check(CLI::Range(1, 1 << 30));
 
     TokenizeFlags tokenize;
     auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
-    t->add_option("-m,--model", tokenize.model, "GGUF file (default: the built-in demo model)");
+    t->add_option("-m,--model", tokenize.model, kModelText);
     t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens")
         ->disable_flag_override();
     t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout")->disable_flag_override();
@@ -130,29 +140,46 @@ int run(int argc, char** argv) {
 
     ConvertFlags convert;
     auto* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
-    c->add_option("source", convert.source, "folder with config.json and model*.safetensors, or a GGUF file")
+    c->add_option("source", convert.source,
+                  "folder with config.json and model*.safetensors, a GGUF file, or a fetched model's name")
         ->required();
     c->add_option("target", convert.target, "GGUF file to write")->required();
     c->add_option("--type", convert.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
 
     BenchFlags bench;
     auto* b =
-        app.add_subcommand("bench", "times encode and denoise passes beside the machine's measured peak");
-    b->add_option("what", bench.what, "cpu")->check(CLI::IsMember({"cpu"}));
-    b->add_option("-m,--model", bench.model,
-                  "GGUF file (default: the demo model and a synthetic mid-size one)");
+        app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
+    b->add_option("what", bench.what, "step: a denoise step on a GPU, part by part; cpu; all (default)")
+        ->check(CLI::IsMember({"step", "cpu", "all"}));
+    b->add_option("-m,--model", bench.model, "GGUF file or name (default: models made up for the purpose)");
+    b->add_option("--synthetic", bench.synthetic,
+                  "26b-a4b or mid, then :q4_k_m, :q8_0 ...: random weights of that shape (GPU default: "
+                  "26b-a4b:q4_k_m)");
+    b->add_option("--device", bench.device, "cuda or cuda:N, for step (default: cuda)");
     b->add_option("-t,--threads", bench.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
-    b->add_option("--prefix", bench.n_prefix, "prompt tokens")->check(CLI::Range(1, 1 << 20));
-    b->add_option("--repeat", bench.n_repeat, "passes a figure is the median of")->check(CLI::Range(1, 1000));
+    b->add_option("--prefix", bench.n_prefix, "prompt tokens (default: 1024 on a GPU, 256 on a CPU)")
+        ->check(CLI::Range(1, 1 << 20));
+    b->add_option("--repeat", bench.n_repeat,
+                  "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
+        ->check(CLI::Range(1, 1000));
     b->add_option("--json", bench.json, "also write the figures to this file");
+
+    FetchFlags fetch;
+    auto* f = app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
+    f->add_option("name", fetch.name, "a name of the list");
+    f->add_option("--list", fetch.list,
+                  "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)");
+    f->add_flag("-q,--quiet", fetch.quiet, "no progress on stderr")->disable_flag_override();
 
     // CLI11 would only say that a subcommand is missing.
     const auto commands = app.get_subcommands({});
     const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named))
-        fail("there is no command \"{}\", expected generate, info, tokenize, logits, convert or bench",
-             argv[1]);
+        fail(
+            "there is no command \"{}\", expected generate, info, tokenize, logits, convert, pipe, fetch or "
+            "bench",
+            argv[1]);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
@@ -166,10 +193,12 @@ int run(int argc, char** argv) {
         throw Error(text + " (see easel --help)");
     }
     if (*g) return run_generate(generate);
+    if (*p) return run_pipe(pipe);
     if (*i) return run_info(info_model, info_context);
     if (*t) return run_tokenize(tokenize);
     if (*l) return run_logits(logits);
     if (*c) return run_convert(convert);
+    if (*f) return run_fetch(fetch);
     return run_bench(bench);
 }
 

@@ -36,6 +36,24 @@ Config mid_config() {
     return c;
 }
 
+// The published 26B-A4B model (SPEC section 1).
+Config real_config() {
+    Config c = mid_config();
+    c.n_layer = 30;
+    c.n_embd = 2816;
+    c.n_head = 16;
+    c.n_ff = 2112;
+    c.n_ff_exp = 704;
+    c.n_expert = 128;
+    c.n_expert_used = 8;
+    c.n_vocab = 262144;
+    c.n_context = 262144;
+    c.layers.clear();
+    for (int l = 0; l < c.n_layer; l++)
+        c.layers.push_back(l % 6 == 5 ? LayerShape{true, 2, 512} : LayerShape{false, 8, 256});
+    return c;
+}
+
 // Makes tensors by name and remembers where each went.
 class Maker {
   public:
@@ -87,9 +105,13 @@ class Maker {
 }  // namespace
 
 std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
-    require(shape == "mid", "no synthetic model \"{}\", expected mid", shape);
+    require(shape == "mid" || shape == "26b-a4b", "no synthetic model \"{}\", expected mid or 26b-a4b",
+            shape);
+    const bool real = shape == "26b-a4b";
     auto model = std::make_shared<Model>();
-    model->config = mid_config();
+    model->config = real ? real_config() : mid_config();
+    // The experts of the large model are one and the same in host memory; on a GPU each has its own place.
+    const int n_stored = real ? 1 : model->config.n_expert;
     const Config& c = model->config;
     const int64_t d = c.n_embd;
     Maker maker(*model, type);
@@ -113,8 +135,8 @@ std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string
         maker.add(name("ffn_up"), &y.up, c.n_ff, d);
         maker.add(name("ffn_down"), &y.down, d, c.n_ff);
         maker.add(name("ffn_gate_inp"), &y.router, c.n_expert, d);
-        maker.add(name("ffn_gate_up_exps"), &gate_up[l], 2 * int64_t{c.n_ff_exp}, d, c.n_expert);
-        maker.add(name("ffn_down_exps"), &y.down_exps.first, d, c.n_ff_exp, c.n_expert);
+        maker.add(name("ffn_gate_up_exps"), &gate_up[l], 2 * int64_t{c.n_ff_exp}, d, n_stored);
+        maker.add(name("ffn_down_exps"), &y.down_exps.first, d, c.n_ff_exp, n_stored);
         y.q_norm = y.k_norm = std::vector<float>(hd, 0.3f);  // scores of a trained model's size
         y.attn_norm = y.post_attention_norm = y.ffn_norm = y.post_ffw_norm_1 = y.router_scale =
             y.pre_ffw_norm_2 = y.post_ffw_norm_2 = y.post_ffw_norm = std::vector<float>(d, 1.0f);
@@ -123,13 +145,13 @@ std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string
     maker.make();
     for (int l = 0; l < c.n_layer; l++) {
         Layer& y = model->layers[l];
-        y.gate_exps = y.up_exps = {gate_up[l], gate_up[l].n_row * gate_up[l].stride()};
+        y.gate_exps = y.up_exps = {gate_up[l], n_stored > 1 ? gate_up[l].n_row * gate_up[l].stride() : 0};
         y.gate_exps.first.n_row = y.up_exps.first.n_row = c.n_ff_exp;
         y.up_exps.first.data += c.n_ff_exp * gate_up[l].stride();
-        y.down_exps.expert_bytes = d * y.down_exps.first.stride();
+        y.down_exps.expert_bytes = n_stored > 1 ? d * y.down_exps.first.stride() : 0;
     }
     model->output = model->token_embd;
-    model->rope_freqs.assign(128, 1.0f);
+    model->rope_freqs.assign(c.max_head_dim() / 2, 1.0f);
     return model;
 }
 

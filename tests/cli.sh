@@ -32,7 +32,13 @@ same() {  # same NAME FILE FILE
 # A command that hangs is a failure (124), not a stop. `timeout` is not in POSIX.
 if command -v timeout >/dev/null; then limit="timeout 120"; else limit=""; fi
 stdin=/dev/null
-run() { $limit "$easel" "$@" <"$stdin" >"$dir/out" 2>"$dir/err"; }  # run ARGUMENTS...: its exit code
+run() {  # run ARGUMENTS...: its exit code. On the CPU unless they say otherwise: that is exact.
+    case "${1:-} $*" in
+        *--device*) ;;
+        generate*|logits*) set -- "$@" --device cpu ;;
+    esac
+    $limit "$easel" "$@" <"$stdin" >"$dir/out" 2>"$dir/err"
+}
 
 # error NAME TEXT ARGUMENTS...: exit 1, nothing on stdout, one line on stderr that contains TEXT.
 error() {
@@ -111,6 +117,15 @@ error "many threads" "in range 1 to 4096" generate -m "$tiny" -p hi -t 5000
 error "no tokens" "--tokens" generate -m "$tiny" -p hi -n 0
 error "tokens below 0" "--tokens" generate -m "$tiny" -p hi -n -5
 error "no context" "context" generate -m "$tiny" -p hi -c 0
+error "unknown device" "device is gpu, expected auto, cpu, cuda or cuda:N" generate -m "$tiny" -p hi --device gpu
+error "device without a number" "device is cuda:, expected" generate -m "$tiny" -p hi --device cuda:
+error "device that is not there" "there is no device cuda:99: " generate -m "$tiny" -p hi --device cuda:99
+if nvidia-smi -L >/dev/null 2>&1; then
+    skip "a GPU asked for where there is none" "there is one"
+else
+    error "a GPU asked for where there is none" "there is no device cuda: " generate -m "$tiny" -p hi --device cuda
+    works "auto without a GPU is the CPU" generate -m "$tiny" -p hi -n 24 --max-steps 2 --device auto
+fi
 error "context below 0" "context" generate -m "$tiny" -p hi -c -1
 error "context of more than the model's" "context is 5000, expected 1 to 4096" generate -m "$tiny" -p hi -c 5000
 error "wrong --print" "xml not in {text,ids,json}" generate -m "$tiny" -p hi --print xml

@@ -66,7 +66,7 @@ TEST_CASE("device: exact logits of the golden models") {
 }
 
 // Widths, heads and expert sizes that fill no tile; tolerances as for the CPU.
-TEST_CASE("device: exact logits and loops of transformers' models") {
+TEST_CASE("device: exact logits and loops of transformers' models", "[slow]") {
     for (const std::string name : {"hf_small", "hf_two", "hf_long"}) {
         INFO(name);
         const auto model = load_model(converted(name));
@@ -82,7 +82,7 @@ TEST_CASE("device: exact logits and loops of transformers' models") {
 // of "mixed" have scales that are rounded as well). Where two experts' logits are closer than that, a row
 // takes another expert than on the CPU, and it and all that see it differ by far more. With random weights
 // that is not rare; hence the median over the rows of several canvases.
-TEST_CASE("device: logits with 16-bit activations stay close to the CPU's") {
+TEST_CASE("device: logits with 16-bit activations stay close to the CPU's", "[slow]") {
     for (const auto& [name, tolerance] : {std::pair{"tiny", 1e-3}, {"mixed", 3.3e-3}}) {
         const auto model = load_model(fixture(std::string(name) + ".gguf"));
         const Config& c = model->config;
@@ -152,7 +152,7 @@ TEST_CASE("device: truncate keeps what the ring still has, and says when it has 
     CHECK_THROWS_AS(backend->truncate(static_cast<int>(prompt.size()) + 1), Error);
 }
 
-TEST_CASE("device: an answer is the same again, in the graph, by the host, after others") {
+TEST_CASE("device: an answer is the same again, in the graph, by the host, after others", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
     const auto prompt = golden_prompt("tiny");
     const std::vector<int32_t> short_prompt{2, 9, 30};
@@ -170,7 +170,7 @@ TEST_CASE("device: an answer is the same again, in the graph, by the host, after
     CHECK(first == answer(*host, prompt, params));
 }
 
-TEST_CASE("device: the sampler's approximations are the CPU's") {
+TEST_CASE("device: the sampler's approximations are the CPU's", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
     const auto prompt = golden_prompt("tiny");
     const auto gpu = device_backend(model, {.exact = true});
@@ -195,7 +195,7 @@ TEST_CASE("device: the sampler's approximations are the CPU's") {
     check("one step", [](SamplerConfig& s) { s.max_steps = 1; });
 }
 
-TEST_CASE("device: a callback that says stop ends the answer after that step") {
+TEST_CASE("device: a callback that says stop ends the answer after that step", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
     for (const bool graph_loop : {true, false}) {
         const auto backend = device_backend(model, {.graph_loop = graph_loop});
@@ -255,4 +255,40 @@ TEST_CASE("device: the demo model answers as on the CPU") {
         CHECK(engine.tokenizer().decode(answer(*fast, engine.prompt_ids(request), params), false) ==
               expected.text);
     }
+}
+
+// What `easel bench step` prints: every part is there, and the costs are those of the shapes.
+TEST_CASE("device: the profile of a step") {
+    const auto model = load_model(fixture("mixed.gguf"));
+    const Config& c = model->config;
+    const DeviceOptions options{.n_context = 200};
+#ifdef EASEL_CUDA
+    const StepProfile p = profile_cuda(model, options, 100, 2);
+#else
+    const StepProfile p = profile_simulator(model, options, 100, 2);
+#endif
+    REQUIRE(p.parts.size() == 18);
+    double flop = 0;
+    for (const StepPart& part : p.parts) {
+        INFO(part.name);
+        CHECK(part.ms > 0);
+        flop += part.flop;
+    }
+    // A multiply-add for each weight a token meets, and for each key and value.
+    double expected = 2.0 * c.n_vocab * c.n_embd + 3.0 * c.n_embd * c.n_ff;
+    for (const LayerShape& l : c.layers) {
+        const int n_key = (l.global ? 100 : c.window - 1) + c.n_canvas, n_v = l.global ? 0 : l.n_head_kv;
+        expected += double(c.n_embd) * l.head_dim * (2 * c.n_head + l.n_head_kv + n_v);
+        expected += 2.0 * l.head_dim * c.n_head * n_key + double(c.n_embd) * c.n_expert;
+        expected += 3.0 * c.n_embd * (c.n_ff + c.n_ff_exp * c.n_expert_used);
+    }
+    CHECK(flop == Approx(2 * expected * c.n_canvas));
+    CHECK(p.step_ms > 0);
+    CHECK(p.encode_ms > 0);
+    CHECK(p.copy_gbs > 0);
+    CHECK(p.mma_tflops > 0);
+    CHECK(p.load_bytes > 0);
+    const std::string table = profile_table(p, c.n_canvas, 100);
+    for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer"})
+        CHECK(table.find(text) != std::string::npos);
 }

@@ -74,6 +74,7 @@ TEMPLATE_TEST_CASE("gate_up: gelu of one half times the other", "", F16, float) 
     for (const auto& [type, n_token, n_ff, n_col] : {std::tuple{Type::Q4_K, 21, 44, 256},
                                                      {Type::F32, 3, 24, 48},
                                                      {Type::Q6_K, 70, 8, 256},
+                                                     {Type::Q5_K, 12, 40, 256},
                                                      {Type::Q5_1, 9, 33, 64}}) {
         INFO(type_info(type).name << " " << n_ff);
         const auto x = rounded<TestType>(random_floats(size_t(n_token) * n_col, 3));

@@ -1,0 +1,31 @@
+// peak.cu: what the tensor cores do when nothing else is asked of them: the ceiling that `easel bench`
+// measures products against. Called by engine.cpp.
+#include "ops.h"
+
+namespace easel {
+
+namespace {
+
+constexpr int kThreads = 256, kChains = 8;  // accumulators a warp that do not wait for each other
+
+// out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16, so that all are
+// made. Launch: any grid, 256 threads. Check:  tests/test_device.cpp counts what it computes.
+__global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
+    float acc[kChains][4] = {};
+    const uint32_t one = 0x3c003c00;  // 1, 1 in F16
+    const uint32_t a[4] = {one, one, one, one};
+    for (int i = 0; i < n_step; i++) {
+        UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16(acc[c], a, one, one);
+    }
+    float sum = 0;
+    UNROLL for (int c = 0; c < kChains; c++) sum += acc[c][0] + acc[c][1] + acc[c][2] + acc[c][3];
+    out[blockIdx.x * kThreads + threadIdx.x] = sum;
+}
+
+}  // namespace
+
+void mma_peak(Stream stream, float* out, int n_block, int n_step) {
+    EASEL_LAUNCH(mma_peak_kernel, n_block, kThreads, 0, stream, out, n_step);
+}
+
+}  // namespace easel

@@ -1,0 +1,309 @@
+// pipe_line.cpp: lines of `easel pipe` out of a byte stream, and a request out of a line. All keys stand in
+// one table, which also makes the text of --schema. Called by pipe.cpp.
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+#include "pipe.h"
+
+namespace easel {
+
+using Json = nlohmann::json;
+
+static std::string brief(const std::string& text) {
+    return text.size() <= 60 ? text : text.substr(0, 60) + "...";
+}
+
+std::string shown(const Json& v) {
+    if (v.is_string()) return "\"" + brief(v.get_ref<const std::string&>()) + "\"";
+    return v.is_array() ? "an array" : v.is_object() ? "an object" : v.dump();
+}
+
+namespace {
+
+int read_int(const Json& v, const std::string& key, int low, int high) {
+    const bool fits = v.is_number_integer() && (!v.is_number_unsigned() || v.get<uint64_t>() <= INT32_MAX);
+    require(fits && v.get<int64_t>() >= low && v.get<int64_t>() <= high,
+            "key {} is {}, expected an integer from {} to {}", key, shown(v), low, high);
+    return v.get<int>();
+}
+
+// Ranges of sampler settings are check_sampler()'s; here only what a type cannot hold.
+void read_value(const Json& v, const char* key, int& out) {
+    out = read_int(v, key, INT32_MIN, INT32_MAX);
+}
+void read_value(const Json& v, const char* key, float& out) {
+    require(v.is_number(), "key {} is {}, expected a number", key, shown(v));
+    out = static_cast<float>(v.get<double>());
+    require(std::isfinite(out), "key {} is {}, expected a number that a 32-bit float can hold", key,
+            shown(v));
+}
+void read_value(const Json& v, const char* key, bool& out) {
+    require(v.is_boolean(), "key {} is {}, expected true or false", key, shown(v));
+    out = v.get<bool>();
+}
+
+const std::string& read_text(const Json& v, const std::string& key) {
+    require(v.is_string(), "key {} is {}, expected a string", key, shown(v));
+    return v.get_ref<const std::string&>();
+}
+
+Json read_id(const Json& v, const char* key) {
+    require(v.is_string() || v.is_number_integer(),
+            "key {} is {}, expected a string or an integer of 64 bits", key, shown(v));
+    return v;
+}
+
+Message read_message(const Json& v, const std::string& where, PipeItem& item) {
+    require(v.is_object(), "{} is {}, expected an object with role and content", where, shown(v));
+    for (const char* key : {"role", "content"})
+        require(v.contains(key), "{} has no {}, expected role and content", where, key);
+    const std::string& role = read_text(v["role"], where + ".role");
+    require(role == "system" || role == "user" || role == "assistant",
+            "{}.role is {}, expected system, user or assistant", where, shown(v["role"]));
+    for (const auto& [key, unused] : v.items())
+        if (key != "role" && key != "content")
+            item.warnings.push_back(fmt::format("unknown key {}.{} is ignored", where, brief(key)));
+    return {role == "system" ? Role::System
+            : role == "user" ? Role::User
+                             : Role::Model,
+            read_text(v["content"], where + ".content")};
+}
+
+void read_messages(const Json& v, PipeItem& item) {
+    require(v.is_array() && !v.empty(), "key messages is {}, expected a list of messages",
+            v.is_array() ? "an empty list" : shown(v));
+    for (const Json& message : v)
+        item.request.messages.push_back(
+            read_message(message, fmt::format("messages[{}]", item.request.messages.size()), item));
+}
+
+void read_ids(const Json& v, PipeItem& item) {
+    require(v.is_array() && !v.empty(), "key prompt_ids is {}, expected a list of token ids",
+            v.is_array() ? "an empty list" : shown(v));
+    for (const Json& id : v) item.request.prompt_ids.push_back(read_int(id, "prompt_ids", 0, INT32_MAX));
+}
+
+void read_stop(const Json& v, PipeItem& item) {
+    require(v.is_string() || v.is_array(), "key stop is {}, expected a string or a list of strings",
+            shown(v));
+    const auto add = [&](const Json& text) {
+        require(!read_text(text, "stop").empty(), "key stop has an empty string, expected some text");
+        item.stop.push_back(text);
+    };
+    if (v.is_string()) return add(v);
+    for (const Json& text : v) add(text);
+}
+
+struct Key {
+    const char *name, *type, *text;
+    void (*read)(const Json& v, PipeItem& item);  // null: parse_object() does it
+};
+
+// A setting of the sampler; its flag has the same name.
+#define SAMPLER_KEY(name, type, text)                                                                 \
+    {                                                                                                 \
+#name, type, text,                                                                            \
+            [](const Json& v, PipeItem& item) { read_value(v, #name, (*item.request.sampler).name); } \
+    }
+
+const Key kKeys[] = {
+    {"id", "string, integer", "names the request in every line about it; default: the line's number",
+     nullptr},
+    {"cancel", "string, integer", "alone: ends the waiting or running request of this id", nullptr},
+    {"prompt", "string", "one user turn; exactly one of prompt, messages and prompt_ids",
+     [](const Json& v, PipeItem& item) {
+         item.request.messages.push_back({Role::User, read_text(v, "prompt")});
+     }},
+    {"messages", "list", "turns {\"role\": \"system|user|assistant\", \"content\": \"...\"}, the user's last",
+     read_messages},
+    {"prompt_ids", "list of integers", "token ids, used as they are", read_ids},
+    {"system", "string", "system text of prompt or messages", nullptr},
+    {"think", "boolean", "let the model think first; default: false",
+     [](const Json& v, PipeItem& item) { read_value(v, "think", item.request.think); }},
+    {"max_tokens", "integer", "answer tokens at most; default: 2048, or what the context has room for",
+     [](const Json& v, PipeItem& item) { item.request.n_token = read_int(v, "max_tokens", 1, 1 << 30); }},
+    {"seed", "integer", "64 bits; default: 0",
+     [](const Json& v, PipeItem& item) {
+         require(v.is_number_unsigned(), "key seed is {}, expected an integer from 0 to {}", shown(v),
+                 UINT64_MAX);
+         item.request.seed = v.get<uint64_t>();
+     }},
+    {"stop", "string, list", "the answer's text ends before the first of these; ids stay whole", read_stop},
+    {"ignore_eos", "boolean", "go on past the end of the answer; default: false",
+     [](const Json& v, PipeItem& item) { read_value(v, "ignore_eos", item.request.ignore_eos); }},
+    {"frames", "boolean", "a line a denoise step; default: false",
+     [](const Json& v, PipeItem& item) { read_value(v, "frames", item.frames); }},
+    SAMPLER_KEY(greedy, "boolean", "take the most likely token instead of drawing one"),
+    SAMPLER_KEY(max_steps, "integer", "denoise steps a canvas at most"),
+    SAMPLER_KEY(t_min, "number", "temperature of the last step"),
+    SAMPLER_KEY(t_max, "number", "temperature of the first step"),
+    SAMPLER_KEY(entropy_bound, "number", "nats of entropy accepted a step"),
+    SAMPLER_KEY(stability, "integer", "equal argmax canvases before a canvas may end"),
+    SAMPLER_KEY(confidence, "number", "mean entropy in nats below which it may end"),
+    SAMPLER_KEY(top_k, "integer", "logits a position that take part; 0: all, exact"),
+    SAMPLER_KEY(top_k_start, "integer", "top-k of the first step, changing evenly to ..."),
+    SAMPLER_KEY(top_k_end, "integer", "... top-k of the last"),
+    SAMPLER_KEY(top_k_tail_correction, "boolean", "entropy over all logits although top-k draws from few"),
+    SAMPLER_KEY(self_cond_top_k, "integer", "probabilities a position fed back; 0: all, exact"),
+};
+#undef SAMPLER_KEY
+
+// Insertions, deletions and changes of a byte from a to b (Wagner and Fischer 1974).
+size_t edit_distance(std::string_view a, std::string_view b) {
+    std::vector<size_t> row(b.size() + 1);
+    for (size_t j = 0; j <= b.size(); j++) row[j] = j;
+    for (size_t i = 0; i < a.size(); i++) {
+        size_t diagonal = std::exchange(row[0], i + 1);
+        for (size_t j = 0; j < b.size(); j++) {
+            const size_t d = std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])});
+            diagonal = std::exchange(row[j + 1], d);
+        }
+    }
+    return row.back();
+}
+
+std::string unknown_key(const std::string& name) {
+    const Key* nearest = nullptr;
+    size_t best = 3;  // more than two changes are no slip of the pen
+    if (name.size() < 40)
+        for (const Key& key : kKeys) {
+            const size_t d = edit_distance(name, key.name);
+            if (d < best && d < name.size()) best = d, nearest = &key;
+        }
+    return fmt::format("unknown key {} is ignored{}", brief(name),
+                       nearest ? fmt::format(", did you mean {}?", nearest->name) : "");
+}
+
+void parse_object(const Json& object, PipeItem& item) {
+    require(object.is_object(), "the line is {}, expected a JSON object", shown(object));
+    item.id = object.contains("id") ? read_id(object["id"], "id") : Json(item.line);
+    const bool is_cancel = object.contains("cancel");
+    for (const auto& [name, value] : object.items()) {
+        const auto known = [&](const Key& key) { return name == key.name; };
+        const auto key = std::find_if(std::begin(kKeys), std::end(kKeys), known);
+        if (key == std::end(kKeys))
+            item.warnings.push_back(unknown_key(name));
+        else if (is_cancel && name != "cancel")
+            item.warnings.push_back(fmt::format("key {} is ignored beside cancel", name));
+        else if (key->read)
+            key->read(value, item);
+    }
+    if (is_cancel) {
+        item.cancel = read_id(object["cancel"], "cancel");
+        return;
+    }
+
+    int n_prompt = 0;
+    for (const char* key : {"prompt", "messages", "prompt_ids"}) n_prompt += object.contains(key);
+    require(n_prompt == 1, "the line has {} prompts, expected exactly one of prompt, messages and prompt_ids",
+            n_prompt);
+    std::vector<Message>& messages = item.request.messages;
+    if (object.contains("system")) {
+        const std::string& system = read_text(object["system"], "system");
+        require(!object.contains("prompt_ids"), "key system goes without prompt_ids");
+        require(messages[0].role != Role::System, "there are key system and a system message, expected one");
+        messages.insert(messages.begin(), {Role::System, system});
+    }
+    require(!item.request.think || !messages.empty(), "key think goes without prompt_ids");
+    check_sampler(*item.request.sampler);
+}
+
+// The parser's own words, without the library's name for them.
+std::string parse_error(const std::string& what) {
+    const size_t at = what.find("] ");
+    std::string text = what.substr(at == what.npos ? 0 : at + 2);
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    return text.size() <= 200 ? text : text.substr(0, 200) + "...";
+}
+
+}  // namespace
+
+std::unique_ptr<PipeItem> parse_pipe_line(std::string_view text, int64_t line,
+                                          const SamplerConfig& defaults) {
+    constexpr size_t kWarnings = 8;  // of a line; the others are counted
+    auto item = std::make_unique<PipeItem>();
+    item->line = line;
+    item->n_bytes = text.size();
+    item->read_at = std::chrono::steady_clock::now();
+    item->request.sampler = defaults;
+    try {
+        size_t at = 0;
+        const bool valid = is_utf8(text, &at);
+        require(valid, "the line is not valid UTF-8: byte 0x{:02x} at offset {}",
+                at < text.size() ? static_cast<unsigned char>(text[at]) : 0, at);
+        parse_object(Json::parse(text), *item);
+    } catch (const Json::exception& e) {
+        item->error = "the line is not valid JSON: " + parse_error(e.what());
+    } catch (const Error& e) {
+        item->error = e.what();
+    }
+    if (const size_t n = item->warnings.size(); n > kWarnings) {
+        item->warnings.resize(kWarnings);
+        item->warnings.push_back(fmt::format("{} more keys are ignored", n - kWarnings));
+    }
+    return item;
+}
+
+std::string pipe_schema() {
+    std::string out =
+        "easel pipe: a JSON object a line on stdin, at most 16 MB each; JSON lines on stdout.\n\n"
+        "In: a request, or {\"cancel\": ID}. Settings that a line does not name: the flags', else the "
+        "model's.\n";
+    for (const Key& key : kKeys) out += fmt::format("  {:<22} {:<17} {}\n", key.name, key.type, key.text);
+    out +=
+        "\nOut: lines with a \"type\", in the order of the input (with --unordered: as they come).\n"
+        "  done     id, text, thought, ids, finish_reason (stop, length or cancelled), usage "
+        "{prompt_tokens,\n"
+        "           reused_tokens, answer_tokens}, canvases, steps, timings_ms {wait, encode, denoise, "
+        "commit},\n"
+        "           hash (of the ids: equal answers have equal hashes), line\n"
+        "  frame    id, canvas and step (from 0), text (what would be the answer now), accepted "
+        "(positions),\n"
+        "           mean_entropy (nats)\n"
+        "  error    id (null where the line has none that can be read), line, message; the next lines go on\n"
+        "  warning  line, message: an unknown key, or a cancel of an id that was never seen\n\n"
+        "At most --queue lines wait (64 MB of them); then the input is left unread, cancels in it too.\n"
+        "Exit code: 0 at the end of the input or when nobody reads the output, 130 after Ctrl-C, which\n"
+        "reports all that was read and not answered as cancelled.\n";
+    return out;
+}
+
+bool cut_at_stop(std::string& text, std::span<const std::string> stop) {
+    size_t at = text.npos;
+    for (const std::string& s : stop) at = std::min(at, text.find(s));
+    if (at == text.npos) return false;
+    text.resize(at);
+    return true;
+}
+
+// ---- Lines of a stream
+
+void LineSplitter::feed(std::string_view bytes) {
+    while (!bytes.empty()) {
+        const size_t end = bytes.find('\n');
+        const std::string_view part = bytes.substr(0, end);
+        started_ = true;
+        if (!too_long_ && text_.size() + part.size() > limit_) {
+            too_long_ = true;
+            std::string().swap(text_);
+        }
+        if (!too_long_) text_ += part;
+        if (end == bytes.npos) return;
+        end_line();
+        bytes.remove_prefix(end + 1);
+    }
+}
+
+void LineSplitter::finish() {
+    if (started_) end_line();
+}
+
+void LineSplitter::end_line() {
+    on_line_(text_, too_long_);
+    if (text_.capacity() > size_t{1} << 20) std::string().swap(text_);
+    text_.clear();
+    too_long_ = started_ = false;
+}
+
+}  // namespace easel
