@@ -14,6 +14,7 @@
 #include "device.h"
 #include "easel.h"
 #include "layout.h"
+#include "profile.h"
 
 namespace easel {
 
@@ -60,173 +61,20 @@ class Memory {
     std::vector<void*> blocks_;
 };
 
-// ---- loading ----------------------------------------------------------------------------------------------
-
-// The way of weights from the mapped file to records: through a few pinned buffers, so that reading the file,
-// copying over and repacking on the device go on at the same time.
-class Loader {
-  public:
-    Loader(Stream stream, const LoadProgressFn& progress, int64_t total)
-        : stream_(stream), progress_(progress), total_(total) {
-        for (Slot& s : slots_) {
-            s.host = static_cast<uint8_t*>(pinned_alloc(kSlotBytes));
-            s.device = static_cast<uint8_t*>(device_alloc(kSlotBytes));
-        }
-    }
-    ~Loader() {
-        try {
-            finish(stream_);
-        } catch (const Error&) {  // it has been reported, or will be by the next call
-        }
-    }
-    Loader(const Loader&) = delete;
-
-    void load(const RecordSource& source) {
-        const int64_t low_bytes = row_bytes(source.from, source.n_col);
-        const int64_t high_bytes = row_bytes(source.from_high, source.n_col);
-        const bool expand = source.from != source.from_high;  // on the host; see gated_experts()
-        const int64_t tile_bytes =
-            8 * (expand ? 2 * row_bytes(Type::F32, source.n_col) : low_bytes + high_bytes);
-        require(tile_bytes <= kSlotBytes, "a weight matrix with rows of {} values is too wide", source.n_col);
-        const int n_piece = static_cast<int>(kSlotBytes / tile_bytes);
-        const int64_t record_bytes = records_bytes(source.to, 16, source.n_col);
-        for (int tile = 0; tile < source.n_tile; tile += n_piece) {
-            const int n = std::min(n_piece, source.n_tile - tile);
-            Slot& slot = slots_[n_used_++ % std::size(slots_)];
-            slot.used.wait();
-            RowTiles rows = source.rows;
-            const int per_tile = source.gated ? 8 : 16;  // rows of low, and of high, to the next tile
-            rows.n_low = std::min(rows.n_low - per_tile * tile, per_tile * n);
-            rows.n_high = std::clamp(rows.n_high - per_tile * tile, 0, per_tile * n - (source.gated ? 0 : 8));
-            Type from = source.from;
-            int64_t bytes;
-            if (source.gated) {
-                const auto rows_in = [&](Type type, const uint8_t* data, int n_row, int64_t stride,
-                                         int64_t at) {
-                    const uint8_t* src = data + int64_t{8} * tile * stride;
-                    if (!expand) return copy(slot.host + at, src, n_row * stride), n_row * stride;
-                    parallel_for(n_row, [&](int64_t r) {
-                        to_float(type, src + r * stride,
-                                 reinterpret_cast<float*>(slot.host + at) + r * source.n_col, source.n_col);
-                    });
-                    return n_row * row_bytes(Type::F32, source.n_col);
-                };
-                if (expand) from = Type::F32;
-                const int64_t high_at =
-                    (rows_in(source.from, source.rows.low, rows.n_low, low_bytes, 0) + 255) / 256 * 256;
-                bytes =
-                    high_at + rows_in(source.from_high, source.rows.high, rows.n_high, high_bytes, high_at);
-                rows.low = slot.device;
-                rows.high = slot.device + high_at;
-                rows.stride = 8 * row_bytes(from, source.n_col);
-            } else {
-                bytes = rows.n_low * low_bytes;
-                copy(slot.host, source.rows.low + tile * source.rows.stride, bytes);
-                rows.low = slot.device;
-                rows.high = slot.device + 8 * low_bytes;
-            }
-            copy_to_device(stream_, slot.device, slot.host, bytes);
-            repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
-            slot.used.record(stream_);
-            done_ += bytes;
-            require(!progress_ || progress_(std::min(done_, total_), total_), "loading was stopped");
-        }
-    }
-
-  private:
-    // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
-    static constexpr int64_t kSlotBytes = 16 << 20;
-    struct Slot {
-        uint8_t *host = nullptr, *device = nullptr;
-        Event used;  // the device is done with it
-        ~Slot() {
-            pinned_free(host);
-            device_free(device);
-        }
-    };
-
-    static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
-        constexpr int64_t kPiece = 1 << 20;
-        parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t i) {
-            std::memcpy(to + i * kPiece, from + i * kPiece, std::min(kPiece, bytes - i * kPiece));
-        });
-    }
-
-    Stream stream_;
-    const LoadProgressFn& progress_;
-    const int64_t total_;
-    int64_t done_ = 0;
-    Slot slots_[3];
-    int n_used_ = 0;
-};
-
 // ---- the backend ------------------------------------------------------------------------------------------
 
-// The kinds of launches of a denoise step, in order.
-enum class Part {
-    Embed,
-    SoftEmbedding,
-    SelfCond,
-    CanvasNorm,
-    Qkv,
-    QkvNorm,
-    Attention,
-    AttentionOut,
-    PostAttention,
-    DenseUp,
-    DenseDown,
-    Router,
-    ExpertUp,
-    ExpertDown,
-    LayerEnd,
-    Head,
-    Sample,
-    Accept,
-    End
-};
-constexpr const char* kPartNames[] = {"embedding",
-                                      "soft embedding",
-                                      "self-conditioning",
-                                      "canvas norm, angles",
-                                      "q, k, v",
-                                      "q, k, v norms, rope",
-                                      "attention",
-                                      "attention output",
-                                      "norms after attention",
-                                      "dense gate, up",
-                                      "dense down",
-                                      "router, permutation",
-                                      "experts gate, up",
-                                      "experts down",
-                                      "sums and norms",
-                                      "lm head",
-                                      "sample",
-                                      "accept"};
-constexpr int kParts = static_cast<int>(Part::End);
-
-// When each part of a step began, on the device's clock.
-class Marks {
-  public:
-    void clear() { n_ = 0; }
-    void add(Stream s, Part part) {
-        if (n_ == events_.size()) events_.push_back(std::make_unique<Event>(true));
-        events_[n_]->record(s);
-        parts_.resize(n_ + 1);
-        parts_[n_++] = part;
-    }
-    // Milliseconds of each part; the last mark is the end.
-    std::vector<double> sums() const {
-        std::vector<double> out(kParts + 1);
-        for (size_t i = 0; i + 1 < n_; i++)
-            out[static_cast<int>(parts_[i])] += events_[i + 1]->ms_since(*events_[i]);
-        return out;
-    }
-
-  private:
-    std::vector<std::unique_ptr<Event>> events_;
-    std::vector<Part> parts_;
-    size_t n_ = 0;
-};
+// What the kernels are made for; a model beyond it is refused.
+void check_limits(const Config& c) {
+    require(c.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported", c.n_canvas,
+            kMaxCanvas);
+    require(c.n_expert <= kMaxExperts && c.n_expert_used <= kMaxUsed,
+            "{} experts of which {} are used: on a GPU at most {} and {} are supported", c.n_expert,
+            c.n_expert_used, kMaxExperts, kMaxUsed);
+    require(c.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported", c.n_vocab,
+            kMaxVocab);
+    require(c.max_head_dim() <= 512, "heads of {} values: on a GPU at most 512 are supported",
+            c.max_head_dim());
+}
 
 // A ring of frames in memory that host and device share.
 class HostRing {
@@ -426,6 +274,7 @@ class DeviceBackend final : public Backend {
     };
 
     int64_t needed_bytes() const {
+        check_limits(c_);
         Arena count;
         lay_out_weights<T>(*model_, count);
         const int64_t weights = count.bytes();
@@ -469,9 +318,7 @@ class DeviceBackend final : public Backend {
         for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
         fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
         fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
-        for (const RecordSource& r : w_.records) load_bytes_ += r.bytes();
-        Loader loader(stream_.s, on_load, load_bytes_);
-        for (const RecordSource& r : w_.records) loader.load(r);
+        load_bytes_ = load_records(stream_.s, w_.records, on_load);
         if constexpr (std::is_same_v<T, F16>) {
             scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
             for (int l = 0; l < c_.n_layer; l++) {
@@ -712,80 +559,7 @@ class DeviceBackend final : public Backend {
 };
 
 // ---- profile
-// ------------------------------------------------------------------------------------------------
-
-namespace {
-
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v.empty() ? 0 : v[v.size() / 2];
-}
-
-// The device's ceilings: GB/s of a copy, TFLOP/s of tensor cores. Best of some runs.
-void measure_ceilings(Stream s, StepProfile& out) {
-#ifdef EASEL_CUDA
-    constexpr int64_t kCopy = int64_t{1} << 30;
-    constexpr int kStep = 20000, kBlocks = 2048;
-#else
-    constexpr int64_t kCopy = 1 << 20;
-    constexpr int kStep = 4, kBlocks = 2;
-#endif
-    constexpr int kRuns = 8;
-    const int64_t bytes = std::min(kCopy, free_device_bytes() / 4);
-    const DeviceArray<uint8_t> a(bytes), b(bytes);
-    const DeviceArray<float> sums(size_t{256} * kBlocks);
-    fill_zero(s, a.data(), a.bytes());
-    for (int i = 0; i < kRuns; i++) {
-        Event start(true), middle(true), end(true);
-        start.record(s);
-        copy_on_device(s, b.data(), a.data(), bytes);
-        middle.record(s);
-        mma_peak(s, sums.data(), kBlocks, kStep);
-        end.record(s);
-        end.wait();
-        out.copy_gbs = std::max(out.copy_gbs, 2e-6 * static_cast<double>(bytes) / middle.ms_since(start));
-        const double flop = 2.0 * 16 * 8 * 16 * 8 * 8 * kStep * kBlocks;
-        out.mma_tflops = std::max(out.mma_tflops, 1e-9 * flop / end.ms_since(middle));
-    }
-}
-
-}  // namespace
-
-// Bytes and products of each part of a step after n_prefix tokens.
-template <class T>
-static std::vector<StepPart> step_parts(const Config& c, const ModelWeights& w, int n_prefix) {
-    std::vector<StepPart> parts(kParts);
-    for (int p = 0; p < kParts; p++) parts[p].name = kPartNames[p];
-    const auto weights = [&](Part part, const Weights& m, double n_row) {  // n_row rows of activations
-        if (!m.data) return;
-        parts[static_cast<int>(part)].bytes += static_cast<double>(m.expert_bytes() * m.n_expert);
-        parts[static_cast<int>(part)].flop += 2.0 * m.n_row * m.n_col * n_row;
-    };
-    const double n = c.n_canvas;
-    weights(Part::SoftEmbedding, w.embd, n);
-    weights(Part::SelfCond, w.self_cond_gate_up, n);
-    weights(Part::SelfCond, w.self_cond_down, n);
-    weights(Part::Head, w.output, n);
-    for (const LayerWeights& l : w.layers) {
-        for (const Weights* m : {&l.q, &l.k, &l.v}) weights(Part::Qkv, *m, n);
-        weights(Part::AttentionOut, l.o, n);
-        weights(Part::DenseUp, l.gate_up, n);
-        weights(Part::DenseDown, l.down, n);
-        weights(Part::ExpertUp, l.expert_gate_up, n * c.n_expert_used);
-        weights(Part::ExpertDown, l.expert_down, n * c.n_expert_used);
-        parts[static_cast<int>(Part::Router)].bytes += 4.0 * c.n_expert * c.n_embd;
-        parts[static_cast<int>(Part::Router)].flop += 2.0 * c.n_expert * c.n_embd * n;
-        const double n_key = n + (l.shape.window ? std::min(n_prefix, l.shape.window - 1) : n_prefix);
-        parts[static_cast<int>(Part::Attention)].bytes +=
-            2.0 * sizeof(T) * l.shape.n_head_kv * l.shape.head_dim * n_key;
-        parts[static_cast<int>(Part::Attention)].flop += 4.0 * l.shape.n_head * l.shape.head_dim * n * n_key;
-    }
-    const double z = n * vocab_stride(c.n_vocab) * sizeof(T);
-    parts[static_cast<int>(Part::SoftEmbedding)].bytes += z;
-    parts[static_cast<int>(Part::Head)].bytes += z;
-    parts[static_cast<int>(Part::Sample)].bytes += 2 * z;  // read, and the probabilities written
-    return parts;
-}
+// -----------------------------------------------------------------------------------------------
 
 template <class T>
 StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
@@ -827,7 +601,7 @@ StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
         const auto sums = marks.sums();
         for (int p = 0; p < kParts && i > 0; p++) times[p].push_back(sums[p]);
     }
-    out.parts = step_parts<T>(c_, w_, n_prefix);
+    out.parts = step_parts(c_, w_, n_prefix, sizeof(T));
     for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
 
     generate(params, {});  // builds the graph
@@ -855,15 +629,6 @@ std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, c
 std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
                                                 const DeviceOptions& options) {
 #endif
-    require(model->config.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported",
-            model->config.n_canvas, kMaxCanvas);
-    require(model->config.n_expert <= kMaxExperts && model->config.n_expert_used <= kMaxUsed,
-            "{} experts of which {} are used: on a GPU at most {} and {} are supported",
-            model->config.n_expert, model->config.n_expert_used, kMaxExperts, kMaxUsed);
-    require(model->config.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported",
-            model->config.n_vocab, kMaxVocab);
-    require(model->config.max_head_dim() <= 512, "heads of {} values: on a GPU at most 512 are supported",
-            model->config.max_head_dim());
     if (options.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), options);
     return std::make_unique<DeviceBackend<F16>>(std::move(model), options);
 }

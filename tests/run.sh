@@ -53,6 +53,7 @@ script() {
 }
 script cli
 script fetch
+script pipe
 
 # A short run of each fuzz target; longer ones with `make fuzz`.
 for source in tests/fuzz/*.cpp; do

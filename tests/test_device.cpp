@@ -4,6 +4,7 @@
 
 #include "backend.h"
 #include "catch.h"
+#include "check.h"
 #include "easel.h"
 #include "golden.h"
 
@@ -211,6 +212,25 @@ TEST_CASE("device: a callback that says stop ends the answer after that step", "
         CHECK(a.n_step() == 2);
         CHECK(backend->n_cached() == 3);
         // And the next answer is not disturbed.
+        const auto again = backend->generate(params, {});
+        const auto fresh = device_backend(model, {.graph_loop = graph_loop});
+        fresh->encode(std::vector<int32_t>{2, 5, 9});
+        CHECK(again.tokens == fresh->generate(params, {}).tokens);
+    }
+}
+
+TEST_CASE("device: a callback that throws ends the answer, and the next is not disturbed", "[slow]") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    for (const bool graph_loop : {true, false}) {
+        const auto backend = device_backend(model, {.graph_loop = graph_loop});
+        backend->encode(std::vector<int32_t>{2, 5, 9});
+        backend->encode({});
+        GenerateParams params;
+        params.n_canvas = 2;
+        params.sampler.max_steps = 4;
+        CHECK_THROWS_WITH(backend->generate(params, [](const Frame&) -> bool { throw Error("enough"); }),
+                          "enough");
+        CHECK(backend->n_cached() == 3);
         const auto again = backend->generate(params, {});
         const auto fresh = device_backend(model, {.graph_loop = graph_loop});
         fresh->encode(std::vector<int32_t>{2, 5, 9});
