@@ -48,7 +48,6 @@ constexpr int kRows = 64;  // of a block
 // P goes into products as F16, times 2^12 so that small probabilities keep their bits: the sum has the same
 // factor. ln 2^12:
 constexpr float kShift = 8.31776617f;
-constexpr int kMaxHeadDim = 512;
 constexpr float kNone = -INFINITY;  // the maximum of no scores
 
 template <int HD>
@@ -305,8 +304,9 @@ __global__ void __launch_bounds__(32)
         UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) acc[i] *= scale;
         for (int j = 0; j < n; j++) {
             const float* v = v_head + int64_t{(key + j) % cache.n_slot} * head_dim + lane;
-            UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) if (lane + 32 * i < head_dim) acc[i] +=
-                prob[j] * v[32 * i];
+            UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) {
+                if (lane + 32 * i < head_dim) acc[i] += prob[j] * v[32 * i];
+            }
         }
         __syncwarp();  // all have used prob
     }
@@ -318,8 +318,9 @@ __global__ void __launch_bounds__(32)
     float* dst = n_split == 1
                      ? out + int64_t{token} * ld + head * head_dim
                      : acc_part(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
-    UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) if (lane + 32 * i < head_dim) dst[lane + 32 * i] =
-        n_split == 1 ? acc[i] / sum : acc[i];
+    UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) {
+        if (lane + 32 * i < head_dim) dst[lane + 32 * i] = n_split == 1 ? acc[i] / sum : acc[i];
+    }
 }
 
 // out = sum over parts of acc exp(max - largest max) / sum over parts of sum exp(max - largest max)

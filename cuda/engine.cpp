@@ -72,8 +72,8 @@ void check_limits(const Config& c) {
             c.n_expert_used, kMaxExperts, kMaxUsed);
     require(c.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported", c.n_vocab,
             kMaxVocab);
-    require(c.max_head_dim() <= 512, "heads of {} values: on a GPU at most 512 are supported",
-            c.max_head_dim());
+    require(c.max_head_dim() <= kMaxHeadDim, "heads of {} values: on a GPU at most {} are supported",
+            c.max_head_dim(), kMaxHeadDim);
 }
 
 // A ring of frames in memory that host and device share.
@@ -558,8 +558,7 @@ class DeviceBackend final : public Backend {
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
 
-// ---- profile
-// -----------------------------------------------------------------------------------------------
+// ---- profile --------------------------------------------------------------------------------------------
 
 template <class T>
 StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {

@@ -15,16 +15,6 @@ constexpr int kExperts = 4;     // of a warp at a time
 constexpr int kColumns = 3072;  // of x in shared memory at a time
 constexpr int kRouteWarps = 16, kRouteThreads = 32 * kRouteWarps;
 
-// V neighbouring floats, loaded at once.
-template <int V>
-struct alignas(4 * V) Floats {
-    float v[V];
-};
-template <int V>
-DEVICE Floats<V> load(const float* p) {
-    return *reinterpret_cast<const Floats<V>*>(p);
-}
-
 struct Chosen {
     int expert;
     float weight;
@@ -84,7 +74,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
         for (int t = 0; t < kTokens; t++) {
             const float* row = x + int64_t{min(first_token + t, n_token - 1)} * n_embd + base;
             for (int i = V * thread; i < n; i += V * kRouteThreads)
-                *reinterpret_cast<Floats<V>*>(x_smem + t * n_column + i) = load<V>(row + i);
+                *reinterpret_cast<Values<float, V>*>(x_smem + t * n_column + i) = load<V>(row + i);
         }
         __syncthreads();  // x_smem is complete
 
@@ -94,7 +84,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
             UNROLL for (int e = 0; e < kExperts; e++) row[e] =
                 router + int64_t{min(e0 + e, n_expert - 1)} * n_embd + base;
             for (int i = V * lane; i < n; i += V * 32) {
-                Floats<V> w[kExperts];
+                Values<float, V> w[kExperts];
                 UNROLL for (int e = 0; e < kExperts; e++) w[e] = load<V>(row[e] + i);
                 UNROLL for (int t = 0; t < kTokens; t++) {
                     const auto own = load<V>(x_smem + t * n_column + i);

@@ -13,22 +13,6 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// V neighbouring values of a row, loaded and stored at once.
-template <class T, int V>
-struct alignas(V * sizeof(T)) Values {
-    T v[V];
-};
-template <int V>
-DEVICE Values<float, V> load(const float* p) {
-    return *reinterpret_cast<const Values<float, V>*>(p);
-}
-template <class T, int V>
-DEVICE void store(T* p, const Values<float, V>& x) {
-    Values<T, V> out;
-    UNROLL for (int j = 0; j < V; j++) out.v[j] = from_f32<T>(x.v[j]);
-    *reinterpret_cast<Values<T, V>*>(p) = out;
-}
-
 template <int V>
 DEVICE float sum_of_squares(const Values<float, V>& x, float sum) {
     UNROLL for (int j = 0; j < V; j++) sum = fmaf(x.v[j], x.v[j], sum);
@@ -192,8 +176,6 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
 }
 
 namespace {
-
-constexpr int kMaxHeadDim = 512;
 
 // q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head
 //   q_out       [n_token, n_head, head_dim] T, row stride ldq

@@ -32,6 +32,7 @@ struct Weights {
     int64_t expert_bytes() const;  // n_tile() tiles of records
 };
 
+constexpr int kMaxHeadDim = 512;
 constexpr int kMaxEndTokens = 64;
 constexpr int kMaxCanvas = 1024;    // positions of a canvas: accept() has a thread for each, in one block
 constexpr int kMaxExperts = 1024;   // of a layer: permute() counts them in shared memory

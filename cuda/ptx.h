@@ -605,7 +605,7 @@ DEVICE float to_f32(F16 v) {
     return half_to_float(v.bits);
 }
 
-// Rounds to nearest; what F16 cannot hold becomes its largest value.
+// Rounds to nearest; what is past the range of F16 becomes its largest value, NaN stays NaN.
 template <class T>
 DEVICE T from_f32(float v);
 template <>
@@ -614,7 +614,7 @@ DEVICE float from_f32<float>(float v) {
 }
 template <>
 DEVICE F16 from_f32<F16>(float v) {
-    return {float_to_half(fminf(fmaxf(v, -65504.0f), 65504.0f))};
+    return {float_to_half(fabsf(v) > 65504.0f ? copysignf(65504.0f, v) : v)};
 }
 
 // An unsigned that orders as the float does; -0 as 0.

@@ -21,4 +21,20 @@ DEVICE float warp_max(float v) {
     return v;
 }
 
+// V neighbouring values of a row, loaded and stored at once: p is a multiple of their size.
+template <class T, int V>
+struct alignas(V * sizeof(T)) Values {
+    T v[V];
+};
+template <int V>
+DEVICE Values<float, V> load(const float* p) {
+    return *reinterpret_cast<const Values<float, V>*>(p);
+}
+template <class T, int V>
+DEVICE void store(T* p, const Values<float, V>& x) {
+    Values<T, V> out;
+    UNROLL for (int j = 0; j < V; j++) out.v[j] = from_f32<T>(x.v[j]);
+    *reinterpret_cast<Values<T, V>*>(p) = out;
+}
+
 }  // namespace easel
