@@ -2,6 +2,7 @@
 #   make            build/easel
 #   make test       all tests            make asan     the unit tests under AddressSanitizer and UBSan
 #   make fuzz       longer fuzzing       make format   clang-format over the tree
+#   make cuda-build all of it through nvcc, for one architecture
 #   make test-gpu   the kernel and loop tests on a GPU      make ptxas   registers and spills of every kernel
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
@@ -53,7 +54,7 @@ SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp)
 
-.PHONY: all deps demo test test-gpu ptxas unit asan fuzz format format-check clean FORCE
+.PHONY: all deps demo test test-gpu unit-gpu cuda-build ptxas unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -122,10 +123,21 @@ $(CUDA_OBJ)/gpu/test_repack.o: tests/test_repack.cpp | $(DEPS)/ready
 $(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
-$(BUILD)/unit-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ)
+$(CUDA_OBJ)/unit-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ)
 	$(CXX) $^ $(LDFLAGS) $(CUDA_LIBS) $$(cat $(DEPS)/catch.libs) -o $@
-test-gpu: $(if $(NVCC),$(BUILD)/unit-gpu)
-	@if [ -z "$(NVCC)" ]; then echo "SKIPPED test-gpu: there is no nvcc"; else sh tests/gpu.sh $(BUILD)/unit-gpu; fi
+unit-gpu: $(CUDA_OBJ)/unit-gpu
+test-gpu: $(if $(NVCC),unit-gpu)
+	@if [ -z "$(NVCC)" ]; then echo "SKIPPED test-gpu: there is no nvcc"; else sh tests/gpu.sh $(CUDA_OBJ)/unit-gpu; fi
+
+# That nvcc takes the program and the GPU tests without a warning, for one architecture, and that the program starts
+# where there is no driver.
+cuda-build:
+ifeq ($(NVCC),)
+	@echo "SKIPPED cuda-build: there is no nvcc"
+else
+	$(MAKE) ARCH=90a EASEL=$(BUILD)/cuda/easel all unit-gpu
+	$(BUILD)/cuda/easel info
+endif
 
 # Registers and spills of every kernel, for one architecture.
 PTXAS_ARCH ?= 90a
@@ -141,6 +153,8 @@ build/fuzz/%: tests/fuzz/%.cpp $(wildcard src/*.cpp include/*.h tests/*.h) | $(D
 	  $< $(addprefix src/,$(shell sed -n 's|^// sources: ||p' $<)) -pthread -o $@
 fuzz: $(FUZZ)
 	@for f in $(FUZZ); do sh tests/fuzz.sh $$f $(FUZZ_SECONDS) || exit 1; done
+fuzz-short:
+	$(MAKE) FUZZ_SECONDS=10 fuzz
 
 format:
 	clang-format -i $(SOURCES)
