@@ -14,23 +14,10 @@ fi
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
-passed=0 failed=0
+# shellcheck source=tests/checks.sh
+. tests/checks.sh
 tab=$(printf '\t')
 
-ok() { passed=$((passed + 1)); echo "ok $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
-skip() { echo "SKIPPED $1: $2"; }
-check() {  # check NAME TEST-ARGUMENTS...
-    name=$1
-    shift
-    if [ "$@" ]; then ok "$name"; else bad "$name" "expected $*"; fi
-}
-same() {  # same NAME FILE FILE
-    if cmp -s "$2" "$3"; then ok "$1"; else bad "$1" "$(cmp "$2" "$3" 2>&1 | head -n 1)"; fi
-}
-
-# A command that hangs is a failure (124), not a stop. `timeout` is not in POSIX.
-if command -v timeout >/dev/null; then limit="timeout 120"; else limit=""; fi
 stdin=/dev/null
 run() {  # run ARGUMENTS...: its exit code. On the CPU unless they say otherwise: that is exact.
     case "${1:-} $*" in
@@ -61,9 +48,6 @@ works() {
     run "$@"
     status=$?
     if [ $status -eq 0 ]; then ok "$name"; else bad "$name" "exit $status: $(tail -n 1 "$dir/err")"; fi
-}
-has() {  # has NAME TEXT FILE
-    if grep -qF -e "$2" "$3"; then ok "$1"; else bad "$1" "no '$2'"; fi
 }
 generate() { run generate -m "$tiny" "$@"; }
 

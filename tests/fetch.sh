@@ -22,22 +22,9 @@ dir=$(mktemp -d) || exit 1
 server=
 trap '[ -z "$server" ] || kill $server 2>/dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
-passed=0 failed=0
+# shellcheck source=tests/checks.sh
+. tests/checks.sh
 
-ok() { passed=$((passed + 1)); echo "ok $1"; }
-bad() { failed=$((failed + 1)); echo "FAIL $1: $2"; }
-check() {  # check NAME TEST-ARGUMENTS...
-    name=$1
-    shift
-    if [ "$@" ]; then ok "$name"; else bad "$name" "expected $*"; fi
-}
-same() {  # same NAME FILE FILE
-    if cmp -s "$2" "$3"; then ok "$1"; else bad "$1" "$(cmp "$2" "$3" 2>&1 | head -n 1)"; fi
-}
-has() {  # has NAME TEXT FILE
-    if grep -qF -e "$2" "$3"; then ok "$1"; else bad "$1" "no '$2' in: $(cat "$3")"; fi
-}
-if command -v timeout >/dev/null; then limit="timeout 120"; else limit=""; fi
 vars=
 # shellcheck disable=SC2086
 run() { $limit env $vars "$easel" "$@" </dev/null >"$dir/out" 2>"$dir/err"; }  # run ARGUMENTS...: its exit code
