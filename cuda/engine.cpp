@@ -5,14 +5,11 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <thread>
 
-#include "../src/parallel.h"
 #include "backend.h"
 #include "check.h"
 #include "device.h"
-#include "easel.h"
 #include "layout.h"
 #include "profile.h"
 
