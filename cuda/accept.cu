@@ -6,6 +6,7 @@
 // after a barrier that all pass when they have read it.
 #include "check.h"
 #include "ops.h"
+#include "tile.h"
 
 namespace easel {
 
@@ -34,28 +35,31 @@ DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot
 
 }  // namespace
 
-// start_canvas: tokens = noise of canvas state->canvas; step 0.
+// start_canvas: tokens = noise of canvas state->canvas, or what is given; step 0.
 //   tokens [n_canvas]
 // Launch: 1 block, a thread a position, rounded up to warps.
 // Shared: none.
 // Maths:  integers.
 // Check:  tests/test_accept.cpp against a loop on the host.
 __global__ void __launch_bounds__(kMaxCanvas)
-    start_canvas_kernel(int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
-                        LoopConditions conditions) {
+    start_canvas_kernel(int32_t* tokens, int n_canvas, int n_vocab, const GivenTokens* given,
+                        LoopState* state, LoopConditions conditions) {
     const int i = threadIdx.x;
-    if (i < n_canvas)
-        tokens[i] = random_token(random_word(state->seed, i, 0, state->canvas, RandomStream::Init), n_vocab);
+    if (i < n_canvas) {
+        const int32_t noise =
+            random_token(random_word(state->seed, i, 0, state->canvas, RandomStream::Init), n_vocab);
+        tokens[i] = state->has_given && given->tokens[i] >= 0 ? given->tokens[i] : noise;
+    }
     if (i) return;
     state->step = state->held = 0;  // which no thread reads
     state->canvas_start_ns = clock_ns();
     set_condition(conditions.denoise, true);
 }
 
-void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
-                  const LoopConditions& conditions) {
-    EASEL_LAUNCH(start_canvas_kernel, 1, block_size(n_canvas), 0, stream, tokens, n_canvas, n_vocab, state,
-                 conditions);
+void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, const GivenTokens* given,
+                  LoopState* state, const LoopConditions& conditions) {
+    EASEL_LAUNCH(start_canvas_kernel, 1, block_size(n_canvas), 0, stream, tokens, n_canvas, n_vocab, given,
+                 state, conditions);
 }
 
 // accept: position i is accepted if the entropies of those before it, in order of (entropy, position), add up
@@ -76,6 +80,7 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
                   LoopState* state, Ring ring, LoopConditions conditions) {
     SHARED_ARRAY(float, entropy, kMaxCanvas);
     SHARED_ARRAY(int64_t, fixed, kMaxCanvas);
+    SHARED_ARRAY(float, most_dropped, kMaxCanvas / 32);  // of a warp's positions
     SHARED(bool, has_slot);
     const int i = threadIdx.x, step = state->step, canvas = state->canvas;
     const uint32_t n_frame = state->n_frame;
@@ -87,7 +92,9 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
         entropy[i] = row.entropy;
         fixed[i] = entropy_fixed(row.entropy);
     }
-    __syncthreads();  // entropy, fixed are complete
+    const float dropped_in_warp = warp_max(row.dropped);
+    if (i % 32 == 0) most_dropped[i / 32] = dropped_in_warp;
+    __syncthreads();  // entropy, fixed, most_dropped are complete
 
     int64_t before = 0, total = 0;
     for (int j = 0; j < n_canvas; j++) {
@@ -95,7 +102,7 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
         if (entropy[j] < row.entropy || (entropy[j] == row.entropy && j < i)) before += fixed[j];
     }
     const bool accepted = before <= entropy_fixed(fminf(config.entropy_bound, 1e5f));
-    const float mean_entropy = static_cast<float>(entropy_nats(total) / static_cast<double>(n_canvas));
+    const float mean_entropy = static_cast<float>(entropy_nats(total) / max(state->n_free, 1));
 
     const bool same = __syncthreads_and(!in_canvas || (step > 0 && argmax[i] == row.argmax));
     const int held = same ? state->held + 1 : 0;
@@ -116,16 +123,21 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
         int32_t* frame_tokens = reinterpret_cast<int32_t*>(slot + sizeof(FrameHeader));
         int32_t* frame_argmax = frame_tokens + n_canvas;
         float* frame_entropy = reinterpret_cast<float*>(frame_argmax + n_canvas);
-        uint8_t* frame_accepted = reinterpret_cast<uint8_t*>(frame_entropy + n_canvas);
+        float* frame_log_prob = frame_entropy + n_canvas;
+        uint8_t* frame_accepted = reinterpret_cast<uint8_t*>(frame_log_prob + n_canvas);
         if (in_canvas) {
             frame_tokens[i] = token;
             frame_argmax[i] = row.argmax;
             frame_entropy[i] = row.entropy;
+            frame_log_prob[i] = row.log_prob;
             frame_accepted[i] = accepted;
         }
-        if (i == 0)
-            *reinterpret_cast<FrameHeader*>(slot) = {canvas, step, mean_entropy, temperature(config, step),
-                                                     last};
+        if (i == 0) {
+            float dropped = 0;
+            for (int w = 0; 32 * w < n_canvas; w++) dropped = fmaxf(dropped, most_dropped[w]);
+            *reinterpret_cast<FrameHeader*>(slot) = {canvas,  step, mean_entropy, temperature(config, step),
+                                                     dropped, last};
+        }
     }
     __syncthreads();  // the frame is written, by all; all have read the state
     if (i) return;

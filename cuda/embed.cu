@@ -63,16 +63,51 @@ __global__ void __launch_bounds__(kEmbedThreads)
     }
 }
 
-// ---- the soft embedding: partial sums over parts of the vocabulary, then their sum, normed
+// ---- the soft embedding: which tiles of the vocabulary count, partial sums over parts of these, then their
+// sum, normed
 
 constexpr int kSoftWarps = 8, kSoftThreads = 32 * kSoftWarps;
 constexpr int kTokens = 128, kColumns = 2 * kChunk;  // of a block
 
-// What a block keeps in shared memory.
+constexpr int kLiveThreads = 1024;
+
+// live_tiles: list[0] = the number of tiles whose flag is set, list[1 ..] = these tiles, ascending.
+//   list [1 + n_tile]
+//   live [n_tile]
+// Tile:   a thread has neighbouring tiles, two of the real vocabulary.
+// Launch: 1 block, 1024 threads. Nothing to do at step 0.
+// Shared: 128 bytes: the count of each warp.
+// Maths:  integers.
+// Check:  tests/test_embed.cpp.
+__global__ void __launch_bounds__(kLiveThreads)
+    live_tiles_kernel(int* list, const uint8_t* live, int n_tile, const LoopState* state) {
+    if (state->step == 0) return;
+    SHARED_ARRAY(int, count, kLiveThreads / 32);
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+    const int n_own = (n_tile + kLiveThreads - 1) / kLiveThreads;
+    const int begin = min(thread * n_own, n_tile), end = min(begin + n_own, n_tile);
+    int own = 0;
+    for (int tile = begin; tile < end; tile++) own += live[tile] != 0;
+    int sum = own;  // of this lane and those before it
+    UNROLL for (int i = 1; i < 32; i *= 2) {
+        const int before = __shfl_up_sync(~0u, sum, i);
+        if (lane >= i) sum += before;
+    }
+    if (lane == 31) count[warp] = sum;
+    __syncthreads();  // count is complete
+    int at = 1 + sum - own;
+    for (int w = 0; w < warp; w++) at += count[w];
+    for (int tile = begin; tile < end; tile++)
+        if (live[tile]) list[at++] = tile;
+    if (thread == kLiveThreads - 1) list[0] = at - 1;
+}
+
+// What a block keeps in shared memory; behind it, the tiles that it works on.
 template <Type TYPE, class T>
 struct SoftTile {
     using R = Record<TYPE>;
-    static constexpr int n_word = 128 / sizeof(T);  // of the vocabulary, a step
+    static constexpr int n_word = 128 / sizeof(T),
+                         n_step = kVocabTile / n_word;  // words a step, steps a tile
     static constexpr int ldp = tile_stride<T>(n_word), lde = tile_stride<T>(kColumns);
     static constexpr int raw_bytes = sizeof(T) == 4 ? 0 : R::scale_bytes + R::chunk_bytes;  // of a warp
 
@@ -111,38 +146,47 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
     }
 }
 
-// soft_sum: partial[split] = probs[:, words of the split] E[words of the split, :]
+// soft_sum: partial[split] = probs[:, words of the split] E[words of the split, :], the words those of an
+// equal share of the live tiles
 //   partial  [n_split, n_canvas, ld] float32, ld = padded(n_embd)
-//   probs    [n_canvas, ldp] T; entries past n_vocab are not read
+//   list     as live_tiles leaves it
+//   probs    [n_canvas, ldp] T; entries past n_vocab, and in tiles that are not live, are not read
 //   records  E [n_vocab, n_embd], n_tile row tiles of tile_bytes
-// Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The vocabulary goes
-//         by in steps of 64 words (float: 32).
+// Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The live tiles go by
+//         in steps of 64 words (float: 32).
 // Launch: grid (n_canvas / 128, n_embd / 128, n_split), 256 threads. Nothing to do at step 0.
 // Shared: 2 x (probabilities 128 x 64, embeddings 64 x 128) F16 + 8 chunks of records: 78 KiB for Q6_K, 86
-//         for F16; float 69.
+//         for F16; float 69. Then 4 bytes a tile of the split.
 // Why:    a product as large as lm_head's. During the tensor core work of a step the next one arrives, and
 //         each warp decodes one of its 8 chunks, so that a step has one barrier. Token tiles are the fastest
-//         index: what they both read of E comes from L2.
+//         index: what they both read of E comes from L2. Late in an answer few tiles are live.
 // Maths:  E in F16 (float: exact), float32 accumulation in order of the words.
 // Check:  tests/test_embed.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(kSoftThreads, 2)
-    soft_sum_kernel(float* partial, const T* probs, const uint8_t* records, int n_canvas, int n_vocab,
-                    int ldp, int ld, int n_tile, int tile_bytes, int n_in_split, const LoopState* state) {
+    soft_sum_kernel(float* partial, const int* list, const T* probs, const uint8_t* records, int n_canvas,
+                    int n_vocab, int ldp, int ld, int n_tile, int tile_bytes, const LoopState* state) {
     using R = Record<TYPE>;
     using Tile = SoftTile<TYPE, T>;
     if (state->step == 0) return;
     SHARED_DYNAMIC(Tile, tile);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int token = blockIdx.x * kTokens, column = blockIdx.y * kColumns, split = blockIdx.z;
-    const int n_step = (n_vocab + Tile::n_word - 1) / Tile::n_word;
-    const int begin = split * n_in_split, end = min(begin + n_in_split, n_step);
+    const int n_live = list[0], n_in_split = (n_live + gridDim.z - 1) / gridDim.z;
+    const int first = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first));
+    const int end = n_own * Tile::n_step;
+    int* const own = reinterpret_cast<int*>(tile + 1);
+    for (int i = thread; i < n_own; i += kSoftThreads) own[i] = list[1 + first + i];
+    __syncthreads();                      // `own` is complete
+    const auto word_of = [&](int step) {  // the first of a step
+        return own[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_word;
+    };
 
     // The chunk that this warp brings: of row tile warp % 4 of a step (float: there are two).
     const int chunk = column / kChunk + warp / 4, own_tile = warp % 4;
     const bool has_chunk = chunk * kChunk < ld;
     const auto record_of = [&](int step) {
-        const int row_tile = min(step * (Tile::n_word / 16) + own_tile, n_tile - 1);
+        const int row_tile = min(word_of(step) / 16 + own_tile, n_tile - 1);
         return records + int64_t{row_tile} * tile_bytes + chunk / R::n_chunk * R::bytes;
     };
     uint8_t* const raw = tile->raw + warp * Tile::raw_bytes;
@@ -177,7 +221,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     const auto load_probs = [&](int step) {
         if (step >= end) return;
         constexpr int n_part = 8, n_in_part = Tile::n_word / n_part;  // of 16 bytes
-        const int col = thread % n_part * n_in_part, word = step * Tile::n_word + col;
+        const int col = thread % n_part * n_in_part, word = word_of(step) + col;
         const int n_left = max(0, min(n_vocab - word, n_in_part));
         for (int row = thread / n_part; row < n_row; row += kSoftThreads / n_part) {
             const int offset = min(token + row, n_canvas - 1) * ldp + (n_left ? word : 0);  // <= 2^30
@@ -189,16 +233,16 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     float acc[2][8][4] = {};
     const int own_token = warp % 4 * 32;
     const bool has_output = has_chunk && token + own_token < n_canvas;
-    load_embd(begin);
+    load_embd(0);
     cp_async_commit();
     cp_async_wait<0>();
     __syncwarp();  // the chunk is the warp's own affair
-    place_embd(begin);
+    place_embd(0);
     __syncwarp();  // decoded by all lanes: `raw` is free
-    load_embd(begin + 1);
-    load_probs(begin);
+    load_embd(1);
+    load_probs(0);
     cp_async_commit();
-    for (int step = begin; step < end; step++) {
+    for (int step = 0; step < end; step++) {
         cp_async_wait<0>();
         __syncthreads();  // this step has arrived, its words are decoded; the step before has been used
         place_embd(step + 1);
@@ -206,7 +250,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         load_embd(step + 2);
         load_probs(step + 1);
         cp_async_commit();
-        const int n_left = (n_vocab - step * Tile::n_word + 15) / 16 * 16;
+        const int n_left = (n_vocab - word_of(step) + 15) / 16 * 16;
         if (has_output)
             multiply_32(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
                         tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde, min(Tile::n_word, n_left));
@@ -278,36 +322,38 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 }
 
 template <class T>
-void soft_embedding(Stream stream, T* out, const T* probs, const Weights& embd, const float* norm, float eps,
-                    int n_canvas, float* scratch, const LoopState* state) {
+void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
+                    const float* norm, float eps, int n_canvas, float* scratch, const LoopState* state) {
     require(!embd.gated && embd.n_expert == 1, "bug: an embedding is one matrix");
     const int n_vocab = embd.n_row, n_embd = embd.n_col, ld = padded(n_embd);
-    // At least 4 steps a split, or it is all beginning and end.
-    constexpr int n_word = SoftTile<Type::F32, T>::n_word;
-    const int n_step = (n_vocab + n_word - 1) / n_word;
-    const int n_most = soft_splits(n_canvas, n_embd);
-    const int n_in_split = std::max(4, (n_step + n_most - 1) / n_most);
-    const int n_split = (n_step + n_in_split - 1) / n_in_split;
+    const int n_tile = n_vocab_tile(n_vocab), n_most = soft_splits(n_canvas, n_embd);
+    // At least 2 tiles a split while all are live, or it is all beginning and end.
+    const int n_in_split = std::max(2, (n_tile + n_most - 1) / n_most);
+    const int n_split = (n_tile + n_in_split - 1) / n_in_split;
+    int* const list = reinterpret_cast<int*>(scratch);
+    float* const partial = scratch + soft_list(n_vocab);
+    EASEL_LAUNCH(live_tiles_kernel, 1, kLiveThreads, 0, stream, list, live, n_tile, state);
     bool done = false;
     with_record(embd.type, [&](auto type) {
         constexpr Type TYPE = type.value;
         if constexpr ((sizeof(T) == 4) == (TYPE == Type::F32)) {
             const dim3 grid((n_canvas + kTokens - 1) / kTokens, (ld + kColumns - 1) / kColumns, n_split);
-            EASEL_LAUNCH((soft_sum_kernel<TYPE, T>), grid, kSoftThreads, sizeof(SoftTile<TYPE, T>), stream,
-                         scratch, probs, embd.data, n_canvas, n_vocab, vocab_stride(n_vocab), ld,
-                         embd.n_tile(), n_record<TYPE>(embd) * Record<TYPE>::bytes, n_in_split, state);
+            const size_t shared_bytes = sizeof(SoftTile<TYPE, T>) + n_in_split * sizeof(int);
+            EASEL_LAUNCH((soft_sum_kernel<TYPE, T>), grid, kSoftThreads, shared_bytes, stream, partial, list,
+                         probs, embd.data, n_canvas, n_vocab, vocab_stride(n_vocab), ld, embd.n_tile(),
+                         n_record<TYPE>(embd) * Record<TYPE>::bytes, state);
             done = true;
         }
     });
     require(done, "bug: embeddings of a type that the activations do not go with");
     const float scale = std::sqrt(static_cast<float>(n_embd)) / prob_scale<T>();
-    EASEL_LAUNCH(soft_norm_kernel<T>, n_canvas, kSoftThreads, ld * sizeof(float), stream, out, scratch, norm,
+    EASEL_LAUNCH(soft_norm_kernel<T>, n_canvas, kSoftThreads, ld * sizeof(float), stream, out, partial, norm,
                  eps, scale, n_split, n_canvas, n_embd, ld, state);
 }
 
-template void soft_embedding(Stream, F16*, const F16*, const Weights&, const float*, float, int, float*,
-                             const LoopState*);
-template void soft_embedding(Stream, float*, const float*, const Weights&, const float*, float, int, float*,
-                             const LoopState*);
+template void soft_embedding(Stream, F16*, const F16*, const uint8_t*, const Weights&, const float*, float,
+                             int, float*, const LoopState*);
+template void soft_embedding(Stream, float*, const float*, const uint8_t*, const Weights&, const float*,
+                             float, int, float*, const LoopState*);
 
 }  // namespace easel

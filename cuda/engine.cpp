@@ -99,14 +99,17 @@ class HostRing {
             const auto* tokens = reinterpret_cast<const int32_t*>(h + 1);
             const size_t n = n_canvas_;
             const auto* entropy = reinterpret_cast<const float*>(tokens + 2 * n);
+            const float* log_prob = entropy + n;
             take(Frame{h->canvas,
                        h->step,
                        {tokens, n},
                        {tokens + n, n},
                        {entropy, n},
-                       {reinterpret_cast<const uint8_t*>(entropy + n), n},
+                       {log_prob, n},
+                       {reinterpret_cast<const uint8_t*>(log_prob + n), n},
                        h->mean_entropy,
                        h->temperature,
+                       h->dropped,
                        h->last != 0});
             tail.store(i + 1, std::memory_order_release);
         }
@@ -191,7 +194,7 @@ class DeviceBackend final : public Backend {
         const DeviceArray<float> logits(n);
         if (!request.prev_logits.empty()) {
             copy_to_device(stream_.s, logits.data(), request.prev_logits.data(), n * sizeof(float));
-            probabilities<T>(stream_.s, b_.z, logits.data(), request.prev_temperature, c_.n_canvas,
+            probabilities<T>(stream_.s, b_.z, b_.live, logits.data(), request.prev_temperature, c_.n_canvas,
                              c_.n_vocab);
         }
         denoise_pass(stream_.s, logits.data());
@@ -205,6 +208,11 @@ class DeviceBackend final : public Backend {
         check_generate(c_, params, n_cached_, room_.n_context);
         LoopState state = start_state(params);
         copy_to_device(stream_.s, b_.state, &state, sizeof state);
+        if (state.has_given) {
+            const GivenTokens given = given_tokens(params.given);
+            copy_to_device(stream_.s, b_.given, &given, sizeof given);
+            finish(stream_.s);
+        }
         ring_.reset();
 
         Collector collect{on_frame, params.end_tokens};
@@ -257,10 +265,13 @@ class DeviceBackend final : public Backend {
             cancelled = on_frame && !on_frame(f);
             canvas_ended = f.last || cancelled;
             if (f.last && !cancelled)
-                for (int32_t id : f.argmax) {
+                for (size_t i = 0; i < f.argmax.size(); i++) {
+                    const int32_t id = f.argmax[i];
                     ended = ended || std::find(end_tokens.begin(), end_tokens.end(), id) != end_tokens.end();
                     if (ended) break;
                     a.tokens.push_back(id);
+                    a.log_prob.push_back(f.log_prob[i]);
+                    a.entropy.push_back(f.entropy[i]);
                 }
             return !cancelled;
         }
@@ -355,7 +366,28 @@ class DeviceBackend final : public Backend {
         s.n_end = static_cast<int>(params.end_tokens.size());
         std::copy(params.end_tokens.begin(), params.end_tokens.end(), s.end_tokens);
         s.n_cached = n_cached_;
+        const std::vector<int32_t>& given = params.given.tokens;
+        s.has_given = !given.empty();
+        s.n_free = c_.n_canvas;
+        for (int32_t id : given) s.n_free -= id >= 0;
         return s;
+    }
+
+    static GivenTokens given_tokens(const Given& given) {
+        GivenTokens out{};
+        std::copy(given.tokens.begin(), given.tokens.end(), out.tokens);
+        int n_option_token = 0;
+        for (size_t k = 0; k < given.choices.size(); k++) {
+            const Choice& choice = given.choices[k];
+            out.choices[k] = {choice.begin, choice.length(), static_cast<int>(choice.options.size()),
+                              n_option_token};
+            std::fill_n(out.tokens + choice.begin, choice.length(), -2 - static_cast<int32_t>(k));
+            for (const auto& option : choice.options) {
+                std::copy(option.begin(), option.end(), out.options + n_option_token);
+                n_option_token += choice.length();
+            }
+        }
+        return out;
     }
 
     // Waits for the device, whatever comes of it.
@@ -389,7 +421,7 @@ class DeviceBackend final : public Backend {
         mark(s, Part::Embed);
         embed(s, b_.x, b_.tokens, n, w_.embd);
         mark(s, Part::SoftEmbedding);
-        soft_embedding(s, b_.in, b_.z, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft, b_.state);
+        soft_embedding(s, b_.in, b_.z, b_.live, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft, b_.state);
         mark(s, Part::SelfCond);
         gate_up(s, b_.middle, b_.in, w_.self_cond_gate_up, n);
         linear(s, b_.dense, b_.middle, w_.self_cond_down, n);
@@ -397,7 +429,7 @@ class DeviceBackend final : public Backend {
         canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state);
         layers(s, Mask::Canvas, n);
         mark(s, Part::Head);
-        lm_head(s, b_.z, b_.stats, logits, b_.in, w_.output, n, c_.softcap, b_.state);
+        lm_head(s, b_.z, b_.stats, b_.live, logits, b_.in, w_.output, n, c_.softcap, b_.state);
     }
 
     // All layers over the n rows of x; b_.in is rms(x) * output_norm afterwards (canvas only).
@@ -470,13 +502,13 @@ class DeviceBackend final : public Backend {
     void denoise_step(Stream s, const LoopConditions& conditions) {
         denoise_pass(s, nullptr);
         mark(s, Part::Sample);
-        sample(s, b_.rows, b_.z, b_.stats, c_.n_canvas, c_.n_vocab, b_.state);
+        sample(s, b_.rows, b_.z, b_.live, b_.stats, c_.n_canvas, c_.n_vocab, b_.given, b_.state);
         mark(s, Part::Accept);
         accept(s, b_.tokens, b_.argmax, b_.rows, c_.n_canvas, c_.n_vocab, b_.state, ring_.device(),
                conditions);
     }
     void begin_canvas(Stream s, const LoopConditions& conditions) {
-        start_canvas(s, b_.tokens, c_.n_canvas, c_.n_vocab, b_.state, conditions);
+        start_canvas(s, b_.tokens, c_.n_canvas, c_.n_vocab, b_.given, b_.state, conditions);
     }
     void finish_canvas(Stream s, const LoopConditions& conditions) {
         end_canvas(s, b_.argmax, c_.n_canvas, b_.state, ring_.device(), conditions);

@@ -22,6 +22,7 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 // max).
 //   z      [n_canvas, vocab_stride] T   F16: minus the tile's max; -inf past n_vocab
 //   stats  [n_canvas, n_vocab_tile]
+//   live   [n_vocab_tile]               becomes 0
 //   logits [n_canvas, n_vocab]          softcap tanh(E x / softcap), or null
 //   x      [n_canvas, n_embd] T         normed, row stride ldx
 // Tile:   128 words x 128 canvas rows (float: 64); a thread has words g, g + 8 of its warp's 16, of the rows
@@ -34,8 +35,8 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 // Check:  tests/test_head.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(32 * kWarps)
-    lm_head_kernel(T* z, TileStats* stats, float* logits, const T* x, int ldx, const uint8_t* records,
-                   int n_tile, int n_chunk, int n_canvas, int n_vocab, float softcap,
+    lm_head_kernel(T* z, TileStats* stats, uint8_t* live, float* logits, const T* x, int ldx,
+                   const uint8_t* records, int n_tile, int n_chunk, int n_canvas, int n_vocab, float softcap,
                    const LoopState* state) {
     constexpr int kTokenTiles = n_token_tile<T>, kTokens = 8 * kTokenTiles;
     using Gemm = WeightGemm<TYPE, T, kWarps, kTokenTiles>;
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int base = blockIdx.x * kTokens, n_row = min(kTokens, n_canvas - base), vocab_tile = blockIdx.y;
     if (thread < kTokens) row_of[thread] = base + min(thread, n_row - 1);
+    if (thread == 0 && blockIdx.x == 0) live[vocab_tile] = 0;
     __syncthreads();  // row_of is complete
 
     float acc[kTokenTiles][4];  // [n][2 h + j]: word g + 8 h of the warp's, canvas row 8 n + 2 t + j
@@ -121,8 +123,8 @@ __global__ void __launch_bounds__(32 * kWarps)
 }  // namespace
 
 template <class T>
-void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, const Weights& w, int n_canvas,
-             float softcap, const LoopState* state) {
+void lm_head(Stream stream, T* z, TileStats* stats, uint8_t* live, float* logits, const T* x,
+             const Weights& w, int n_canvas, float softcap, const LoopState* state) {
     static_assert(n_vocab_tile(kMaxVocab) <= 65535, "a grid has no room for more in y");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, T>) {
@@ -131,8 +133,8 @@ void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, c
             static_assert(Gemm::shared_bytes >= 2 * kWarps * kTokens * 4);
             const dim3 grid((n_canvas + kTokens - 1) / kTokens, n_vocab_tile(w.n_row));
             EASEL_LAUNCH((lm_head_kernel<type.value, T>), grid, 32 * kWarps, Gemm::shared_bytes, stream, z,
-                         stats, logits, x, padded(w.n_col), w.data, w.n_tile(), padded(w.n_col) / kChunk,
-                         n_canvas, w.n_row, softcap, state);
+                         stats, live, logits, x, padded(w.n_col), w.data, w.n_tile(),
+                         padded(w.n_col) / kChunk, n_canvas, w.n_row, softcap, state);
         } else {
             fail("bug: an output matrix of a type that these activations are not multiplied with");
         }
@@ -140,9 +142,9 @@ void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, c
     require(done, "bug: an output matrix of a type that has no records");
 }
 
-template void lm_head(Stream, F16*, TileStats*, float*, const F16*, const Weights&, int, float,
+template void lm_head(Stream, F16*, TileStats*, uint8_t*, float*, const F16*, const Weights&, int, float,
                       const LoopState*);
-template void lm_head(Stream, float*, TileStats*, float*, const float*, const Weights&, int, float,
+template void lm_head(Stream, float*, TileStats*, uint8_t*, float*, const float*, const Weights&, int, float,
                       const LoopState*);
 
 }  // namespace easel

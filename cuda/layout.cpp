@@ -162,13 +162,15 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     b.slot_out = arena.take<float>(n_pair * d);
     for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa}) *p = arena.take<float>(n * half);
     b.attention = arena.take<float>(attention);
-    b.soft = arena.take<float>(soft_scratch(c.n_canvas, c.n_embd));
+    b.soft = arena.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab));
     b.z = arena.take<T>(int64_t{c.n_canvas} * vocab_stride(c.n_vocab));
     b.stats = arena.take<TileStats>(int64_t{c.n_canvas} * n_vocab_tile(c.n_vocab));
+    b.live = arena.take<uint8_t>(n_vocab_tile(c.n_vocab));
     b.rows = arena.take<RowStats>(c.n_canvas);
     b.tokens = arena.take<int32_t>(c.n_canvas);
     b.argmax = arena.take<int32_t>(c.n_canvas);
     b.prompt = arena.take<int32_t>(n);
+    b.given = arena.take<GivenTokens>(1);
     b.state = arena.take<LoopState>(1);
     return b;
 }

@@ -97,8 +97,10 @@ struct Buffers {
     float* soft;                           // soft_scratch()
     T* z;                                  // [n_canvas, vocab_stride]
     TileStats* stats;                      // [n_canvas, n_vocab_tile]
+    uint8_t* live;                         // [n_vocab_tile]
     RowStats* rows;                        // [n_canvas]
     int32_t *tokens, *argmax, *prompt;     // [n_canvas] twice, [n]
+    GivenTokens* given;
     LoopState* state;
 };
 

@@ -18,6 +18,15 @@ EASEL_BOTH constexpr int padded(int n) {
     return (n + 63) / 64 * 64;
 }
 
+// The vocabulary goes in tiles; rows over it are whole tiles.
+constexpr int kVocabTile = 128;
+EASEL_BOTH constexpr int n_vocab_tile(int n_vocab) {
+    return (n_vocab + kVocabTile - 1) / kVocabTile;
+}
+EASEL_BOTH constexpr int vocab_stride(int n_vocab) {
+    return n_vocab_tile(n_vocab) * kVocabTile;
+}
+
 // A matrix, or one an expert, as records (records.h). `gated`: gate and up [n_row / 2, n_col] each, rows 0-7
 // of a tile being gate rows 8 tile .., rows 8-15 the same rows of up.
 struct Weights {
@@ -44,8 +53,10 @@ struct LoopState {
     // The request.
     SamplerConfig sampler;
     uint64_t seed;
-    int n_canvas;  // canvases at most
-    int n_end;     // of end_tokens
+    int n_canvas;   // canvases at most
+    int n_free;     // positions of a canvas whose token is not given
+    int has_given;  // whether GivenTokens counts
+    int n_end;      // of end_tokens
     int32_t end_tokens[kMaxEndTokens];
     // Where it is.
     int n_cached;      // tokens in the KV cache: the position of the first row of the next pass
@@ -58,6 +69,18 @@ struct LoopState {
         denoise_ns;  // clock_ns() when the canvas began; time of the canvases that have ended
 };
 
+// What is known of the canvas beforehand, Given of backend.h.
+struct GivenTokens {
+    static constexpr int kFree = -1;
+    struct Span {
+        int begin, length;     // positions
+        int n_option, option;  // the options' tokens are options[option + o length ..]
+    };
+    int32_t tokens[kMaxCanvas];  // a position's token, kFree, or -2 - the number of its choice
+    Span choices[kMaxChoices];
+    int32_t options[kMaxOptionTokens];
+};
+
 // Progress to the host and back: lives in memory that both sides see. The host reads frame i, in slot i %
 // n_slot, once head > i, and then sets tail to i + 1; the device waits while the ring is full.
 struct RingHeader {
@@ -67,10 +90,11 @@ struct RingHeader {
 };
 struct FrameHeader {
     int canvas, step;
-    float mean_entropy, temperature;
+    float mean_entropy, temperature, dropped;
     int last;
 };
-// A slot: FrameHeader, then int32 tokens, int32 argmax, float entropy, uint8 accepted, [n_canvas] each.
+// A slot: FrameHeader, then int32 tokens, int32 argmax, float entropy, float log_prob, uint8 accepted,
+// [n_canvas] each.
 struct Ring {
     RingHeader* header;
     uint8_t* slots;
@@ -78,7 +102,7 @@ struct Ring {
     int slot_bytes;  // ring_slot_bytes(n_canvas)
 };
 constexpr int ring_slot_bytes(int n_canvas) {
-    return (static_cast<int>(sizeof(FrameHeader)) + 13 * n_canvas + 63) / 64 * 64;
+    return (static_cast<int>(sizeof(FrameHeader)) + 17 * n_canvas + 63) / 64 * 64;
 }
 
 // K and V of one layer: [n_head_kv, n_slot, head_dim] T, the token at `position` in slot position % n_slot.
@@ -120,18 +144,23 @@ void repack(Stream stream, Type from, Type to, const RowTiles& rows, int n_tile,
 void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const Weights& embd);
 
 // out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
-// step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)]. scratch: soft_scratch() floats.
+// step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)]; live [n_vocab_tile(n_vocab)]: 0
+// for tiles of the vocabulary where all of them are 0, which are not read. scratch: soft_scratch() floats.
 template <class T>
-void soft_embedding(Stream stream, T* out, const T* probs, const Weights& embd, const float* norm, float eps,
-                    int n_canvas, float* scratch, const LoopState* state);
+void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
+                    const float* norm, float eps, int n_canvas, float* scratch, const LoopState* state);
 // Parts of the vocabulary at most: 528 blocks of 128 tokens x 128 columns, two waves of 132 SMs with two
 // each.
 constexpr int soft_splits(int n_canvas, int n_embd) {
     const int n = 528 / ((n_canvas + 127) / 128 * ((padded(n_embd) + 127) / 128));
     return n < 1 ? 1 : n > 64 ? 64 : n;
 }
-constexpr int64_t soft_scratch(int n_canvas, int n_embd) {
-    return int64_t{soft_splits(n_canvas, n_embd)} * n_canvas * padded(n_embd);
+// Floats before the partial sums: a list of tiles.
+constexpr int soft_list(int n_vocab) {
+    return (1 + n_vocab_tile(n_vocab) + 3) / 4 * 4;
+}
+constexpr int64_t soft_scratch(int n_canvas, int n_embd, int n_vocab) {
+    return soft_list(n_vocab) + int64_t{soft_splits(n_canvas, n_embd)} * n_canvas * padded(n_embd);
 }
 
 // ---- norm.cu ----------------------------------------------------------------------------------------------
@@ -223,14 +252,6 @@ void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* 
 
 // ---- head.cu ----------------------------------------------------------------------------------------------
 
-constexpr int kVocabTile = 128;
-EASEL_BOTH constexpr int n_vocab_tile(int n_vocab) {
-    return (n_vocab + kVocabTile - 1) / kVocabTile;
-}
-EASEL_BOTH constexpr int vocab_stride(int n_vocab) {
-    return n_vocab_tile(n_vocab) * kVocabTile;
-}
-
 // Of one canvas row's z = softcapped logits / temperature over one tile of the vocabulary.
 struct TileStats {
     float max;
@@ -241,10 +262,11 @@ struct TileStats {
 
 // z [n_canvas, vocab_stride(n_vocab)]: softcapped logits / temperature of the step, as stored_z() has them;
 // -inf past n_vocab. stats [n_canvas, n_vocab_tile(n_vocab)]. x [n_canvas, n_embd], normed. logits [n_canvas,
-// n_vocab]: where the softcapped logits go as well, or null.
+// n_vocab]: where the softcapped logits go as well, or null. live [n_vocab_tile(n_vocab)] becomes 0, for
+// sample().
 template <class T>
-void lm_head(Stream stream, T* z, TileStats* stats, float* logits, const T* x, const Weights& w, int n_canvas,
-             float softcap, const LoopState* state);
+void lm_head(Stream stream, T* z, TileStats* stats, uint8_t* live, float* logits, const T* x,
+             const Weights& w, int n_canvas, float softcap, const LoopState* state);
 
 // An F16 z is kept relative to its tile's maximum, for precision; a float as it is.
 template <class T>
@@ -255,11 +277,12 @@ DEVICE float z_offset(const TileStats& s) {
 // ---- sample.cu --------------------------------------------------------------------------------------------
 
 // Each row of z: its statistics and draw (RowStats of sampler.h) into rows [n_canvas], and z becomes the
-// probabilities that the next step is conditioned on, times prob_scale<T>(): top-k and self-cond-top-k
-// applied.
+// probabilities that the next step is conditioned on, times prob_scale<T>(): top-k, self-cond-top-k and
+// self-cond-drop applied. live [n_vocab_tile(n_vocab)]: 1 where one of them is not 0. Rows whose token is
+// given, and choices, as `given` says if the state has_given.
 template <class T>
-void sample(Stream stream, RowStats* rows, T* z, const TileStats* stats, int n_canvas, int n_vocab,
-            const LoopState* state);
+void sample(Stream stream, RowStats* rows, T* z, uint8_t* live, const TileStats* stats, int n_canvas,
+            int n_vocab, const GivenTokens* given, const LoopState* state);
 
 // Probabilities in an F16 are scaled so that the small ones keep their bits.
 template <class T>
@@ -267,10 +290,11 @@ EASEL_BOTH constexpr float prob_scale() {
     return sizeof(T) == 4 ? 1.0f : 32768.0f;
 }
 
-// probs = softmax(logits / temperature), as sample() leaves them; logits [n_canvas, n_vocab].
+// probs = softmax(logits / temperature), as sample() leaves them; logits [n_canvas, n_vocab]. live becomes 1
+// everywhere.
 template <class T>
-void probabilities(Stream stream, T* probs, const float* logits, float temperature, int n_canvas,
-                   int n_vocab);
+void probabilities(Stream stream, T* probs, uint8_t* live, const float* logits, float temperature,
+                   int n_canvas, int n_vocab);
 
 // ---- accept.cu --------------------------------------------------------------------------------------------
 
@@ -281,9 +305,10 @@ struct LoopConditions {
     Condition denoise{};  // another step
 };
 
-// Begins canvas state->canvas: noise into tokens [n_canvas], step 0; condition denoise on.
-void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, LoopState* state,
-                  const LoopConditions& conditions);
+// Begins canvas state->canvas: noise, or the given tokens, into tokens [n_canvas], step 0; condition denoise
+// on.
+void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, const GivenTokens* given,
+                  LoopState* state, const LoopConditions& conditions);
 
 // Ends a step: acceptance and renoise into tokens, argmax into `argmax` [n_canvas], the stop rule, a frame
 // into the ring, cancellation; condition denoise off when the canvas is finished or cancelled.

@@ -316,13 +316,94 @@ DEVICE int draw(const ZRow<T>& row, const Cut& cut, float u, int64_t sum, const 
     return first + find_in_warp(w, min(rest, total - 1));
 }
 
+// ---- rows whose token is given, and choices
+
+// Probabilities of a row, all 0.
+template <class T>
+DEVICE void clear_row(T* row, int n_tile) {
+    const float zero[kLane] = {};
+    for (int tile = threadIdx.x / 32; tile < n_tile; tile += kWarps)
+        store_lane(row + tile * kVocabTile, zero);
+}
+
+// One token for certain.
+template <class T>
+DEVICE void give(T* row, uint8_t* live, RowStats* stats, int token, int n_tile) {
+    clear_row(row, n_tile);
+    __syncthreads();  // the row is 0
+    if (threadIdx.x) return;
+    row[token] = from_f32<T>(prob_scale<T>());
+    live[token / kVocabTile] = 1;
+    *stats = {0, token, token, 0, 0};
+}
+
+// All rows of a choice, as sample_choice() of sampler.h: option o has the softmax of the sum of its tokens'
+// z. z, tile_stats, stats as those of sample(), from the choice's first row on.
+template <class T>
+DEVICE void choose(T* z, const TileStats* tile_stats, uint8_t* live, RowStats* stats,
+                   const GivenTokens::Span& choice, const int32_t* options, float u, int n_tile) {
+    static_assert(kMaxOptions <= kThreads, "a thread has an option");
+    SHARED_ARRAY(double, score, kMaxOptions);
+    SHARED_ARRAY(float, prob, kMaxOptions);
+    const int o = threadIdx.x, n = choice.n_option, length = choice.length;
+    const int64_t stride = int64_t{n_tile} * kVocabTile;
+    if (o < n) {
+        double sum = 0;
+        for (int i = 0; i < length; i++) {
+            const int token = options[o * length + i];
+            sum += to_f32(z[i * stride + token]) +
+                   z_offset<T>(tile_stats[int64_t{i} * n_tile + token / kVocabTile]);
+        }
+        score[o] = sum;
+    }
+    __syncthreads();  // scores are complete; z has been read
+    for (int i = 0; i < length; i++) clear_row(z + i * stride, n_tile);
+    if (o == 0) {
+        int best = 0, drawn = 0;
+        for (int k = 1; k < n; k++)
+            if (score[k] > score[best]) best = k;
+        double sum = 0, weighted = 0;
+        const double max_score = score[best];
+        for (int k = 0; k < n; k++) {
+            const double d = score[k] - max_score;
+            score[k] = exp(d);
+            sum += score[k];
+            weighted += d * score[k];
+        }
+        for (double before = score[0]; drawn + 1 < n && before <= u * sum; before += score[drawn]) drawn++;
+        for (int k = 0; k < n; k++) prob[k] = static_cast<float>(score[k] / sum);
+        const float entropy = static_cast<float>(fmax(log(sum) - weighted / sum, 0.0) / length);
+        for (int i = 0; i < length; i++)
+            stats[i] = {entropy, options[best * length + i], options[drawn * length + i],
+                        static_cast<float>(-log(sum) / length), 0};
+    }
+    __syncthreads();  // rows are 0, prob is complete
+    if (o >= n) return;
+    for (int i = 0; i < length; i++) {  // the first option that has a token adds up all that have it
+        const int token = options[o * length + i];
+        float sum = 0;
+        bool first = true;
+        for (int k = 0; k < n; k++) {
+            if (options[k * length + i] != token) continue;
+            first = first && k >= o;
+            sum += prob[k];
+        }
+        if (!first) continue;
+        z[i * stride + token] = from_f32<T>(sum * prob_scale<T>());
+        live[token / kVocabTile] = 1;
+    }
+}
+
 }  // namespace
 
 // sample: p = softmax(z) of a row, over its top_k largest z if that is asked for; H = ln s - w / s, s and w
 // the sums of e^d and d e^d, d = z - max z; the argmax; the smallest v with cumsum(p)[v] > u; z becomes
-// p * prob_scale<T>(), but for the self_cond_top_k largest 0.
+// p * prob_scale<T>(), but 0 for those that are not among the self_cond_top_k largest, and in tiles that have
+// less than self_cond_drop / n_tile of the row: together less than self_cond_drop. Rows whose token is given
+// have it for certain; the first row of a choice does all of its rows.
 //   rows  [n_canvas]
 //   z     [n_canvas, vocab_stride(n_vocab)]  in, as lm_head() leaves it; out, p
+//   live  [n_vocab_tile(n_vocab)]  becomes 1 where a p is not 0
 //   stats [n_canvas, n_vocab_tile(n_vocab)]
 // Tile:   128 entries, those of a TileStats; a warp takes one at a time, a lane 4 entries in one load.
 // Launch: grid n_canvas, 512 threads.
@@ -334,12 +415,24 @@ DEVICE int draw(const ZRow<T>& row, const Cut& cut, float u, int64_t sum, const 
 // Check:  tests/test_sample.cpp against sample_row() and keep_largest().
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    sample_kernel(RowStats* rows, T* z, const TileStats* stats, int n_vocab, const LoopState* state) {
+    sample_kernel(RowStats* rows, T* z, uint8_t* live, const TileStats* stats, int n_vocab,
+                  const GivenTokens* given, const LoopState* state) {
     SHARED_DYNAMIC(int64_t, weight);  // [n_tile]
     const int n_tile = n_vocab_tile(n_vocab), canvas_row = blockIdx.x;
     const ZRow<T> row{z + int64_t{canvas_row} * vocab_stride(n_vocab), stats + int64_t{canvas_row} * n_tile,
                       n_tile};
     const SamplerConfig& config = state->sampler;
+    const float u =
+        random_uniform(random_word(state->seed, canvas_row, state->step, state->canvas, RandomStream::Draw));
+    const int token = state->has_given ? given->tokens[canvas_row] : GivenTokens::kFree;
+    if (token >= 0) return give(row.z, live, rows + canvas_row, token, n_tile);
+    if (token != GivenTokens::kFree) {
+        const GivenTokens::Span choice = given->choices[-2 - token];
+        if (choice.begin == canvas_row)
+            choose(row.z, row.stats, live, rows + canvas_row, choice, given->options + choice.option, u,
+                   n_tile);
+        return;
+    }
 
     // The largest z, its lowest id.
     uint64_t best = 0;
@@ -365,11 +458,10 @@ __global__ void __launch_bounds__(kThreads, 2)
         const double s = static_cast<double>(entropy_sums.sum) * 0x1p-40;
         const double entropy = log(s) - static_cast<double>(entropy_sums.weighted) * 0x1p-40 / s;
         rows[canvas_row].entropy = fmaxf(static_cast<float>(entropy), 0.0f);
+        rows[canvas_row].log_prob = -logf(from_fixed(sums.sum));  // the largest has e^0
     }
-    const uint32_t word =
-        random_word(state->seed, canvas_row, state->step, state->canvas, RandomStream::Draw);
     const float scale = prob_scale<T>() / from_fixed(sums.sum);
-    const int drawn = draw(row, cut, random_uniform(word), sums.sum, weight, n_vocab);
+    const int drawn = draw(row, cut, u, sums.sum, weight, n_vocab);
     if (threadIdx.x == 0) rows[canvas_row].drawn = drawn;
 
     const int keep = config.self_cond_top_k;
@@ -377,13 +469,20 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     __syncthreads();  // nobody reads weight any more, nor z but to overwrite it
     float* shift = reinterpret_cast<float*>(weight);  // [n_tile]: z becomes exp(z + shift) * scale
+    constexpr int kBits = sizeof(T) == 4 ? 24 : 11;
+    const float least = soft_drop(config, kBits) / static_cast<float>(n_tile) * from_fixed(sums.sum);
+    int64_t dropped = 0;
     for (int tile = threadIdx.x; tile < n_tile; tile += kThreads) {
         const TileStats s = row.stats[tile];
-        const bool zero =
-            order_key(s.max) < cut.key || to_f32(from_f32<T>(exponential<T>(s.max - max_z) * scale)) == 0;
+        const float e = exponential<T>(s.max - max_z), mass = s.sum * e;  // of all entries, kept or not
+        const bool cut_off = !keeps(cut, order_key(s.max), s.argmax), unlikely = mass < least;
+        if (unlikely && !cut_off) dropped += fixed_point(mass);
+        const bool zero = cut_off || unlikely || to_f32(from_f32<T>(e * scale)) == 0;
         shift[tile] = zero ? -INFINITY : z_offset<T>(s) - max_z;
+        if (!zero) live[tile] = 1;
     }
-    __syncthreads();  // shift is complete
+    dropped = block_sum(dropped);  // its barriers: shift is complete
+    if (threadIdx.x == 0) rows[canvas_row].dropped = from_fixed(dropped) / from_fixed(sums.sum);
 
     constexpr int BATCH = 4;  // loads in flight
     const int lane = threadIdx.x % 32;
@@ -414,15 +513,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class T>
-void sample(Stream stream, RowStats* rows, T* z, const TileStats* stats, int n_canvas, int n_vocab,
-            const LoopState* state) {
+void sample(Stream stream, RowStats* rows, T* z, uint8_t* live, const TileStats* stats, int n_canvas,
+            int n_vocab, const GivenTokens* given, const LoopState* state) {
     require(n_canvas >= 1 && n_vocab >= 1 && n_vocab <= kMaxVocab, "bug: sample() has a wrong shape");
     const size_t shared_bytes = n_vocab_tile(n_vocab) * sizeof(int64_t);
-    EASEL_LAUNCH(sample_kernel<T>, n_canvas, kThreads, shared_bytes, stream, rows, z, stats, n_vocab, state);
+    EASEL_LAUNCH(sample_kernel<T>, n_canvas, kThreads, shared_bytes, stream, rows, z, live, stats, n_vocab,
+                 given, state);
 }
 
 // probabilities: probs = softmax(logits / temperature) * prob_scale<T>()
 //   probs  [n_canvas, vocab_stride(n_vocab)]  0 past n_vocab
+//   live   [n_vocab_tile(n_vocab)]  becomes 1
 //   logits [n_canvas, n_vocab] float32
 // Tile:   one row a block, entry i by thread i % 512.
 // Launch: grid n_canvas, 512 threads.
@@ -432,8 +533,10 @@ void sample(Stream stream, RowStats* rows, T* z, const TileStats* stats, int n_c
 // Check:  tests/test_sample.cpp against sample_row().
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    probabilities_kernel(T* probs, const float* logits, float temperature, int n_vocab) {
+    probabilities_kernel(T* probs, uint8_t* live, const float* logits, float temperature, int n_vocab) {
     const int n_stride = vocab_stride(n_vocab);
+    if (blockIdx.x == 0)
+        for (int tile = threadIdx.x; tile < n_vocab_tile(n_vocab); tile += kThreads) live[tile] = 1;
     const float* x = logits + int64_t{blockIdx.x} * n_vocab;
     T* p = probs + int64_t{blockIdx.x} * n_stride;
     float max_z = -INFINITY;
@@ -448,16 +551,19 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void probabilities(Stream stream, T* probs, const float* logits, float temperature, int n_canvas,
-                   int n_vocab) {
+void probabilities(Stream stream, T* probs, uint8_t* live, const float* logits, float temperature,
+                   int n_canvas, int n_vocab) {
     require(n_canvas >= 1 && n_vocab >= 1 && temperature > 0,
             "bug: probabilities() has a wrong shape or temperature");
-    EASEL_LAUNCH(probabilities_kernel<T>, n_canvas, kThreads, 0, stream, probs, logits, temperature, n_vocab);
+    EASEL_LAUNCH(probabilities_kernel<T>, n_canvas, kThreads, 0, stream, probs, live, logits, temperature,
+                 n_vocab);
 }
 
-template void sample(Stream, RowStats*, F16*, const TileStats*, int, int, const LoopState*);
-template void sample(Stream, RowStats*, float*, const TileStats*, int, int, const LoopState*);
-template void probabilities(Stream, F16*, const float*, float, int, int);
-template void probabilities(Stream, float*, const float*, float, int, int);
+template void sample(Stream, RowStats*, F16*, uint8_t*, const TileStats*, int, int, const GivenTokens*,
+                     const LoopState*);
+template void sample(Stream, RowStats*, float*, uint8_t*, const TileStats*, int, int, const GivenTokens*,
+                     const LoopState*);
+template void probabilities(Stream, F16*, uint8_t*, const float*, float, int, int);
+template void probabilities(Stream, float*, uint8_t*, const float*, float, int, int);
 
 }  // namespace easel

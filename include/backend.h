@@ -19,18 +19,30 @@ struct Frame {
         tokens;  // the canvas that the next step reads: accepted draws, fresh noise elsewhere
     std::span<const int32_t> argmax;  // what would be committed now
     std::span<const float> entropy;   // nats
+    std::span<const float> log_prob;  // of argmax, nats
     std::span<const uint8_t> accepted;
-    float mean_entropy, temperature;
-    bool last;  // the canvas ends with this step
+    float mean_entropy, temperature;  // the mean over positions whose token is not given
+    float dropped;                    // probability left out of self-conditioning, of a position at most
+    bool last;                        // the canvas ends with this step
 };
 // Returns false to cancel: the answer then ends with the canvases committed so far.
 using FrameFn = std::function<bool(const Frame&)>;
+
+// What is known of a canvas before it is denoised (infill). Given tokens are certain: each step reads them,
+// self-conditioning has them with probability 1, and they do not count in the mean entropy.
+struct Given {
+    std::vector<int32_t> tokens;  // [n_canvas]: a position's token, or -1; empty: nothing is given
+    std::vector<Choice> choices;  // over positions whose token is not given
+};
+// Bounds of these for any backend.
+constexpr int kMaxChoices = 64, kMaxOptions = 512, kMaxOptionTokens = 8192;  // of all choices together
 
 struct GenerateParams {
     SamplerConfig sampler;
     uint64_t seed = 0;
     int n_canvas = 1;                 // canvases at most; whole ones are always computed
     std::vector<int32_t> end_tokens;  // end-of-generation ids; empty: none ends the answer
+    Given given;                      // of the only canvas: n_canvas is 1 then
 };
 
 enum class Finish {
@@ -41,6 +53,7 @@ enum class Finish {
 
 struct Answer {
     std::vector<int32_t> tokens;  // argmax canvases one after the other, up to the first end-of-generation id
+    std::vector<float> log_prob, entropy;  // of each token, at its canvas' last step
     Finish finish = Finish::Length;
     std::vector<int> steps;  // a number a canvas, the cancelled one included
     double denoise_ms = 0, commit_ms = 0;
@@ -77,6 +90,7 @@ void check_tokens(const Config& config, std::span<const int32_t> tokens);
 void check_append(int n_cached, size_t n_token, int n_context);
 void check_room(const Config& config, int n_cached, int n_canvas, int n_context);
 void check_truncate(int n_cached, int n_token);
+void check_given(const Config& config, const GenerateParams& params);
 void check_generate(const Config& config, const GenerateParams& params, int n_cached, int n_context);
 void check_logits_request(const Config& config, const LogitsRequest& request, size_t n_out);
 

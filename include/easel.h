@@ -2,6 +2,7 @@
 // else answers requests, use this and nothing below it.
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,17 +40,41 @@ struct Request {
     uint64_t seed = 0;
     int n_token = 0;  // answer tokens at most; whole canvases are computed; 0: 2048 or what there is room for
     bool ignore_eos = false;  // go on past end-of-generation ids
+
+    // Infill: the answer's text with holes. [[8]] is a hole of 8 tokens, [[yes|no]] one of these texts
+    // (equally long in tokens), [[*]] at the end whatever follows; \[[ stands for [[. It has to fit one
+    // canvas; n_token and ignore_eos do not count, think goes without it.
+    std::optional<std::string> canvas;
+    std::map<int, std::vector<std::string>>
+        choices;  // texts for holes by number, from 1, instead of their own
+
+    int n_retry = 0;  // where the answer is empty: more tries, with seeds seed + 1, seed + 2 ..
+    int n_best = 1;   // answers, with such seeds too, of which the one with the best mean_log_prob() is kept
+};
+
+// What fills a hole of Request::canvas.
+struct Filled {
+    std::string text;
+    std::vector<int32_t> ids;
+    float
+        confidence;  // geometric mean of its tokens' probabilities; of [[A|B]]: the probability of the choice
 };
 
 struct Result {
     std::string text, thought;
-    std::vector<int32_t> ids;  // before the first end-of-generation id, at most n_token
+    std::vector<int32_t> ids;              // before the first end-of-generation id, at most n_token
+    std::vector<float> log_prob, entropy;  // of each id, nats, at its canvas' last step
     Finish finish = Finish::Length;
-    std::vector<int> steps;  // a number a canvas
-    int n_prompt = 0;        // tokens of the prompt
-    int n_reused = 0;        // of these, found in the cache
+    std::vector<Filled> holes;  // of Request::canvas
+    uint64_t seed = 0;          // that gave this answer
+    int n_try = 1;              // answers made; times, steps and hash are those of the one that is kept
+    std::vector<int> steps;     // a number a canvas
+    int n_prompt = 0;           // tokens of the prompt
+    int n_reused = 0;           // of these, found in the cache
     double encode_ms = 0, denoise_ms = 0, commit_ms = 0;
     uint64_t hash = 0;  // FNV-1a of the ids: equal answers have equal hashes
+
+    double mean_log_prob() const;  // nats; 0 without ids
 };
 
 // Tokens of the prompt that are encoded, and all of them. Returns false to cancel.
@@ -87,6 +112,8 @@ class Engine {
     const std::string& note() const { return note_; }
 
   private:
+    Result answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
+                  const ProgressFn& on_progress);
     void open_backend(const EngineOptions& options);
 
     std::shared_ptr<const Model> model_;

@@ -29,6 +29,9 @@ struct SamplerConfig {
     int top_k_end = 0;
     bool top_k_tail_correction = false;  // entropy over the full vocabulary although top_k draws from fewer
     int self_cond_top_k = 0;             // probabilities a position that feed self-conditioning; 0 = all
+    // Probability that self-conditioning may leave out of a position, in words that are unlikely there; < 0:
+    // as little as the backend's numbers round away, see soft_drop(); 0: none.
+    float self_cond_drop = -1;
 };
 
 // Throws Error naming the first setting that is out of range.
@@ -78,6 +81,11 @@ EASEL_BOTH inline int step_top_k(const SamplerConfig& c, int step) {
            static_cast<int>(static_cast<int64_t>(c.top_k_end - c.top_k_start) * step / (c.max_steps - 1));
 }
 
+// self_cond_drop in force, for activations whose significand has `n_bit` bits: 24 of float, 11 of F16.
+EASEL_BOTH inline float soft_drop(const SamplerConfig& c, int n_bit) {
+    return c.self_cond_drop >= 0 ? c.self_cond_drop : n_bit == 24 ? 0x1p-24f : 0x1p-10f;
+}
+
 // Entropies are added as integers of 2^-40 nats, so that a sum is the same in any order (256 x ln 2^18 fits
 // easily).
 EASEL_BOTH inline int64_t entropy_fixed(float nats) {
@@ -91,6 +99,8 @@ struct RowStats {
     float entropy;   // nats, of softmax(logits / t)
     int32_t argmax;  // ties: the lowest id
     int32_t drawn;   // the smallest v with cumsum(p)[v] > u, p in vocabulary order; n_vocab - 1 if none
+    float log_prob;  // of argmax, nats
+    float dropped;   // probability that is left out of self-conditioning (on a GPU: self_cond_drop)
 };
 
 // One position. logits [n_vocab] softcapped logits in; probabilities softmax(logits / t) out, in place.
@@ -107,9 +117,28 @@ struct Acceptance {
     float mean_entropy = 0;
 };
 
+// Sets probabilities of probs [n_vocab] below drop / n_vocab to 0. Returns what they add up to: less than
+// `drop`.
+float drop_unlikely(std::span<float> probs, float drop);
+
+// A place of the canvas that one of several texts of equal length fills.
+struct Choice {
+    int begin;                                  // its first position
+    std::vector<std::vector<int32_t>> options;  // ids, one or more each; positions begin, begin + 1 ..
+    int length() const { return static_cast<int>(options[0].size()); }
+};
+
+// All positions of a choice at once: option o has probability softmax over o of (the sum of its tokens'
+// logits / t). logits [n_canvas, n_vocab] softcapped logits in; the choice's rows become the probabilities of
+// their tokens. stats [n_canvas]: its rows have the tokens of the likeliest option (ties: the first) and of
+// the drawn one, and equal shares of the entropy and of the log probability.
+void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, float t, float u,
+                   std::span<RowStats> stats);
+
 // Positions in ascending order of entropy (ties: by position) are accepted while the entropies before them
-// add up to at most `bound`; the first always is. entropy, accepted [n_canvas].
-Acceptance accept(std::span<const float> entropy, float bound, std::span<uint8_t> accepted);
+// add up to at most `bound`; the first always is. The mean is over n_free positions: all but those whose
+// token is given, which have no entropy. entropy, accepted [n_canvas].
+Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted);
 
 // Whether the canvas is finished: the argmax canvas equals each of the `stability` before it, and it is
 // confident.

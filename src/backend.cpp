@@ -28,8 +28,46 @@ void check_truncate(int n_cached, int n_token) {
             n_token, n_cached);
 }
 
+void check_given(const Config& c, const GenerateParams& params) {
+    const Given& g = params.given;
+    if (g.tokens.empty() && g.choices.empty()) return;
+    require(params.n_canvas == 1, "{} canvases asked for where tokens are given, expected 1",
+            params.n_canvas);
+    require(g.tokens.size() == size_t(c.n_canvas), "tokens given for {} positions, the canvas has {}",
+            g.tokens.size(), c.n_canvas);
+    for (int32_t id : g.tokens)
+        require(id >= -1 && id < c.n_vocab, "given token {} is out of range, expected -1 to {}", id,
+                c.n_vocab - 1);
+    require(g.choices.size() <= kMaxChoices, "{} choices in a canvas, expected at most {}", g.choices.size(),
+            kMaxChoices);
+    std::vector<bool> taken(c.n_canvas);
+    size_t n_token = 0;
+    for (const Choice& choice : g.choices) {
+        require(!choice.options.empty() && choice.options.size() <= kMaxOptions,
+                "a choice among {} texts, expected 1 to {}", choice.options.size(), kMaxOptions);
+        const int begin = choice.begin, length = choice.length();
+        require(begin >= 0 && length >= 1 && begin + length <= c.n_canvas,
+                "a choice of {} tokens at position {} does not fit a canvas of {}", length, begin,
+                c.n_canvas);
+        for (int i = begin; i < begin + length; i++) {
+            require(g.tokens[i] < 0 && !taken[i], "position {} of the canvas has a choice and something else",
+                    i);
+            taken[i] = true;
+        }
+        for (const auto& option : choice.options) {
+            require(option.size() == size_t(length), "a choice among texts of {} and {} tokens", length,
+                    option.size());
+            check_tokens(c, option);
+            n_token += option.size();
+        }
+    }
+    require(n_token <= kMaxOptionTokens, "choices of {} tokens in all, expected at most {}", n_token,
+            kMaxOptionTokens);
+}
+
 void check_generate(const Config& c, const GenerateParams& params, int n_cached, int n_context) {
     check_sampler(params.sampler);
+    check_given(c, params);
     require(params.n_canvas >= 1, "{} canvases asked for, expected 1 or more", params.n_canvas);
     check_room(c, n_cached, params.n_canvas, n_context);
 }

@@ -6,14 +6,17 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "check.h"
 #include "convert.h"
+#include "infill.h"
 #include "models.h"
 
 namespace easel {
@@ -89,6 +92,18 @@ double rate(double n, double ms) {
     return ms > 0 ? n * 1000 / ms : 0;
 }
 
+// "2=red|green": texts for hole 2.
+void add_choices(const std::string& flag, std::map<int, std::vector<std::string>>& choices) {
+    const size_t equals = flag.find('=');
+    int hole = 0;
+    const auto [end, error] = std::from_chars(flag.data(), flag.data() + std::min(equals, flag.size()), hole);
+    require(equals != flag.npos && error == std::errc() && end == flag.data() + equals,
+            "choices are \"{}\", expected HOLE=TEXT|TEXT with the hole's number", flag);
+    std::vector<std::string>& texts = choices[hole];
+    require(texts.empty(), "choices for hole {} are given twice", hole);
+    texts = split_options(std::string_view(flag).substr(equals + 1));
+}
+
 Request make_request(const GenerateFlags& f, const Engine& engine) {
     const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
@@ -116,6 +131,11 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;
+    r.canvas = f.canvas;
+    for (const std::string& flag : f.choices) add_choices(flag, r.choices);
+    require(!f.canvas || !f.n_token, "--canvas goes without -n: its text and holes say how long it is");
+    r.n_retry = f.n_retry;
+    r.n_best = f.n_best;
     return r;
 }
 
@@ -127,16 +147,22 @@ std::string ids_text(std::span<const int32_t> ids) {
     return fmt::format("{}\n", fmt::join(ids, " "));
 }
 
-std::string result_json(const Result& r, uint64_t seed, int n_step) {
+std::string result_json(const Result& r) {
     nlohmann::ordered_json j;
     j["text"] = r.text;
     j["thought"] = r.thought;
     j["ids"] = r.ids;
+    j["log_probs"] = r.log_prob;
+    j["entropies"] = r.entropy;
+    j["mean_log_prob"] = r.mean_log_prob();
+    for (const Filled& f : r.holes)
+        j["holes"].push_back({{"text", f.text}, {"ids", f.ids}, {"confidence", f.confidence}});
     j["finish_reason"] = finish_name(r.finish);
-    j["seed"] = seed;
+    j["seed"] = r.seed;
+    j["tries"] = r.n_try;
     j["prompt_tokens"] = r.n_prompt;
     j["canvases"] = r.steps.size();
-    j["steps"] = n_step;
+    j["steps"] = std::accumulate(r.steps.begin(), r.steps.end(), 0);
     j["steps_per_canvas"] = r.steps;
     j["timings_ms"] = {{"encode", r.encode_ms}, {"denoise", r.denoise_ms}, {"commit", r.commit_ms}};
     j["hash"] = fmt::format("{:016x}", r.hash);
@@ -144,7 +170,8 @@ std::string result_json(const Result& r, uint64_t seed, int n_step) {
     return j.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
-void print_statistics(const Result& r, int n_step) {
+void print_statistics(const Result& r) {
+    const int n_step = std::accumulate(r.steps.begin(), r.steps.end(), 0);
     const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
     fmt::print(stderr,
@@ -202,11 +229,9 @@ int run_generate(const GenerateFlags& flags) {
     const Request request = make_request(flags, engine);
     catch_interrupt();
     ProgressLine progress;
-    int n_step = 0;
     const Result result = engine.generate(
         request,
         [&](const Frame& f) {
-            n_step++;
             if (flags.show_steps)
                 fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
             else
@@ -219,13 +244,13 @@ int run_generate(const GenerateFlags& flags) {
             return !interrupted;
         });
     progress.clear();
-    const std::string text = flags.print == "json"  ? result_json(result, flags.seed, n_step)
+    const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)
                                                     : result.text + "\n";
     if (!result.thought.empty() && flags.print == "text") fmt::print(stderr, "thought: {}\n", result.thought);
     write_stdout(text);
     warn(engine.model());
-    print_statistics(result, n_step);
+    print_statistics(result);
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
 }
 

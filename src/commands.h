@@ -15,11 +15,12 @@ constexpr int kInterrupted = 130;
 
 struct GenerateFlags {
     EngineOptions engine;
-    std::optional<std::string> prompt;
+    std::optional<std::string> prompt, canvas;
+    std::vector<std::string> choices;  // "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
     bool think = false, raw = false, ignore_eos = false, show_steps = false;
     uint64_t seed = 0;
-    int n_token = 0;
+    int n_token = 0, n_retry = 0, n_best = 1;
     std::vector<std::function<void(SamplerConfig&)>> sampler_changes;  // to the model's own settings
 };
 int run_generate(const GenerateFlags& flags);

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cmath>
+#include <numeric>
 
 #include "check.h"
 #include "easel.h"
+#include "infill.h"
 #include "models.h"
 #include "parallel.h"
 
@@ -27,6 +30,26 @@ uint64_t hash_ids(std::span<const int32_t> ids) {
 
 double ms_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+// What the answer has in the holes of its canvas.
+std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& result,
+                                 const Tokenizer& tokenizer) {
+    std::vector<Filled> out;
+    for (size_t i = 0; i < canvas.begin.size(); i++) {
+        const int begin = canvas.begin[i],
+                  end = std::min(begin + canvas.length[i], static_cast<int>(result.ids.size()));
+        Filled filled{"", {result.ids.begin() + begin, result.ids.begin() + end}, 0};
+        filled.text = tokenizer.decode(filled.ids, false);
+        const double sum =
+            std::accumulate(result.log_prob.begin() + begin, result.log_prob.begin() + end, 0.0);
+        const auto& choices = canvas.given.choices;
+        const bool is_choice =
+            std::any_of(choices.begin(), choices.end(), [&](const Choice& c) { return c.begin == begin; });
+        filled.confidence = static_cast<float>(std::exp(is_choice ? sum : sum / std::max(1, end - begin)));
+        out.push_back(std::move(filled));
+    }
+    return out;
 }
 
 }  // namespace
@@ -146,19 +169,59 @@ std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
     return ids;
 }
 
+double Result::mean_log_prob() const {
+    const double sum = std::accumulate(log_prob.begin(), log_prob.end(), 0.0);
+    return log_prob.empty() ? 0 : sum / static_cast<double>(log_prob.size());
+}
+
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
+    require(request.n_best >= 1 && request.n_retry >= 0,
+            "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
+            request.n_best, request.n_retry);
+    Result best;
+    for (int i = 0, n_try = request.n_best; i < n_try; i++) {
+        Result r = answer(request, request.seed + static_cast<uint64_t>(i), on_frame, on_progress);
+        const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
+        const bool cancelled = r.finish == Finish::Cancelled;
+        if (i == 0 || best.ids.empty() || (!r.ids.empty() && r.mean_log_prob() > best.mean_log_prob()))
+            best = std::move(r);
+        best.n_try = i + 1;
+        if (cancelled) {
+            best.finish = Finish::Cancelled;
+            break;
+        }
+        if (empty && n_try < request.n_best + request.n_retry) n_try++;
+    }
+    return best;
+}
+
+// One answer.
+Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
+                      const ProgressFn& on_progress) {
     const int n_canvas_token = model_->config.n_canvas;
     GenerateParams params;
     params.sampler = request.sampler.value_or(model_->config.sampler);
     check_sampler(params.sampler);
-    params.seed = request.seed;
+    params.seed = seed;
     require(request.n_token >= 0, "the answer's length is {}, expected 1 or more tokens", request.n_token);
     if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
+    CanvasTokens canvas;
+    if (request.canvas) {
+        require(!request.think, "a canvas with holes goes without a thought");
+        size_t at = 0;
+        require(is_utf8(*request.canvas, &at), "the canvas is not valid UTF-8: offset {}", at);
+        canvas = place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas_token);
+        params.given = canvas.given;
+        params.end_tokens.clear();  // where it ends is known, or looked for after the last of the given text
+    } else {
+        require(request.choices.empty(), "there are choices, but no canvas with holes that they are for");
+    }
 
     const std::vector<int32_t> prompt = prompt_ids(request);
     const int room =
         std::max(0, n_context_ - static_cast<int>(prompt.size())) / n_canvas_token * n_canvas_token;
-    const int n_token = request.n_token
+    const int n_token = request.canvas ? n_canvas_token
+                        : request.n_token
                             ? request.n_token
                             : std::clamp(room, n_canvas_token, std::max(n_canvas_token, kDefaultTokens));
     params.n_canvas = static_cast<int>((int64_t{n_token} + n_canvas_token - 1) / n_canvas_token);
@@ -170,6 +233,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
             prompt.size(), params.n_canvas, n_canvas_token, needed, n_context_);
 
     Result result;
+    result.seed = seed;
     result.n_prompt = static_cast<int>(prompt.size());
     const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
     result.n_reused = static_cast<int>(end - prompt.begin());
@@ -189,11 +253,20 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     }
     result.encode_ms = ms_since(start);
 
-    const Answer answer = backend_->generate(params, on_frame);
+    Answer answer = backend_->generate(params, on_frame);
     // The next prompt holds the answer in its own form, if at all.
     cached_.resize(backend_->truncate(result.n_prompt));
+    if (request.canvas && answer.finish != Finish::Cancelled) {
+        const auto is_end = [&](int32_t id) { return tokenizer_->is_end(id); };
+        const auto text_end = answer.tokens.begin() + canvas.n_token;
+        const auto end = canvas.open ? std::find_if(text_end, answer.tokens.end(), is_end) : text_end;
+        answer.finish = canvas.open && end == answer.tokens.end() ? Finish::Length : Finish::Stop;
+        answer.tokens.erase(end, answer.tokens.end());
+    }
     result.ids = answer.tokens;
     if (static_cast<int>(result.ids.size()) > n_token) result.ids.resize(n_token);
+    result.log_prob.assign(answer.log_prob.begin(), answer.log_prob.begin() + result.ids.size());
+    result.entropy.assign(answer.entropy.begin(), answer.entropy.begin() + result.ids.size());
     // An end past the tokens asked for is not an end that the user sees.
     const bool cut = static_cast<int>(answer.tokens.size()) > n_token;
     result.finish = answer.finish == Finish::Stop && cut ? Finish::Length : answer.finish;
@@ -201,6 +274,11 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     result.denoise_ms = answer.denoise_ms;
     result.commit_ms = answer.commit_ms;
     result.hash = hash_ids(result.ids);
+    if (request.canvas && result.finish != Finish::Cancelled) {
+        result.text = tokenizer_->decode(result.ids, false);
+        result.holes = filled_holes(canvas, result, *tokenizer_);
+        return result;
+    }
     Reply reply = split_reply(*tokenizer_, result.ids);
     result.text = std::move(reply.answer);
     result.thought = std::move(reply.thought);

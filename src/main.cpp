@@ -41,6 +41,8 @@ void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConf
     option("--top-k-end", &SamplerConfig::top_k_end, "... top-k of the last");
     option("--self-cond-top-k", &SamplerConfig::self_cond_top_k,
            "probabilities a position fed back (0: all, exact)");
+    option("--self-cond-drop", &SamplerConfig::self_cond_drop,
+           "probability a position that may be left out of it (0: none; default: 2^-24, on a GPU 2^-10)");
     const auto flag = [&](const char* name, bool SamplerConfig::*setting, const char* text) {
         const auto note = [&changes, setting] {
             changes.push_back([setting](SamplerConfig& s) { s.*setting = true; });
@@ -93,6 +95,14 @@ int run(int argc, char** argv) {
                               (s.size() < 20 || (s.size() == 20 && s <= "18446744073709551615"));
             return fits ? "" : "seed is " + s + ", expected 0 to 18446744073709551615";
         });
+    g->add_option("--canvas", generate.canvas,
+                  "the answer with holes: [[8]] of 8 tokens, [[A|B]] one of these, [[*]] what follows");
+    g->add_option("--choices", generate.choices, "HOLE=A|B: texts for a hole by number; repeatable")
+        ->allow_extra_args(false);
+    g->add_option("--retry-empty", generate.n_retry, "tries with other seeds while the answer is empty")
+        ->check(CLI::Range(0, 1000));
+    g->add_option("--best-of", generate.n_best, "answers, of which the most probable is kept")
+        ->check(CLI::Range(1, 1000));
     g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer")
         ->disable_flag_override();
     g->add_flag("--show-steps", generate.show_steps,

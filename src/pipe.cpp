@@ -333,27 +333,35 @@ class Server {
         if (!error.empty()) return write_error(item, error);
         int n_step = 0;
         for (int n : r.steps) n_step += n;
-        write({{"id", item.id},
-               {"type", "done"},
-               {"text", r.text},
-               {"thought", r.thought},
-               {"ids", r.ids},
-               {"finish_reason", r.finish == Finish::Stop     ? "stop"
-                                 : r.finish == Finish::Length ? "length"
-                                                              : "cancelled"},
-               {"usage",
-                {{"prompt_tokens", r.n_prompt},
-                 {"reused_tokens", r.n_reused},
-                 {"answer_tokens", r.ids.size()}}},
-               {"canvases", r.steps.size()},
-               {"steps", n_step},
-               {"timings_ms",
-                {{"wait", wait_ms},
-                 {"encode", r.encode_ms},
-                 {"denoise", r.denoise_ms},
-                 {"commit", r.commit_ms}}},
-               {"hash", fmt::format("{:016x}", r.hash)},
-               {"line", item.line}});
+        OrderedJson extra = OrderedJson::object();
+        for (const Filled& f : r.holes)
+            extra["holes"].push_back({{"text", f.text}, {"confidence", f.confidence}});
+        if (item.log_probs) extra["log_probs"] = r.log_prob, extra["entropies"] = r.entropy;
+        OrderedJson line{
+            {"id", item.id},
+            {"type", "done"},
+            {"text", r.text},
+            {"thought", r.thought},
+            {"ids", r.ids},
+            {"finish_reason", r.finish == Finish::Stop     ? "stop"
+                              : r.finish == Finish::Length ? "length"
+                                                           : "cancelled"},
+            {"usage",
+             {{"prompt_tokens", r.n_prompt}, {"reused_tokens", r.n_reused}, {"answer_tokens", r.ids.size()}}},
+            {"canvases", r.steps.size()},
+            {"steps", n_step},
+            {"timings_ms",
+             {{"wait", wait_ms},
+              {"encode", r.encode_ms},
+              {"denoise", r.denoise_ms},
+              {"commit", r.commit_ms}}},
+            {"mean_log_prob", r.mean_log_prob()},
+            {"seed", r.seed},
+            {"tries", r.n_try},
+            {"hash", fmt::format("{:016x}", r.hash)},
+            {"line", item.line}};
+        line.update(extra);
+        write(line);
     }
 
     Engine& engine_;

@@ -49,7 +49,7 @@ struct PipeItem {
 
     Request request;
     std::vector<std::string> stop;
-    bool frames = false;
+    bool frames = false, log_probs = false;
     nlohmann::json cancel;  // the id to cancel; null: the line is none
 
     size_t n_bytes = 0;  // of the line

@@ -1,6 +1,7 @@
 // pipe_line.cpp: lines of `easel pipe` out of a byte stream, and a request out of a line. All keys stand in
 // one table, which also makes the text of --schema. Called by pipe.cpp.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 #include "check.h"
@@ -100,6 +101,18 @@ struct Key {
     void (*read)(const Json& v, PipeItem& item);  // null: parse_object() does it
 };
 
+void read_choices(const Json& v, PipeItem& item) {
+    require(v.is_object(), "key choices is {}, expected an object of lists of texts by hole", shown(v));
+    for (const auto& [name, texts] : v.items()) {
+        int hole = 0;
+        const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), hole);
+        require(error == std::errc() && end == name.data() + name.size(),
+                "choices has the key {}, expected the number of a hole", brief(name));
+        require(texts.is_array(), "choices of hole {} are {}, expected a list of texts", hole, shown(texts));
+        for (const Json& text : texts) item.request.choices[hole].push_back(read_text(text, "choices"));
+    }
+}
+
 // A setting of the sampler; its flag has the same name.
 #define SAMPLER_KEY(name, type, text)                                                                 \
     {                                                                                                 \
@@ -130,6 +143,15 @@ const Key kKeys[] = {
          item.request.seed = v.get<uint64_t>();
      }},
     {"stop", "string, list", "the answer's text ends before the first of these; ids stay whole", read_stop},
+    {"canvas", "string", "the answer with holes: [[8]] of 8 tokens, [[A|B]] one of these, [[*]] what follows",
+     [](const Json& v, PipeItem& item) { item.request.canvas = read_text(v, "canvas"); }},
+    {"choices", "object", "texts for holes by number from 1: {\"2\": [\"A\", \"B\"]}", read_choices},
+    {"retry_empty", "integer", "tries with other seeds while the answer is empty; default: 0",
+     [](const Json& v, PipeItem& item) { item.request.n_retry = read_int(v, "retry_empty", 0, 1000); }},
+    {"best_of", "integer", "answers, of which the most probable is kept; default: 1",
+     [](const Json& v, PipeItem& item) { item.request.n_best = read_int(v, "best_of", 1, 1000); }},
+    {"log_probs", "boolean", "log_probs and entropies of the ids in the answer; default: false",
+     [](const Json& v, PipeItem& item) { read_value(v, "log_probs", item.log_probs); }},
     {"ignore_eos", "boolean", "go on past the end of the answer; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "ignore_eos", item.request.ignore_eos); }},
     {"frames", "boolean", "a line a denoise step; default: false",
@@ -145,6 +167,7 @@ const Key kKeys[] = {
     SAMPLER_KEY(top_k_start, "integer", "top-k of the first step, changing evenly to ..."),
     SAMPLER_KEY(top_k_end, "integer", "... top-k of the last"),
     SAMPLER_KEY(top_k_tail_correction, "boolean", "entropy over all logits although top-k draws from few"),
+    SAMPLER_KEY(self_cond_drop, "number", "probability a position that may be left out of it; 0: none"),
     SAMPLER_KEY(self_cond_top_k, "integer", "probabilities a position fed back; 0: all, exact"),
 };
 #undef SAMPLER_KEY
@@ -257,6 +280,8 @@ std::string pipe_schema() {
         "{prompt_tokens,\n"
         "           reused_tokens, answer_tokens}, canvases, steps, timings_ms {wait, encode, denoise, "
         "commit},\n"
+        "           seed and tries; mean_log_prob; with canvas holes: a list of {text, confidence}; with\n"
+        "           log_probs: log_probs, entropies (nats, of each id);\n"
         "           hash (of the ids: equal answers have equal hashes), line\n"
         "  frame    id, canvas and step (from 0), text (what would be the answer now), accepted "
         "(positions),\n"

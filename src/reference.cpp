@@ -170,6 +170,7 @@ class CpuBackend final : public Backend {
             Floats probs(request.prev_logits.begin(), request.prev_logits.end());
             parallel_for(c_.n_canvas, [&](int64_t t) {
                 sample_row(row(probs, t), request.prev_temperature, 0, 0, false);
+                drop_unlikely(row(probs, t), soft_drop({}, 24));
             });
             soft_embedding(soft, probs);
         }
@@ -197,13 +198,15 @@ class CpuBackend final : public Backend {
                 answer.finish = Finish::Cancelled;
                 return answer;
             }
-            for (int32_t id : commit) {
-                if (std::find(params.end_tokens.begin(), params.end_tokens.end(), id) !=
+            for (const RowStats& s : stats_) {
+                if (std::find(params.end_tokens.begin(), params.end_tokens.end(), s.argmax) !=
                     params.end_tokens.end()) {
                     answer.finish = Finish::Stop;
                     return answer;
                 }
-                answer.tokens.push_back(id);
+                answer.tokens.push_back(s.argmax);
+                answer.log_prob.push_back(s.log_prob);
+                answer.entropy.push_back(s.entropy);
             }
         }
         return answer;
@@ -221,7 +224,8 @@ class CpuBackend final : public Backend {
                     head.resize(std::min(head.size(), size_t(n_cached_) * c_.layers[l].head_dim));
     }
 
-    // One canvas from noise to its last argmax, which goes to `commit`. False: the callback cancelled.
+    // One canvas from noise to its last argmax, which goes to `commit`, its statistics to stats_. False: the
+    // callback cancelled.
     bool denoise_canvas(const GenerateParams& params, int canvas_number, const FrameFn& on_frame,
                         std::vector<int32_t>& commit, int& n_step) {
         const SamplerConfig& s = params.sampler;
@@ -229,35 +233,61 @@ class CpuBackend final : public Backend {
         const auto random = [&](int position, int step, RandomStream stream) {
             return random_word(params.seed, position, step, canvas_number, stream);
         };
+        const Given& given = params.given;
+        const auto is_given = [&](int64_t i) { return !given.tokens.empty() && given.tokens[i] >= 0; };
+        int n_free = 0;
+        for (int i = 0; i < n; i++) n_free += !is_given(i);
         std::vector<int32_t> tokens(n);
-        for (int i = 0; i < n; i++) tokens[i] = random_token(random(i, 0, RandomStream::Init), c_.n_vocab);
+        for (int i = 0; i < n; i++)
+            tokens[i] =
+                is_given(i) ? given.tokens[i] : random_token(random(i, 0, RandomStream::Init), c_.n_vocab);
 
         StopRule stop(s.stability, s.confidence);
-        std::vector<RowStats> stats(n);
-        Floats z, soft, entropy(n);  // z: logits, then the probabilities that the next step is conditioned on
+        std::vector<RowStats>& stats = stats_;
+        stats.resize(n);
+        std::vector<uint8_t> chosen(n);  // positions of a choice
+        for (const Choice& choice : given.choices)
+            std::fill_n(chosen.begin() + choice.begin, choice.length(), uint8_t{1});
+        // z: logits, then the probabilities that the next step is conditioned on
+        Floats z, soft, entropy(n), log_prob(n);
         std::vector<uint8_t> accepted(n);
         commit.resize(n);
         for (int step = 0; step < s.max_steps; step++) {
             denoise(tokens, soft, z);
             const float t = temperature(s, step);
+            const auto uniform = [&](int i) { return random_uniform(random(i, step, RandomStream::Draw)); };
             parallel_for(n, [&](int64_t i) {
-                const float u = random_uniform(random(static_cast<int>(i), step, RandomStream::Draw));
-                stats[i] = sample_row(row(z, i), t, u, step_top_k(s, step), s.top_k_tail_correction);
+                if (chosen[i]) return;
+                if (is_given(i)) {
+                    const std::span<float> p = row(z, i);
+                    std::fill(p.begin(), p.end(), 0.0f);
+                    p[given.tokens[i]] = 1;
+                    stats[i] = {0, given.tokens[i], given.tokens[i], 0, 0};
+                    return;
+                }
+                stats[i] = sample_row(row(z, i), t, uniform(static_cast<int>(i)), step_top_k(s, step),
+                                      s.top_k_tail_correction);
                 keep_largest(row(z, i), s.self_cond_top_k);
+                stats[i].dropped = drop_unlikely(row(z, i), soft_drop(s, 24));
             });
+            for (const Choice& choice : given.choices)
+                sample_choice(z, c_.n_vocab, choice, t, uniform(choice.begin), stats);
+            float dropped = 0;
             for (int i = 0; i < n; i++) {
+                dropped = std::max(dropped, stats[i].dropped);
                 entropy[i] = stats[i].entropy;
+                log_prob[i] = stats[i].log_prob;
                 commit[i] = stats[i].argmax;
             }
-            const Acceptance result = accept(entropy, s.entropy_bound, accepted);
+            const Acceptance result = accept(entropy, s.entropy_bound, n_free, accepted);
             for (int i = 0; i < n; i++)
                 tokens[i] = accepted[i] ? (s.greedy ? stats[i].argmax : stats[i].drawn)
                                         : random_token(random(i, step, RandomStream::Renoise), c_.n_vocab);
             n_step = step + 1;
             const bool stable = stop.update(commit, result.mean_entropy);
             const bool last = stable || n_step == s.max_steps;
-            if (on_frame && !on_frame({canvas_number, step, tokens, commit, entropy, accepted,
-                                       result.mean_entropy, t, last}))
+            if (on_frame && !on_frame({canvas_number, step, tokens, commit, entropy, log_prob, accepted,
+                                       result.mean_entropy, t, dropped, last}))
                 return false;
             if (last) break;
             soft_embedding(soft, z);
@@ -277,12 +307,12 @@ class CpuBackend final : public Backend {
         });
     }
 
-    // soft = (probs E) * sqrt(n_embd), probs [n_canvas, n_vocab]. Vocabulary entries whose probability is
-    // below 2^-24 / n_vocab everywhere are left out: together they weigh less than the rounding of one float.
+    // soft = (probs E) * sqrt(n_embd), probs [n_canvas, n_vocab]; the words that all of them have at 0 cost
+    // nothing.
     void soft_embedding(Floats& soft, const Floats& probs) const {
         soft.resize(size_t(c_.n_canvas) * c_.n_embd);
         gemm_transposed(soft.data(), rows(probs, c_.n_vocab), m_.token_embd,
-                        0x1p-24f / static_cast<float>(c_.n_vocab));
+                        std::numeric_limits<float>::min());
         const float scale = std::sqrt(static_cast<float>(c_.n_embd));
         for (float& x : soft) x *= scale;
     }
@@ -495,6 +525,7 @@ class CpuBackend final : public Backend {
     const Config& c_;
     int n_context_, n_cached_ = 0;
     std::vector<LayerCache> cache_;
+    std::vector<RowStats> stats_;  // of the last step
     Scratch s_;
 };
 

@@ -26,6 +26,8 @@ void check_sampler(const SamplerConfig& c) {
             "top-k-start is {} and top-k-end {}, expected both or neither, 1 or more", c.top_k_start,
             c.top_k_end);
     require(c.self_cond_top_k >= 0, "self-cond-top-k is {}, expected 0 (all) or more", c.self_cond_top_k);
+    require(c.self_cond_drop < 1, "self-cond-drop is {}, expected 0 or more and less than 1",
+            c.self_cond_drop);
 }
 
 // The k-th largest of x (k >= 1), and how many values equal to it belong to the k largest.
@@ -53,6 +55,16 @@ void keep_largest(std::span<float> probs, int k) {
     drop_small(copy, k, [&](size_t i) { probs[i] = 0; });
 }
 
+float drop_unlikely(std::span<float> probs, float drop) {
+    const float least = drop / static_cast<float>(probs.size());
+    float dropped = 0;
+    for (float& p : probs) {
+        dropped += p < least ? p : 0;
+        p = p < least ? 0 : p;
+    }
+    return dropped;
+}
+
 // x becomes exp(x - max), returned are sum and sum of (x - max) exp(x - max), in double.
 static std::pair<double, double> exponentials(std::span<float> x, float max) {
     double sum = 0, weighted = 0;
@@ -70,7 +82,7 @@ static std::pair<double, double> exponentials(std::span<float> x, float max) {
 RowStats sample_row(std::span<float> x, float t, float u, int top_k, bool tail_correction) {
     const int n_vocab = static_cast<int>(x.size());
     for (float& v : x) v /= t;
-    RowStats out;
+    RowStats out{};
     out.argmax = static_cast<int32_t>(std::max_element(x.begin(), x.end()) - x.begin());
 
     std::vector<int> dropped;
@@ -92,6 +104,7 @@ RowStats sample_row(std::span<float> x, float t, float u, int top_k, bool tail_c
         if (!tail_correction) entropy = std::log(sum) - weighted / sum;
     }
     out.entropy = static_cast<float>(std::max(entropy, 0.0));
+    out.log_prob = static_cast<float>(-std::log(sum));  // the largest has e^0
 
     out.drawn = n_vocab - 1;
     double cumulative = 0;
@@ -108,7 +121,35 @@ RowStats sample_row(std::span<float> x, float t, float u, int top_k, bool tail_c
     return out;
 }
 
-Acceptance accept(std::span<const float> entropy, float bound, std::span<uint8_t> accepted) {
+void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, float t, float u,
+                   std::span<RowStats> stats) {
+    const int length = choice.length(), n = static_cast<int>(choice.options.size());
+    float* rows = logits.data() + int64_t{choice.begin} * n_vocab;
+    std::vector<double> p(n, 0);
+    for (int o = 0; o < n; o++)
+        for (int i = 0; i < length; i++) p[o] += rows[int64_t{i} * n_vocab + choice.options[o][i]] / t;
+    const int best = static_cast<int>(std::max_element(p.begin(), p.end()) - p.begin());
+    const double max = p[best];
+    double sum = 0, weighted = 0;
+    for (double& x : p) {
+        const double d = x - max;
+        x = std::exp(d);
+        sum += x;
+        weighted += d * x;
+    }
+    int drawn = 0;
+    for (double before = p[0]; drawn + 1 < n && before <= u * sum; before += p[drawn]) drawn++;
+    const double entropy = std::max(std::log(sum) - weighted / sum, 0.0);
+    std::fill_n(rows, int64_t{length} * n_vocab, 0.0f);
+    for (int i = 0; i < length; i++) {
+        stats[choice.begin + i] = {static_cast<float>(entropy / length), choice.options[best][i],
+                                   choice.options[drawn][i], static_cast<float>(-std::log(sum) / length), 0};
+        for (int o = 0; o < n; o++)
+            rows[int64_t{i} * n_vocab + choice.options[o][i]] += static_cast<float>(p[o] / sum);
+    }
+}
+
+Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted) {
     std::vector<int> order(entropy.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return entropy[a] < entropy[b]; });
@@ -120,7 +161,7 @@ Acceptance accept(std::span<const float> entropy, float bound, std::span<uint8_t
         out.n_accepted += accepted[i];
         before += entropy_fixed(entropy[i]);
     }
-    out.mean_entropy = static_cast<float>(entropy_nats(before) / static_cast<double>(entropy.size()));
+    out.mean_entropy = static_cast<float>(entropy_nats(before) / std::max(n_free, 1));
     return out;
 }
 

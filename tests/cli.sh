@@ -141,7 +141,42 @@ done <<'END'
 --top-k-start 5 top-k-start is 5 and top-k-end 0, expected both or neither
 --top-k-end -1 top-k-start is 0 and top-k-end -1, expected both or neither
 --self-cond-top-k -1 self-cond-top-k is -1, expected 0 (all) or more
+--self-cond-drop 1 self-cond-drop is 1, expected 0 or more and less than 1
 END
+
+# Infill: canvas, choices, what the message says. The built-in model has a canvas of 32.
+while IFS='~' read -r canvas choices text; do
+    error "--canvas $canvas $choices" "$text" generate -p hi --canvas "$canvas" ${choices:+--choices "$choices"}
+done <<'END'
+Dear [[8~~the canvas has "[[" at offset 5 without "]]" after it
+[[0]]~~the canvas has the hole [[0]], expected [[N]] with a number of tokens from 1, [[TEXT|TEXT]] or [[*]]
+[[33]]~~the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32
+[[30]]four~~tokens, 30 of them in holes; a canvas of this model has 32
+[[7|10]]~~the choices of hole 1 differ in length: "7" has 1 tokens, "10" 2; expected equally many
+[[1]]~2=a|b~there are choices for hole 2, the canvas has holes 1 to 1
+[[1]]~a|b~choices are "a|b", expected HOLE=TEXT|TEXT with the hole's number
+[[1]]~1=~there are no choices for hole 1, expected one or more
+[[*]].~~the canvas goes on after the hole [[*]], expected it at the end
+END
+error "--canvas with -n" "--canvas goes without -n" generate -p hi --canvas '[[1]]' -n 5
+error "--choices without --canvas" "no canvas with holes" generate -p hi --choices '1=a|b'
+error "--canvas with --think" "goes without a thought" generate -p hi --think --canvas '[[1]]'
+error "--best-of 0" "--best-of" generate -p hi --best-of 0
+error "--retry-empty -1" "--retry-empty" generate -p hi --retry-empty -1
+
+infill='{"name":"[[4]]","age":[[2]],"city":"[[4]]"}'
+works "infill" generate -p 'Make JSON: Rosa is 42 years old and lives in Oslo.' --canvas "$infill"
+check "it fills the holes" "$(cat "$dir/out")" = '{"name":"Rosa","age":42,"city":"Oslo"}'
+works "infill with choices" generate -p 'What is 12 + 34?' --canvas '[[1]]' --choices '1=36|46|47' --print json
+has "it takes the right one" '"text":"46"' "$dir/out"
+has "and says how sure it is" '"confidence":0.9' "$dir/out"
+has "--print json has a log probability a token" '"log_probs":[-0.0' "$dir/out"
+works "the beginning of an answer" generate -p 'Count to 6.' --canvas '1 2 3[[*]]'
+check "is gone on from" "$(cat "$dir/out")" = "1 2 3 4 5 6"
+works "--best-of" generate -p 'What is 12 + 34?' --best-of 3 --print json
+has "makes as many answers" '"tries":3' "$dir/out"
+works "--retry-empty" generate -p 'What is 12 + 34?' --retry-empty 3 --print json
+has "makes one where it is not empty" '"tries":1' "$dir/out"
 
 works "--help" --help
 has "--help names the commands" "generate" "$dir/out"

@@ -32,14 +32,14 @@ void write_now(uint32_t& x, uint32_t value) {
 struct Seen {
     FrameHeader header;
     std::vector<int32_t> tokens, argmax;
-    std::vector<float> entropy;
+    std::vector<float> entropy, log_prob;
     std::vector<uint8_t> accepted;
 
     bool operator==(const Seen& o) const {
         return header.canvas == o.header.canvas && header.step == o.header.step &&
                header.mean_entropy == o.header.mean_entropy && header.temperature == o.header.temperature &&
-               header.last == o.header.last && tokens == o.tokens && argmax == o.argmax &&
-               entropy == o.entropy && accepted == o.accepted;
+               header.dropped == o.header.dropped && header.last == o.header.last && tokens == o.tokens &&
+               argmax == o.argmax && entropy == o.entropy && log_prob == o.log_prob && accepted == o.accepted;
     }
 };
 
@@ -67,11 +67,12 @@ struct HostRing {
             at += n * sizeof *to;
         };
         s.tokens.resize(n_canvas), s.argmax.resize(n_canvas);
-        s.entropy.resize(n_canvas), s.accepted.resize(n_canvas);
+        s.entropy.resize(n_canvas), s.log_prob.resize(n_canvas), s.accepted.resize(n_canvas);
         read(&s.header, 1);
         read(s.tokens.data(), n_canvas);
         read(s.argmax.data(), n_canvas);
         read(s.entropy.data(), n_canvas);
+        read(s.log_prob.data(), n_canvas);
         read(s.accepted.data(), n_canvas);
         write_now(header().tail, i + 1);
         return s;
@@ -90,17 +91,24 @@ LoopState make_state(const SamplerConfig& sampler, uint64_t seed = 5, int n_canv
     return s;
 }
 
+// All positions are free, unless the state says how many are.
+LoopState with_free(LoopState s, int n_canvas) {
+    if (!s.n_free) s.n_free = n_canvas;
+    return s;
+}
+
 // The buffers of a canvas on the device, and the launches over them.
 struct Loop {
-    Loop(int n_canvas, const LoopState& initial, int n_slot = 4)
+    Loop(int n_canvas, const LoopState& initial, int n_slot = 4, const GivenTokens& known = {})
         : n_canvas(n_canvas),
+          given(to_device(std::vector{known})),
           tokens(n_canvas),
           argmax(n_canvas),
-          state(to_device(std::vector{initial})),
+          state(to_device(std::vector{with_free(initial, n_canvas)})),
           ring(n_canvas, n_slot) {}
 
     void start(const LoopConditions& conditions = {}) {
-        start_canvas(Stream{}, tokens.data(), n_canvas, kVocab, state.data(), conditions);
+        start_canvas(Stream{}, tokens.data(), n_canvas, kVocab, given.data(), state.data(), conditions);
     }
     void step(const std::vector<RowStats>& rows) {
         const auto device_rows = to_device(rows);
@@ -112,6 +120,7 @@ struct Loop {
     LoopState now() const { return to_host(state)[0]; }
 
     int n_canvas;
+    DeviceArray<GivenTokens> given;
     DeviceArray<int32_t> tokens, argmax;
     DeviceArray<LoopState> state;
     HostRing ring;
@@ -120,21 +129,28 @@ struct Loop {
 // The CPU backend's loop, a step at a time.
 struct HostLoop {
     HostLoop(const LoopState& s, int n_canvas)
-        : state(s), n_canvas(n_canvas), stop(s.sampler.stability, s.sampler.confidence) {}
+        : state(with_free(s, n_canvas)),
+          n_canvas(n_canvas),
+          stop(s.sampler.stability, s.sampler.confidence) {}
 
     Seen step(const std::vector<RowStats>& rows, int canvas, int step) {
         const SamplerConfig& c = state.sampler;
         Seen s;
         s.accepted.resize(n_canvas);
-        for (const RowStats& r : rows) s.entropy.push_back(r.entropy), s.argmax.push_back(r.argmax);
-        const Acceptance a = accept(s.entropy, c.entropy_bound, s.accepted);
+        float dropped = 0;
+        for (const RowStats& r : rows) {
+            s.entropy.push_back(r.entropy), s.log_prob.push_back(r.log_prob), s.argmax.push_back(r.argmax);
+            dropped = std::max(dropped, r.dropped);
+        }
+        const Acceptance a = accept(s.entropy, c.entropy_bound, state.n_free, s.accepted);
         for (int i = 0; i < n_canvas; i++)
             s.tokens.push_back(
                 s.accepted[i]
                     ? (c.greedy ? rows[i].argmax : rows[i].drawn)
                     : random_token(random_word(state.seed, i, step, canvas, RandomStream::Renoise), kVocab));
         const bool stable = stop.update(s.argmax, a.mean_entropy);
-        s.header = {canvas, step, a.mean_entropy, temperature(c, step), stable || step + 1 == c.max_steps};
+        s.header = {
+            canvas, step, a.mean_entropy, temperature(c, step), dropped, stable || step + 1 == c.max_steps};
         return s;
     }
 
@@ -156,6 +172,8 @@ std::vector<RowStats> random_rows(int n, int kind, std::mt19937& random) {
                                 : e * 1e-4f;
         r.argmax = static_cast<int32_t>(random() % kVocab);
         r.drawn = static_cast<int32_t>(random() % kVocab);
+        r.log_prob = -exponential(random);
+        r.dropped = 1e-3f * exponential(random);
     }
     return rows;
 }
@@ -170,7 +188,8 @@ TEST_CASE("accept decides as the CPU does", "[accept]") {
         SamplerConfig c;
         c.entropy_bound = std::vector{0.1f, 0.0f, 1.0f, 1e30f, 0.0625f}[round / 5 % 5];
         c.greedy = round % 2;
-        const LoopState state = make_state(c, round);
+        LoopState state = make_state(c, round);
+        if (round % 3 == 0) state.n_free = (n + 1) / 2;
         const auto rows = random_rows(n, round % 5, random);
         Loop loop(n, state, 1);
         loop.start();
@@ -186,6 +205,25 @@ TEST_CASE("accept decides as the CPU does", "[accept]") {
     CHECK(n_all > 50);
     CHECK(n_all < 350);
     CHECK(n_one > 20);
+}
+
+TEST_CASE("a canvas begins with the given tokens, and noise elsewhere", "[accept]") {
+    constexpr int n = 40;
+    LoopState state = make_state({});
+    GivenTokens given{};
+    std::fill_n(given.tokens, kMaxCanvas, GivenTokens::kFree);
+    given.tokens[0] = 7, given.tokens[39] = 0;
+    given.tokens[5] = given.tokens[6] = -2;  // a choice begins with noise
+    for (bool has_given : {false, true}) {
+        state.has_given = has_given;
+        Loop loop(n, state, 1, given);
+        loop.start();
+        const auto tokens = to_host(loop.tokens);
+        for (int i = 0; i < n; i++) {
+            const int32_t noise = random_token(random_word(state.seed, i, 0, 0, RandomStream::Init), kVocab);
+            CHECK(tokens[i] == (has_given && given.tokens[i] >= 0 ? given.tokens[i] : noise));
+        }
+    }
 }
 
 TEST_CASE("accept decides the same whatever the order of threads", "[accept]") {
@@ -380,7 +418,8 @@ struct GraphRun {
                 g.launch([&](Stream s) { advance(s, n_canvas, loop.state.data()); });
             });
             canvas.launch([&](Stream s) {
-                start_canvas(s, loop.tokens.data(), n_canvas, kVocab, loop.state.data(), c);
+                start_canvas(s, loop.tokens.data(), n_canvas, kVocab, loop.given.data(), loop.state.data(),
+                             c);
             });
             canvas.loop(c.denoise, [&](Graph& g) {
                 g.launch([&](Stream s) {
@@ -479,8 +518,9 @@ TEST_CASE("cancelling ends the wait for a host that takes no frames", "[accept]"
 TEST_CASE("a canvas has 1 to 1024 positions", "[accept]") {
     LoopState state = make_state({});
     const auto device = to_device(std::vector{state});
-    CHECK_THROWS_AS(start_canvas(Stream{}, nullptr, kMaxCanvas + 1, kVocab, device.data(), {}), Error);
-    CHECK_THROWS_AS(start_canvas(Stream{}, nullptr, 0, kVocab, device.data(), {}), Error);
+    CHECK_THROWS_AS(start_canvas(Stream{}, nullptr, kMaxCanvas + 1, kVocab, nullptr, device.data(), {}),
+                    Error);
+    CHECK_THROWS_AS(start_canvas(Stream{}, nullptr, 0, kVocab, nullptr, device.data(), {}), Error);
 }
 
 }  // namespace easel

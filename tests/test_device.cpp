@@ -196,6 +196,69 @@ TEST_CASE("device: the sampler's approximations are the CPU's", "[slow]") {
     check("one step", [](SamplerConfig& s) { s.max_steps = 1; });
 }
 
+TEST_CASE("device: given tokens and choices are the CPU's, and the next answer has none", "[slow]") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const auto prompt = golden_prompt("tiny");
+    const int n = model->config.n_canvas;
+    const auto cpu = make_cpu_backend(model, model->config.n_context);
+    GenerateParams params;
+    params.seed = 4;
+    params.sampler.max_steps = 6;
+    const auto plain = answer(*cpu, prompt, params);
+    params.given.tokens.assign(n, -1);
+    for (int i : {0, 7, 8, n - 1}) params.given.tokens[i] = 40 + i;
+    params.given.choices = {{3, {{50, 51}, {52, 53}, {50, 53}}}, {10, {{60}, {61}}}};
+    const auto expected = answer(*cpu, prompt, params);
+    for (const bool graph_loop : {true, false}) {
+        const auto gpu = device_backend(model, {.exact = true, .graph_loop = graph_loop});
+        gpu->encode(prompt);
+        int n_frame = 0;
+        const Answer a = gpu->generate(params, [&](const Frame& f) {
+            n_frame++;
+            double sum = 0;
+            for (int i = 0; i < n; i++) {
+                sum += f.entropy[i];
+                if (params.given.tokens[i] < 0) continue;
+                CHECK(f.tokens[i] == params.given.tokens[i]);
+                CHECK(f.argmax[i] == params.given.tokens[i]);
+                CHECK(f.entropy[i] == 0);
+            }
+            CHECK(f.mean_entropy == Approx(sum / (n - 4)).epsilon(1e-5));
+            return true;
+        });
+        CHECK(n_frame > 1);
+        CHECK(a.tokens == expected);
+        CHECK(a.log_prob.size() == a.tokens.size());
+        CHECK(a.log_prob[7] == 0);
+        GenerateParams next = params;
+        next.given = {};
+        CHECK(answer(*gpu, prompt, next) == plain);
+    }
+}
+
+TEST_CASE("device: what self-conditioning leaves out is bounded, and nothing if that is asked for",
+          "[slow]") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const auto backend = device_backend(model, {});
+    backend->encode(golden_prompt("tiny"));
+    GenerateParams params;
+    params.sampler.max_steps = 4;
+    params.sampler.t_min = params.sampler.t_max = 0.05f;  // peaked rows: the vocabulary has only four tiles
+    float most = 0;
+    const auto dropped = [&](float limit) {
+        most = 0;
+        return [&most, limit](const Frame& f) {
+            most = std::max(most, f.dropped);
+            CHECK(f.dropped <= limit);
+            return true;
+        };
+    };
+    backend->generate(params, dropped(0x1p-10f));
+    CHECK(most > 0);
+    params.sampler.self_cond_drop = 0;
+    backend->generate(params, dropped(0));
+}
+
 TEST_CASE("device: a callback that says stop ends the answer after that step", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
     for (const bool graph_loop : {true, false}) {

@@ -99,18 +99,24 @@ LoopState at_step(int step) {
 
 template <class T>
 std::vector<T> soft(const Embedding& e, const std::vector<T>& probs, const std::vector<float>& norm,
-                    float eps, int step) {
+                    float eps, int step, const std::vector<uint8_t>& live) {
     const int n_canvas = int(probs.size()) / vocab_stride(e.n_vocab);
     return every_schedule([&] {
         const auto p = to_device(probs);
+        const auto flags = to_device(live);
         const auto w = to_device(norm);
         const auto state = to_device(std::vector{at_step(step)});
         const DeviceArray<T> out(size_t(n_canvas) * padded(e.n_embd));
-        const DeviceArray<float> scratch(soft_scratch(n_canvas, e.n_embd));
-        soft_embedding(Stream{}, out.data(), p.data(), e.weights, w.data(), eps, n_canvas, scratch.data(),
-                       state.data());
+        const DeviceArray<float> scratch(soft_scratch(n_canvas, e.n_embd, e.n_vocab));
+        soft_embedding(Stream{}, out.data(), p.data(), flags.data(), e.weights, w.data(), eps, n_canvas,
+                       scratch.data(), state.data());
         return to_host(out);
     });
+}
+template <class T>
+std::vector<T> soft(const Embedding& e, const std::vector<T>& probs, const std::vector<float>& norm,
+                    float eps, int step) {
+    return soft(e, probs, norm, eps, step, std::vector<uint8_t>(n_vocab_tile(e.n_vocab), 1));
 }
 
 // rms(probs E sqrt(n_embd)) * norm in double, from the probabilities and values as they are stored.
@@ -243,6 +249,36 @@ TEST_CASE("soft_embedding is zero at step 0, whatever the probabilities hold") {
         CHECK(v.bits == 0);
 }
 
+TEMPLATE_TEST_CASE("soft_embedding leaves out tiles of the vocabulary that are not live", "[embed]", float,
+                   F16) {
+    using T = TestType;
+    const int n_vocab = 5000, n_embd = 96, n_canvas = 9, n_tile = n_vocab_tile(n_vocab);
+    const Type type = sizeof(T) == 4 ? Type::F32 : Type::Q8_0;
+    const Embedding e = make_embedding(type, type, n_vocab, n_embd, 700);
+    const std::vector<float> norm(n_embd, 1);
+    std::mt19937 random(8);
+    for (int kind : {0, 1, 2, 3, 4}) {  // some; few; the last alone, which is not whole; none; all
+        std::vector<uint8_t> live(n_tile);
+        for (int t = 0; t < n_tile; t++)
+            live[t] = kind == 0   ? random() % 2
+                      : kind == 1 ? random() % 16 == 0
+                      : kind == 2 ? t == n_tile - 1
+                                  : kind == 4;
+        auto probs = random_probs(n_canvas, n_vocab, 701 + kind);
+        auto stored = stored_probs<T>(probs, n_vocab);  // of dead tiles NaN: they are not to be read
+        for (size_t i = 0; i < probs.size(); i++) {
+            const int v = int(i) % n_vocab;
+            if (live[v / kVocabTile]) continue;
+            probs[i] = 0;
+            stored[i / n_vocab * vocab_stride(n_vocab) + v] = host_from_f32<T>(NAN);
+        }
+        INFO("kind " << kind);
+        const auto out = from_rows(soft(e, stored, norm, 1e-6f, 1, live), n_embd);
+        CHECK(distance(out, expected_soft(e, probs, norm, 1e-6)) <
+              (sizeof(T) == 4 ? kFloatDistance : kF16Distance));
+    }
+}
+
 TEST_CASE("soft_embedding of one certain token is its row, normed") {
     const int n_vocab = 400, n_embd = 48;
     const Embedding e = make_embedding(Type::F32, Type::F32, n_vocab, n_embd, 500);
@@ -261,9 +297,10 @@ TEST_CASE("soft_embedding of one certain token is its row, normed") {
 TEST_CASE("the embedding refuses types that do not go with the activations") {
     const Embedding e = make_embedding(Type::F32, Type::F32, 32, 32, 600);
     const DeviceArray<F16> out(64), probs(128);
-    const DeviceArray<float> norm(32), scratch(soft_scratch(1, 32));
+    const DeviceArray<float> norm(32), scratch(soft_scratch(1, 32, 32));
+    const DeviceArray<uint8_t> live(1);
     const auto state = to_device(std::vector{at_step(0)});
-    CHECK_THROWS_AS(soft_embedding(Stream{}, out.data(), probs.data(), e.weights, norm.data(), 1e-6f, 1,
-                                   scratch.data(), state.data()),
+    CHECK_THROWS_AS(soft_embedding(Stream{}, out.data(), probs.data(), live.data(), e.weights, norm.data(),
+                                   1e-6f, 1, scratch.data(), state.data()),
                     Error);
 }

@@ -24,11 +24,13 @@ void check_head(Type type, int n_canvas, int n_vocab, int n_embd, float t) {
     const DeviceArray<T> z_device(n_canvas * stride);
     const DeviceArray<TileStats> stats_device(n_canvas * n_tile);
     const DeviceArray<float> logits_device(size_t(n_canvas) * n_vocab);
+    const auto live = to_device(std::vector<uint8_t>(n_tile, 1));
     const auto stats = every_schedule([&] {
-        lm_head(Stream{}, z_device.data(), stats_device.data(), logits_device.data(), x_device.data(), w.w,
-                n_canvas, softcap, state_device.data());
+        lm_head(Stream{}, z_device.data(), stats_device.data(), live.data(), logits_device.data(),
+                x_device.data(), w.w, n_canvas, softcap, state_device.data());
         return to_host(stats_device);
     });
+    CHECK(to_host(live) == std::vector<uint8_t>(n_tile, 0));
     const auto z = to_host(z_device);
     const auto logits = to_host(logits_device);
 
@@ -90,7 +92,8 @@ TEMPLATE_TEST_CASE("lm_head: ties go to the lowest id", "", F16, float) {
     const auto state = to_device(std::vector{LoopState{}});
     const DeviceArray<TestType> z(3 * vocab_stride(n_vocab));
     const DeviceArray<TileStats> stats(3 * n_vocab_tile(n_vocab));
-    lm_head(Stream{}, z.data(), stats.data(), nullptr, x.data(), zero.w, 3, 30.0f, state.data());
+    const DeviceArray<uint8_t> live(n_vocab_tile(n_vocab));
+    lm_head(Stream{}, z.data(), stats.data(), live.data(), nullptr, x.data(), zero.w, 3, 30.0f, state.data());
     const auto s = to_host(stats);
     for (size_t i = 0; i < s.size(); i++) CHECK(s[i].argmax == int(i % 3) * kVocabTile);
 }

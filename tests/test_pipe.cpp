@@ -74,7 +74,8 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
             "seed": 18446744073709551615, "stop": ["x", "y"], "ignore_eos": true, "frames": true,
             "greedy": true, "max_steps": 3, "t_min": 0.5, "t_max": 1, "entropy_bound": 2, "stability": 4,
             "confidence": 0.25, "top_k": 6, "top_k_start": 9, "top_k_end": 8, "top_k_tail_correction": true,
-            "self_cond_top_k": 10})");
+            "self_cond_top_k": 10, "self_cond_drop": 0.125, "canvas": "[[1]] [[2]]",
+            "choices": {"2": ["p", "q"]}, "retry_empty": 2, "best_of": 3, "log_probs": true})");
     REQUIRE(i->error == "");
     CHECK(i->warnings.empty());
     CHECK(i->id == "a");
@@ -104,6 +105,12 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(s.top_k_end == 8);
     CHECK(s.top_k_tail_correction);
     CHECK(s.self_cond_top_k == 10);
+    CHECK(s.self_cond_drop == 0.125f);
+    CHECK(r.canvas == "[[1]] [[2]]");
+    CHECK(r.choices == std::map<int, std::vector<std::string>>{{2, {"p", "q"}}});
+    CHECK(r.n_retry == 2);
+    CHECK(r.n_best == 3);
+    CHECK(i->log_probs);
 
     const auto m = parse(
         R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"},
@@ -157,6 +164,10 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt_ids\": [1], \"system\": \"x\"}", "key system goes without prompt_ids"},
         {"{\"prompt_ids\": [1], \"think\": true}", "key think goes without prompt_ids"},
         {"{\"system\": \"s\", \"messages\": [{\"role\": \"system\", \"content\": \"x\"}]}", "expected one"},
+        {"{\"prompt\": \"x\", \"choices\": [1]}", "key choices is an array, expected an object of lists"},
+        {"{\"prompt\": \"x\", \"choices\": {\"a\": [\"b\"]}}", "choices has the key a, expected the number"},
+        {"{\"prompt\": \"x\", \"choices\": {\"1\": \"b\"}}", "choices of hole 1 are \"b\", expected a list"},
+        {"{\"prompt\": \"x\", \"best_of\": 0}", "key best_of is 0, expected an integer from 1"},
         {"{\"prompt\": \"x\", \"max_tokens\": 0}", "key max_tokens is 0, expected an integer from 1"},
         {"{\"prompt\": \"x\", \"max_tokens\": 1.0}", "key max_tokens is 1.0"},
         {"{\"prompt\": \"x\", \"seed\": -1}",

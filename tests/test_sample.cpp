@@ -56,6 +56,7 @@ std::vector<float> stored(const std::vector<float>& values, int n_vocab) {
 LoopState make_state(const SamplerConfig& sampler, int step = 0, uint64_t seed = 7) {
     LoopState state{};
     state.sampler = sampler;
+    if (sampler.self_cond_drop < 0) state.sampler.self_cond_drop = 0;  // unless a test asks for it
     state.seed = seed;
     state.canvas = 3;
     state.step = step;
@@ -69,29 +70,35 @@ float uniform(const LoopState& s, int row) {
 struct Sampled {
     std::vector<RowStats> rows;
     std::vector<float> probs;  // [n_row, vocab_stride(n_vocab)], without prob_scale
+    std::vector<uint8_t> live;
 };
 
 template <class T>
-Sampled run_sample(const Head<T>& head, int n_vocab, const LoopState& state) {
-    const int n_row = static_cast<int>(head.stored.size()) / n_vocab;
-    const size_t row_bytes = n_row * sizeof(RowStats);
+Sampled run_sample(const Head<T>& head, int n_vocab, const LoopState& state, const GivenTokens& given = {}) {
+    const int n_row = static_cast<int>(head.stored.size()) / n_vocab, n_tile = n_vocab_tile(n_vocab);
+    const size_t row_bytes = n_row * sizeof(RowStats), z_bytes = head.z.size() * sizeof(T);
     const auto bytes = every_schedule([&] {
         auto z = to_device(head.z);
         const auto stats = to_device(head.stats);
         DeviceArray<RowStats> rows(n_row);
         const auto device_state = to_device(std::vector{state});
-        sample(Stream{}, rows.data(), z.data(), stats.data(), n_row, n_vocab, device_state.data());
+        const auto live = to_device(std::vector<uint8_t>(n_tile, 0));
+        const auto device_given = to_device(std::vector{given});
+        sample(Stream{}, rows.data(), z.data(), live.data(), stats.data(), n_row, n_vocab,
+               device_given.data(), device_state.data());
         const auto out_rows = to_host(rows);
         const auto out_z = to_host(z);
-        std::vector<uint8_t> out(row_bytes + out_z.size() * sizeof(T));
+        std::vector<uint8_t> out(row_bytes + z_bytes);
         memcpy(out.data(), out_rows.data(), row_bytes);
-        memcpy(out.data() + row_bytes, out_z.data(), out_z.size() * sizeof(T));
+        memcpy(out.data() + row_bytes, out_z.data(), z_bytes);
+        const auto out_live = to_host(live);
+        out.insert(out.end(), out_live.begin(), out_live.end());
         return out;
     });
-    Sampled out{std::vector<RowStats>(n_row), {}};
+    Sampled out{std::vector<RowStats>(n_row), {}, {bytes.end() - n_tile, bytes.end()}};
     std::vector<T> z(head.z.size());
     memcpy(out.rows.data(), bytes.data(), row_bytes);
-    memcpy(z.data(), bytes.data() + row_bytes, z.size() * sizeof(T));
+    memcpy(z.data(), bytes.data() + row_bytes, z_bytes);
     out.probs = host_f32(z);
     for (float& p : out.probs) p /= prob_scale<T>();
     return out;
@@ -132,6 +139,8 @@ Errors check_rows(const std::vector<float>& values, const Head<T>& head, int n_v
         const RowStats& found = out.rows[r];
         INFO("row " << r << " of " << n_vocab << " entries, u " << u << " entropy " << expected.entropy);
         CHECK(found.argmax == expected.argmax);
+        CHECK(std::fabs(found.log_prob - expected.log_prob) <= tol.entropy);
+        CHECK(found.dropped == 0);
         errors.entropy = std::max(errors.entropy, std::fabs(double{found.entropy} - expected.entropy));
 
         REQUIRE(found.drawn >= 0);
@@ -157,6 +166,13 @@ Errors check_rows(const std::vector<float>& values, const Head<T>& head, int n_v
         CHECK(n_wrong == 0);
     }
     CHECK(errors.entropy <= tol.entropy);
+    for (size_t t = 0; t < out.live.size(); t++) {  // live: where any row has something
+        bool any = false;
+        for (size_t r = 0; r < out.rows.size(); r++)
+            for (int i = 0; i < kVocabTile; i++)
+                any = any || out.probs[r * vocab_stride(n_vocab) + t * kVocabTile + i] != 0;
+        CHECK(out.live[t] == any);
+    }
     return errors;
 }
 
@@ -325,6 +341,107 @@ TEST_CASE("sample in F16 is as near as F16 is", "[sample]") {
     CHECK(e.p > 1e-4);  // else nothing was rounded
 }
 
+TEMPLATE_TEST_CASE("sample drops unlikely tiles, less than it may", "[sample]", float, F16) {
+    // Peaked rows over 40 tiles: most tiles weigh little in each row, and some little in all.
+    const int n_vocab = 5000, n_row = 4, stride = vocab_stride(n_vocab), n_tile = n_vocab_tile(n_vocab);
+    auto z = random_floats(size_t(n_row) * n_vocab, 51, 3);
+    for (int r = 0; r < n_row; r++)
+        for (int v = 0; v < n_vocab; v++) z[size_t(r) * n_vocab + v] -= 0.4f * (v / kVocabTile);
+    z = stored<TestType>(z, n_vocab);
+    const auto head = make_head<TestType>(z, n_vocab);
+    SamplerConfig c;
+    const Sampled whole = run_sample(head, n_vocab, make_state(c));
+    for (float drop : {1e-2f, 0x1p-10f, 1e-5f}) {
+        c.self_cond_drop = drop;
+        const Sampled out = run_sample(head, n_vocab, make_state(c));
+        int n_live = 0, n_dropped = 0;
+        std::vector<uint8_t> any(n_tile, 0);
+        for (int r = 0; r < n_row; r++) {
+            double dropped = 0;
+            for (int t = 0; t < n_tile; t++) {
+                double mass = 0, kept = 0;
+                for (int i = 0; i < kVocabTile; i++) {
+                    const size_t at = size_t(r) * stride + t * kVocabTile + i;
+                    mass += whole.probs[at], kept += out.probs[at];
+                }
+                CHECK((kept == 0 || kept == mass));
+                const double least = drop / n_tile;
+                CHECK((kept == 0) == (mass < least));  // none is as near as rounding to it
+                if (kept == 0) dropped += mass, n_dropped++;
+                any[t] = any[t] || kept > 0;
+            }
+            CHECK(dropped < drop);
+            CHECK(out.rows[r].dropped == Approx(dropped).epsilon(2e-3).margin(1e-9));
+            CHECK(out.rows[r].entropy == whole.rows[r].entropy);
+            CHECK(out.rows[r].drawn == whole.rows[r].drawn);
+        }
+        for (int t = 0; t < n_tile; t++) {
+            CHECK(out.live[t] == any[t]);
+            n_live += any[t];
+        }
+        INFO("drop " << drop << ": " << n_live << " of " << n_tile << " live");
+        CHECK(n_live > 5);
+        CHECK(n_live < n_tile);
+        CHECK(n_dropped > n_row * (n_tile - n_live));  // rows differ
+    }
+    // The default: as little as the type rounds away.
+    CHECK(soft_drop({}, 24) == 0x1p-24f);
+    CHECK(soft_drop({}, 11) == 0x1p-10f);
+}
+
+TEMPLATE_TEST_CASE("sample: given tokens and choices, as the CPU has them", "[sample]", float, F16) {
+    const int n_vocab = 400, n_row = 9, stride = vocab_stride(n_vocab);
+    const auto z = stored<TestType>(random_floats(size_t(n_row) * n_vocab, 61, 2), n_vocab);
+    const auto head = make_head<TestType>(z, n_vocab);
+    // Rows 0, 4 given; rows 2, 3 one of four texts with tokens in common; row 8 one of two equal ones.
+    const Choice pair{2, {{5, 130}, {5, 399}, {260, 130}, {5, 7}}}, twin{8, {{9}, {9}}};
+    GivenTokens given{};
+    std::fill_n(given.tokens, kMaxCanvas, GivenTokens::kFree);
+    given.tokens[0] = 399, given.tokens[4] = 0;
+    given.tokens[2] = given.tokens[3] = -2, given.tokens[8] = -3;
+    given.choices[0] = {2, 2, 4, 0};
+    given.choices[1] = {8, 1, 2, 8};
+    int at = 0;
+    for (const Choice* choice : {&pair, &twin})
+        for (const auto& option : choice->options)
+            for (int32_t id : option) given.options[at++] = id;
+    for (int seed = 0; seed < 8; seed++) {
+        LoopState state = make_state({}, 0, seed);
+        state.has_given = 1;
+        const Sampled out = run_sample(head, n_vocab, state, given);
+        auto expected = z;
+        std::vector<RowStats> rows(n_row);
+        for (int r : {1, 5, 6, 7})
+            rows[r] = sample_row(std::span(expected).subspan(size_t(r) * n_vocab, n_vocab), 1,
+                                 uniform(state, r), 0, false);
+        for (const Choice* choice : {&pair, &twin})
+            sample_choice(expected, n_vocab, *choice, 1, uniform(state, choice->begin), rows);
+        for (int r : {0, 4}) {
+            std::fill_n(expected.begin() + r * n_vocab, n_vocab, 0.0f);
+            expected[r * n_vocab + given.tokens[r]] = 1;
+            rows[r] = {0, given.tokens[r], given.tokens[r], 0, 0};
+        }
+        const Tolerance tol = tolerance<TestType>;
+        for (int r = 0; r < n_row; r++) {
+            INFO("seed " << seed << " row " << r);
+            CHECK(out.rows[r].argmax == rows[r].argmax);
+            CHECK(out.rows[r].drawn == rows[r].drawn);
+            CHECK(std::fabs(out.rows[r].entropy - rows[r].entropy) <= tol.entropy);
+            CHECK(std::fabs(out.rows[r].log_prob - rows[r].log_prob) <= tol.entropy);
+            int n_wrong = 0;
+            for (int v = 0; v < stride; v++) {
+                const double want = v < n_vocab ? expected[r * n_vocab + v] : 0,
+                             have = out.probs[r * stride + v];
+                if (!(std::fabs(have - want) <= tol.p * want + tol.p_lowest)) n_wrong++;
+            }
+            CHECK(n_wrong == 0);
+        }
+        // Without has_given nothing of it counts.
+        state.has_given = 0;
+        CHECK(run_sample(head, n_vocab, state, given).rows[0].entropy > 0);
+    }
+}
+
 TEMPLATE_TEST_CASE("probabilities agree with the CPU", "[sample]", float, F16) {
     for (int n_vocab : {1, 100, 128, 400, 5000})
         for (float t : {0.4f, 1.0f}) {
@@ -333,7 +450,9 @@ TEMPLATE_TEST_CASE("probabilities agree with the CPU", "[sample]", float, F16) {
             const auto found = every_schedule([&] {
                 const auto device_logits = to_device(logits);
                 DeviceArray<TestType> probs(size_t(stride) * n_row);
-                probabilities(Stream{}, probs.data(), device_logits.data(), t, n_row, n_vocab);
+                const auto live = to_device(std::vector<uint8_t>(n_vocab_tile(n_vocab), 0));
+                probabilities(Stream{}, probs.data(), live.data(), device_logits.data(), t, n_row, n_vocab);
+                CHECK(to_host(live) == std::vector<uint8_t>(n_vocab_tile(n_vocab), 1));
                 return to_host(probs);
             });
             std::vector<float> expected(size_t(stride) * n_row);

@@ -159,7 +159,7 @@ TEST_CASE("acceptance agrees with the definition") {
         for (float& v : h)
             v = round % 3 ? exponential(random) : std::round(exponential(random) * 50) / 64;  // ties
         std::vector<uint8_t> accepted(n, 9);
-        const Acceptance a = accept(h, 0.1f, accepted);
+        const Acceptance a = accept(h, 0.1f, static_cast<int>(h.size()), accepted);
 
         std::vector<int> order(n);
         std::iota(order.begin(), order.end(), 0);
@@ -179,11 +179,11 @@ TEST_CASE("acceptance agrees with the definition") {
 
 TEST_CASE("acceptance at the edges") {
     std::vector<uint8_t> accepted(3);
-    accept(std::vector<float>{5, 5, 5}, 0.0f, accepted);
+    accept(std::vector<float>{5, 5, 5}, 0.0f, 3, accepted);
     CHECK(accepted == std::vector<uint8_t>{1, 0, 0});  // the first always is
-    accept(std::vector<float>{0, 0, 0}, 0.0f, accepted);
+    accept(std::vector<float>{0, 0, 0}, 0.0f, 3, accepted);
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});  // sums of exactly the bound are accepted
-    accept(std::vector<float>{12, 12, 12}, 1e30f, accepted);
+    accept(std::vector<float>{12, 12, 12}, 1e30f, 3, accepted);
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});
 }
 
