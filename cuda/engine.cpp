@@ -491,9 +491,10 @@ class DeviceBackend final : public Backend {
               c_.n_expert_used);
         permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, c_.n_expert_used, c_.n_expert);
         mark(s, Part::ExpertUp);
-        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first);
+        const int n_slot = n * c_.n_expert_used;
+        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first, n_slot);
         mark(s, Part::ExpertDown);
-        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first);
+        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first, n_slot);
     }
 
     // ---- the loop

@@ -9,9 +9,9 @@ namespace easel {
 
 namespace {
 
-constexpr int kWarps = 4;       // row tiles of a block: 64 rows
-constexpr int kTokenTiles = 8;  // of 8 activation rows
-constexpr int kTokens = 8 * kTokenTiles;
+constexpr int kWarps = 4;  // row tiles of a block: 64 rows
+// Activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
+constexpr int kMany = 8, kFew = 4;
 
 // out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
 // tokens.
@@ -20,19 +20,23 @@ constexpr int kTokens = 8 * kTokenTiles;
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
 //   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
-// Tile:   64 rows x 64 slots; gated: 32 gate rows and their up rows, so both meet in one thread's registers.
+// Tile:   64 rows x 8 N_TOKEN_TILE slots; gated: 32 gate rows and their up rows, so both meet in one thread's
+//         registers.
 // Launch: grid (n_tile / 4, n_expert or n_token / 64), 128 threads; warp w has row tile w.
-// Shared: WeightGemm's, 46 KiB for Q4_K; the rows' numbers.
+// Shared: WeightGemm's, for Q4_K 46 KiB (64 slots) or 28 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
-//         all of an expert's tokens reads and decodes each weight once.
+//         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
+//         bytes of weights are on their way: room for 32 slots instead of 64 lets more blocks into an SM. An
+//         expert with more goes over its weights again, from L2.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
-template <Type TYPE, bool GATED, class X, class Y>
+template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
 __global__ void __launch_bounds__(32 * kWarps)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
                   int n_token, float scale) {
-    using Gemm = WeightGemm<TYPE, X, kWarps, kTokenTiles>;
+    constexpr int kTokens = 8 * N_TOKEN_TILE;
+    using Gemm = WeightGemm<TYPE, X, kWarps, N_TOKEN_TILE>;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * kWarps;
@@ -47,11 +51,11 @@ __global__ void __launch_bounds__(32 * kWarps)
             row_of[thread] = token_of ? token_of[slot] : slot;
         }
         __syncthreads();  // row_of is complete
-        float acc[kTokenTiles][4];
+        float acc[N_TOKEN_TILE][4];
         Gemm::multiply(acc, shared, records, tile, n_tile, n_chunk, x, ldx, row_of, n_row);
 
         const int own_tile = tile + thread / 32;
-        UNROLL for (int n = 0; n < kTokenTiles; n++) {
+        UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
             UNROLL for (int j = 0; j < 2; j++) {
                 const int slot = 8 * n + 2 * t + j;
                 if (slot >= n_row) continue;
@@ -102,18 +106,20 @@ __global__ void __launch_bounds__(32 * kWarps)
     if (lane == 0) atomicMax(reinterpret_cast<int*>(max), __float_as_int(largest));
 }
 
-template <bool GATED, class X, class Y>
+template <bool GATED, int N_TOKEN_TILE, class X, class Y>
 void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const int* first,
             const int* token_of, int n_token) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
-            constexpr int shared = WeightGemm<type.value, X, kWarps, kTokenTiles>::shared_bytes;
+            constexpr int kTokens = 8 * N_TOKEN_TILE;
+            constexpr int shared = WeightGemm<type.value, X, kWarps, N_TOKEN_TILE>::shared_bytes;
             const dim3 grid((w.n_tile() + kWarps - 1) / kWarps,
                             first ? w.n_expert : (n_token + kTokens - 1) / kTokens);
-            EASEL_LAUNCH((linear_kernel<type.value, GATED, X, Y>), grid, 32 * kWarps, shared, stream, out,
-                         ldo, GATED ? w.n_row / 2 : w.n_row, x, padded(w.n_col), w.data, w.expert_bytes(),
-                         w.n_tile(), padded(w.n_col) / kChunk, first, token_of, n_token, w.scale);
+            EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, 32 * kWarps, shared,
+                         stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x, padded(w.n_col), w.data,
+                         w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk, first, token_of, n_token,
+                         w.scale);
         } else {
             fail("bug: weights of a type that these activations are not multiplied with");
         }
@@ -138,29 +144,38 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
 
 template <class T>
 void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token) {
-    launch<false>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token);
+    launch<false, kMany>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token);
 }
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {
-    launch<true>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
+    launch<true, kMany>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
+}
+// Whether n_slot slots are three quarters of 8 kFew an expert, or less.
+static bool few_slots(const Weights& w, int n_slot) {
+    return n_slot <= w.n_expert * kFew * 6;
 }
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const int* first) {
-    launch<true>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
+                    const int* first, int n_slot) {
+    if constexpr (sizeof(T) == 2)  // in float32, where nothing is fast, there is one way
+        if (few_slots(w, n_slot))
+            return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
+    launch<true, kMany>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
 }
 template <class T>
-void expert_down(Stream stream, float* out, const T* x, const Weights& w, const int* first) {
-    launch<false>(stream, out, w.n_row, x, w, first, nullptr, 0);
+void expert_down(Stream stream, float* out, const T* x, const Weights& w, const int* first, int n_slot) {
+    if constexpr (sizeof(T) == 2)
+        if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, first, nullptr, 0);
+    launch<false, kMany>(stream, out, w.n_row, x, w, first, nullptr, 0);
 }
 
 template void linear(Stream, float*, const F16*, const Weights&, int);
 template void linear(Stream, float*, const float*, const Weights&, int);
 template void gate_up(Stream, F16*, const F16*, const Weights&, int);
 template void gate_up(Stream, float*, const float*, const Weights&, int);
-template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const int*);
-template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const int*);
-template void expert_down(Stream, float*, const F16*, const Weights&, const int*);
-template void expert_down(Stream, float*, const float*, const Weights&, const int*);
+template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const int*, int);
+template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const int*, int);
+template void expert_down(Stream, float*, const F16*, const Weights&, const int*, int);
+template void expert_down(Stream, float*, const float*, const Weights&, const int*, int);
 
 }  // namespace easel

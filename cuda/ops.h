@@ -215,10 +215,10 @@ void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 // out [n_slot, n_ff_exp] T, slot s from row token_of[s] of x with the expert whose slot it is.
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const int* first);
+                    const int* first, int n_slot);
 // out [n_slot, n_embd] float32, slot s from row s of x.
 template <class X>
-void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first);
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first, int n_slot);
 
 // max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
 // engine.cpp.

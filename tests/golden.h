@@ -104,3 +104,20 @@ inline void check_generation(const std::string& file, easel::Backend& backend, c
     const bool whole = tokens.size() == size_t(params.n_canvas) * model.config.n_canvas;
     CHECK(answer.finish == (whole ? easel::Finish::Length : easel::Finish::Stop));
 }
+
+// A frame of a canvas with given tokens: they are as they were given, certain, and not in the mean.
+inline void check_given(const easel::Frame& f, const easel::Given& given) {
+    double sum = 0;
+    int n_free = 0;
+    for (size_t i = 0; i < f.tokens.size(); i++) {
+        sum += f.entropy[i];
+        n_free += given.tokens[i] < 0;
+        if (given.tokens[i] < 0) continue;
+        CHECK(f.tokens[i] == given.tokens[i]);
+        CHECK(f.argmax[i] == given.tokens[i]);
+        CHECK(f.accepted[i] == 1);
+        CHECK(f.entropy[i] == 0);
+        CHECK(f.log_prob[i] == 0);
+    }
+    CHECK(f.mean_entropy == Approx(sum / n_free).epsilon(1e-5));
+}
