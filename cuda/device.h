@@ -15,17 +15,32 @@ namespace easel {
 
 // Makes a device the one that this thread works with.
 void use_device(int index);
-// Free memory of the device in use.
+// Free memory of the device in use, as the driver says.
 int64_t free_device_bytes();
 
-// Device memory; its content is undefined. A zero size gives null.
+// Device memory that device_alloc() has given out: now, at most since limit_device_memory(), and what it may
+// be.
+struct DeviceMemory {
+    int64_t used = 0, peak = 0;
+    int64_t limit = 0;  // 0: none
+};
+DeviceMemory device_memory();
+// From now on device_alloc() fails beyond `limit` bytes (0: none); the peak begins anew.
+void limit_device_memory(int64_t limit);
+// For the two implementations (memory.cpp): called before an allocation, after it, and before its end.
+void check_alloc(size_t bytes);
+void* count_alloc(void* p, size_t bytes);
+void count_free(void* p) noexcept;
+
+// Device memory; its content is undefined. A zero size gives null. Error if there is too little, or beyond
+// the limit.
 void* device_alloc(size_t bytes);
 void device_free(void* p) noexcept;
 // Host memory that the device reads and writes too, and its address over there. Zeroed.
 void* mapped_alloc(size_t bytes);
 void* mapped_device_address(void* host);
 void mapped_free(void* host) noexcept;
-// Host memory for copies that run beside other work.
+// Host memory for copies that run beside other work, in graphs too. Its content is undefined.
 void* pinned_alloc(size_t bytes);
 void pinned_free(void* host) noexcept;
 
@@ -49,6 +64,10 @@ class Event {
     Event(const Event&) = delete;
     void record(Stream stream);
     void wait();
+    // What `stream` is given from now on begins after the mark. If the mark is in a stream that a graph is
+    // captured from, `stream` becomes part of the capture, until the capture ends; before that, the captured
+    // stream must have been held for the last of what `stream` was given.
+    void hold(Stream stream);
     // Milliseconds of the stream from `start` to this one; both timed, recorded and waited for.
     double ms_since(const Event& start) const;
 

@@ -5,7 +5,6 @@
 
 #include <cstring>
 #include <map>
-#include <mutex>
 
 #include "backend.h"
 #include "check.h"
@@ -37,11 +36,10 @@ void check_launch(cudaError_t e, const char* kernel) {
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
-    static std::mutex mutex;
-    static std::map<std::pair<const void*, int>, size_t> allowed;  // of a kernel on a device
+    // Of a kernel on a device; what another thread has been allowed, this one asks for once more.
+    thread_local std::map<std::pair<const void*, int>, size_t> allowed;
     int device = 0;
     CUDA(cudaGetDevice(&device));
-    std::lock_guard lock(mutex);
     size_t& have = allowed[{kernel, device}];
     if (have >= bytes) return;
     const cudaError_t e =
@@ -106,6 +104,7 @@ int64_t free_device_bytes() {
 
 void* device_alloc(size_t bytes) {
     if (!bytes) return nullptr;
+    check_alloc(bytes);
     void* p = nullptr;
     const cudaError_t e = cudaMalloc(&p, bytes);
     if (e == cudaErrorMemoryAllocation) {
@@ -114,9 +113,10 @@ void* device_alloc(size_t bytes) {
              free_device_bytes() / 1e9);
     }
     CUDA(e);
-    return p;
+    return count_alloc(p, bytes);
 }
 void device_free(void* p) noexcept {
+    count_free(p);
     cudaFree(p);
 }
 void* mapped_alloc(size_t bytes) {
@@ -135,7 +135,7 @@ void mapped_free(void* host) noexcept {
 }
 void* pinned_alloc(size_t bytes) {
     void* p = nullptr;
-    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocDefault));
+    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocMapped));  // mapped: what a loop's body may copy from
     return p;
 }
 void pinned_free(void* host) noexcept {
@@ -188,6 +188,10 @@ void Event::record(Stream stream) {
 }
 void Event::wait() {
     CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)));
+}
+
+void Event::hold(Stream stream) {
+    CUDA(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(handle_), 0));
 }
 
 double Event::ms_since(const Event& start) const {

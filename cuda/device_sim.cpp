@@ -1,8 +1,10 @@
 // device_sim.cpp: device.h on the simulator: launches run at once, on the caller's thread; a graph is a list
 // of recorded launches that runs in a thread of its own, as a GPU would beside the host.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <iterator>
 #include <thread>
 #include <variant>
 
@@ -39,10 +41,14 @@ int64_t free_device_bytes() {
 }
 
 void* device_alloc(size_t bytes) {
-    return bytes ? sim::allocate(bytes) : nullptr;
+    if (!bytes) return nullptr;
+    check_alloc(bytes);
+    return count_alloc(sim::allocate(bytes), bytes);
 }
 void device_free(void* p) noexcept {
-    if (p) sim::deallocate(p);
+    if (!p) return;
+    count_free(p);
+    sim::deallocate(p);
 }
 void* mapped_alloc(size_t bytes) {
     void* p = sim::allocate(bytes);
@@ -70,8 +76,12 @@ void free_stream(Stream stream) noexcept {
     delete stream;
 }
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
+    const auto copy = [=] {
+        if (bytes) memcpy(device, host, bytes);
+    };
+    if (stream && stream->recording) return stream->recording->push_back(copy);
     finish(stream);
-    if (bytes) memcpy(device, host, bytes);
+    copy();
 }
 void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
     finish(stream);
@@ -105,22 +115,47 @@ bool finished(Stream stream) {
     return true;
 }
 
-// A moment: what was launched before it has run.
-Event::Event(bool) : handle_(new std::chrono::steady_clock::time_point) {}
+// A moment: what was launched before it has run. In a capture, a number of launches of the stream.
+struct Mark {
+    std::chrono::steady_clock::time_point time;
+    Stream stream = nullptr;  // null: in no capture
+    size_t n_launch = 0;
+};
+static Mark& mark(void* handle) {
+    return *static_cast<Mark*>(handle);
+}
+Event::Event(bool) : handle_(new Mark) {}
 Event::~Event() {
-    delete static_cast<std::chrono::steady_clock::time_point*>(handle_);
+    delete static_cast<Mark*>(handle_);
 }
 void Event::record(Stream stream) {
-    finish(stream);
-    *static_cast<std::chrono::steady_clock::time_point*>(handle_) = std::chrono::steady_clock::now();
+    const bool captured = stream && stream->recording;
+    if (!captured) finish(stream);
+    mark(handle_) = {std::chrono::steady_clock::now(), captured ? stream : nullptr,
+                     captured ? stream->n_taken + stream->recording->size() : 0};
 }
 double Event::ms_since(const Event& start) const {
-    using Time = std::chrono::steady_clock::time_point;
-    return std::chrono::duration<double, std::milli>(*static_cast<Time*>(handle_) -
-                                                     *static_cast<Time*>(start.handle_))
-        .count();
+    return std::chrono::duration<double, std::milli>(mark(handle_).time - mark(start.handle_).time).count();
 }
 void Event::wait() {}
+
+// A stream that joins a capture keeps its launches until the captured stream waits for them: so late that a
+// wait which is missing shows.
+void Event::hold(Stream stream) {
+    const Mark& m = mark(handle_);
+    if (!m.stream || m.stream == stream) return;
+    if (!stream->recording) {  // it joins
+        stream->recording = &stream->late;
+        stream->n_taken = 0;
+        m.stream->joined.push_back(stream);
+    } else if (m.stream->recording == &m.stream->late) {
+        auto& late = m.stream->late;
+        const auto n = static_cast<std::ptrdiff_t>(m.n_launch - std::min(m.n_launch, m.stream->n_taken));
+        std::move(late.begin(), late.begin() + n, std::back_inserter(*stream->recording));
+        late.erase(late.begin(), late.begin() + n);
+        m.stream->n_taken += n;
+    }
+}
 
 struct Graph::Impl {
     struct Node;
@@ -162,7 +197,19 @@ Condition Graph::condition(bool at_start) {
 void Graph::launch(const Launches& launches) {
     Impl::Node& node = impl_->nodes.emplace_back();
     sim::Stream stream{&node.launches};
+    struct End {  // of the capture, for all streams that are in it
+        sim::Stream& stream;
+        ~End() {
+            for (Stream s : stream.joined) {
+                s->recording = nullptr;
+                s->late.clear();
+            }
+        }
+    } const end{stream};
     launches(&stream);
+    for (Stream s : stream.joined)
+        require(s->late.empty(), "bug: a capture ends, and {} launches of another stream were not waited for",
+                s->late.size());
 }
 void Graph::loop(Condition while_true, const Body& body) {
     impl_->add(while_true, true, body);
@@ -170,7 +217,11 @@ void Graph::loop(Condition while_true, const Body& body) {
 void Graph::branch(Condition if_true, const Body& body) {
     impl_->add(if_true, false, body);
 }
-void Graph::instantiate() {}
+void Graph::instantiate() {
+    const bool conditional = std::any_of(impl_->nodes.begin(), impl_->nodes.end(),
+                                         [](const Impl::Node& n) { return n.body != nullptr; });
+    require(!conditional || !sim::no_conditional_nodes, "simulated: this driver refuses conditional nodes");
+}
 void Graph::run(Stream stream) {
     finish(stream);
     auto flight = std::make_unique<Flight>();

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "device.h"
 #include "layout.h"
+#include "offload.h"
 #include "profile.h"
 
 namespace easel {
@@ -135,23 +136,27 @@ class DeviceBackend final : public Backend {
     DeviceBackend(std::shared_ptr<const Model> model, const DeviceOptions& options)
         : model_(std::move(model)),
           c_(model_->config),
+          plan_(plan_gpu(*model_, options)),
           room_(c_, options),
+          n_offload_(options.n_offload),
           index_(options.index),
           graph_loop_(options.graph_loop),
-          memory_(needed_bytes()),
+          memory_(arena_bytes()),
           ring_(c_.n_canvas) {
         Arena arena = memory_.arena();
-        w_ = lay_out_weights<T>(*model_, arena);
+        w_ = lay_out_weights<T>(*model_, n_offload_, arena);
         cache_ = lay_out_cache<T>(c_, room_, arena);
         b_ = lay_out_buffers<T>(c_, room_, arena);
-        const auto start = Clock::now();
         load(options.on_load);
-        load_ms_ = ms_between(start, Clock::now());
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
 
     int n_cached() const override { return n_cached_; }
+    int n_context() const override { return room_.n_context; }
+    int n_encode() const override { return room_.n_token; }
+    MemoryPlan plan() const override { return plan_; }
+    LoadStats load_stats() const override { return load_stats_; }
 
     int truncate(int n_token) override {
         check_truncate(n_cached_, n_token);
@@ -223,6 +228,7 @@ class DeviceBackend final : public Backend {
             });
             return collect.canvas_ended;
         };
+        if (graph_loop_ && !whole_) prepare_graph();
         try {
             if (graph_loop_)
                 run_graph(poll);
@@ -238,6 +244,7 @@ class DeviceBackend final : public Backend {
         copy_to_host(stream_.s, &state, b_.state, sizeof state);
         finish(stream_.s);
         Answer answer = collect.answer();
+        answer.note = std::exchange(note_, {});
         answer.denoise_ms = static_cast<double>(state.denoise_ns) * 1e-6;
         answer.commit_ms = std::max(0.0, ms_between(start, Clock::now()) - answer.denoise_ms);
         // The device may have moved on before it saw a cancellation: the cache holds at least what the answer
@@ -281,23 +288,12 @@ class DeviceBackend final : public Backend {
         }
     };
 
-    int64_t needed_bytes() const {
-        check_limits(c_);
+    int64_t arena_bytes() const {
         Arena count;
-        lay_out_weights<T>(*model_, count);
-        const int64_t weights = count.bytes();
+        lay_out_weights<T>(*model_, n_offload_, count);
         lay_out_cache<T>(c_, room_, count);
-        const int64_t cache = count.bytes() - weights;
         lay_out_buffers<T>(c_, room_, count);
-        const int64_t needed = count.bytes(), free = free_device_bytes();
-        constexpr double kGb = 1e9;
-        require(needed + kSlack <= free,
-                "the GPU has {:.2f} GB free, {:.2f} GB are needed: {:.2f} weights, {:.2f} KV cache of {} "
-                "tokens, {:.2f} "
-                "buffers. A smaller context (-c) or a smaller quantisation would fit, or --device cpu",
-                free / kGb, (needed + kSlack) / kGb, weights / kGb, cache / kGb, room_.n_context,
-                (needed - weights - cache) / kGb);
-        return needed;
+        return count.bytes();
     }
 
     void load(const LoadProgressFn& on_load) {
@@ -326,17 +322,30 @@ class DeviceBackend final : public Backend {
         for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
         fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
         fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
-        load_bytes_ = load_records(stream_.s, w_.records, on_load);
-        if constexpr (std::is_same_v<T, F16>) {
-            scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
-            for (int l = 0; l < c_.n_layer; l++) {
-                scale_products(w_.layers[l].gate_up, w_.layers[l].down, model_->layers[l].ffn_norm);
-                scale_products(w_.layers[l].expert_gate_up, w_.layers[l].expert_down,
-                               model_->layers[l].pre_ffw_norm_2);
-            }
+        int64_t total = 0;
+        for (const RecordSource& r : w_.records) total += r.bytes();
+        for (const Offloaded& o : w_.offloaded)
+            for (const RecordSource& r : o.records) total += r.bytes();
+        Loader loader(stream_.s, load_slot_bytes(*model_), total, on_load);
+        loader.load(w_.records);
+        const auto scale_experts = [&](int l) {
+            scale_products(w_.layers[l].expert_gate_up, w_.layers[l].expert_down,
+                           model_->layers[l].pre_ffw_norm_2);
+        };
+        for (const Offloaded& o : w_.offloaded) {  // while they are on the device
+            loader.load(o.records);
+            scale_experts(o.layer);
+            experts_.keep(stream_.s, o);
         }
+        scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
+        for (int l = 0; l < c_.n_layer; l++) {
+            scale_products(w_.layers[l].gate_up, w_.layers[l].down, model_->layers[l].ffn_norm);
+            if (!is_offloaded(l, c_.n_layer, n_offload_)) scale_experts(l);
+        }
+        load_stats_ = loader.finish_all();
         w_.records.clear();
         w_.floats.clear();
+        w_.offloaded.clear();
         finish(stream_.s);
     }
 
@@ -345,6 +354,7 @@ class DeviceBackend final : public Backend {
     // true whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and
     // half of them suffice.
     void scale_products(Weights& gate_up, Weights& down, const std::vector<float>& norm) {
+        if constexpr (!std::is_same_v<T, F16>) return;
         const DeviceArray<float> max(1);
         max_row_square(stream_.s, max.data(), gate_up);
         double norm2 = 0;
@@ -440,6 +450,7 @@ class DeviceBackend final : public Backend {
                      l.global ? w_.freq : w_.freq_swa, n, l.head_dim / 2, b_.state);
         }
         rms_norm(s, b_.in, b_.x, w_.layers[0].attn_norm, n, c_.n_embd, c_.rms_eps);
+        experts_.begin(s, mask == Mask::Causal ? c_.n_layer - 1 : c_.n_layer);
         for (int l = 0; l < c_.n_layer; l++) {
             const LayerWeights& w = w_.layers[l];
             const bool last = l == c_.n_layer - 1;
@@ -453,7 +464,7 @@ class DeviceBackend final : public Backend {
             mark(s, Part::PostAttention);
             post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
                            w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
-            feed_forward(s, w, n);
+            feed_forward(s, w, l, n);
             mark(s, Part::LayerEnd);
             layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,
                       w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
@@ -481,7 +492,7 @@ class DeviceBackend final : public Backend {
     }
 
     // The dense branch into b_.dense, the experts' outputs into b_.slot_out.
-    void feed_forward(Stream s, const LayerWeights& w, int n) {
+    void feed_forward(Stream s, const LayerWeights& w, int layer, int n) {
         mark(s, Part::DenseUp);
         gate_up(s, b_.middle, b_.ffn_in, w.gate_up, n);
         mark(s, Part::DenseDown);
@@ -491,10 +502,12 @@ class DeviceBackend final : public Backend {
               c_.n_expert_used);
         permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, c_.n_expert_used, c_.n_expert);
         mark(s, Part::ExpertUp);
+        experts_.need(s, layer);
         const int n_slot = n * c_.n_expert_used;
         expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first, n_slot);
         mark(s, Part::ExpertDown);
         expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first, n_slot);
+        experts_.used(s, layer);
     }
 
     // ---- the loop
@@ -517,20 +530,32 @@ class DeviceBackend final : public Backend {
     void commit_canvas(Stream s) { encode_pass(s, b_.argmax, c_.n_canvas); }
 
     // One launch an answer: while there is a canvas { commit the one before; while not settled { step } }.
+    std::unique_ptr<Graph> make_graph() {
+        auto g = std::make_unique<Graph>();
+        const LoopConditions c{g->condition(true), g->condition(false), g->condition(false)};
+        g->loop(c.more, [&](Graph& canvas) {
+            canvas.branch(c.commit, [&](Graph& b) { b.launch([&](Stream s) { commit_canvas(s); }); });
+            canvas.launch([&](Stream s) { begin_canvas(s, c); });
+            canvas.loop(c.denoise, [&](Graph& b) { b.launch([&](Stream s) { denoise_step(s, c); }); });
+            canvas.launch([&](Stream s) { finish_canvas(s, c); });
+        });
+        g->instantiate();
+        return g;
+    }
+
+    // What a driver refuses of it is seen before anything runs: the host can then launch the steps instead.
+    void prepare_graph() {
+        try {
+            whole_ = make_graph();
+        } catch (const Error& e) {
+            graph_loop_ = false;
+            note_ = fmt::format(
+                "the host launches each step, as the graph of a whole answer cannot be made: {}", e.what());
+        }
+    }
+
     template <class Poll>
     void run_graph(const Poll& poll) {
-        if (!whole_) {
-            auto g = std::make_unique<Graph>();
-            const LoopConditions c{g->condition(true), g->condition(false), g->condition(false)};
-            g->loop(c.more, [&](Graph& canvas) {
-                canvas.branch(c.commit, [&](Graph& b) { b.launch([&](Stream s) { commit_canvas(s); }); });
-                canvas.launch([&](Stream s) { begin_canvas(s, c); });
-                canvas.loop(c.denoise, [&](Graph& b) { b.launch([&](Stream s) { denoise_step(s, c); }); });
-                canvas.launch([&](Stream s) { finish_canvas(s, c); });
-            });
-            g->instantiate();
-            whole_ = std::move(g);
-        }
         whole_->run(stream_.s);
         while (!finished(stream_.s)) {
             poll();
@@ -565,24 +590,23 @@ class DeviceBackend final : public Backend {
         }
     }
 
-    // Left free for the driver and for kernels' local memory.
-    static constexpr int64_t kSlack = 256 << 20;
-
     std::shared_ptr<const Model> model_;
     const Config& c_;
+    const MemoryPlan plan_;
     const Room room_;
-    const int index_;
-    const bool graph_loop_;
+    const int n_offload_, index_;
+    bool graph_loop_;
     OwnStream stream_;
     Memory memory_;
     HostRing ring_;
     ModelWeights w_;
     Buffers<T> b_;
     std::vector<KvLayer<T>> cache_;
+    ExpertStream experts_;
     std::unique_ptr<Graph> whole_, step_, commit_;
     Marks* marks_ = nullptr;  // while a step is profiled
-    double load_ms_ = 0;
-    int64_t load_bytes_ = 0;
+    LoadStats load_stats_;
+    std::string note_;  // for the next answer
     int n_cached_ = 0;
     int n_slot_ = INT32_MAX;  // of the smallest layer
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
@@ -593,8 +617,9 @@ class DeviceBackend final : public Backend {
 template <class T>
 StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
     StepProfile out;
-    out.load_ms = load_ms_;
-    out.load_bytes = load_bytes_;
+    out.load = load_stats_;
+    out.load_ms = load_stats_.total_ms;
+    out.load_bytes = load_stats_.bytes;
     measure_ceilings(stream_.s, out);
     std::vector<int32_t> prompt(n_prefix);
     for (int i = 0; i < n_prefix; i++)
@@ -639,6 +664,16 @@ StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
     return out;
 }
 
+// The options with what fits into the device's memory.
+static DeviceOptions fitted(const Model& model, const DeviceOptions& options) {
+    check_limits(model.config);
+    require(options.memory_limit >= 0, "the memory limit is {} bytes, expected 0 (none) or more",
+            options.memory_limit);
+    limit_device_memory(options.memory_limit ? device_memory().used + options.memory_limit : 0);
+    const int64_t free = free_device_bytes() - kDeviceSlack;
+    return fit_gpu(model, options, options.memory_limit ? std::min(options.memory_limit, free) : free);
+}
+
 #ifdef EASEL_CUDA
 StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
                          int n_repeat) {
@@ -647,8 +682,9 @@ StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions
 StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
                               int n_repeat) {
 #endif
-    if (options.exact) return DeviceBackend<float>(std::move(model), options).profile(n_prefix, n_repeat);
-    return DeviceBackend<F16>(std::move(model), options).profile(n_prefix, n_repeat);
+    const DeviceOptions o = fitted(*model, options);
+    if (o.exact) return DeviceBackend<float>(std::move(model), o).profile(n_prefix, n_repeat);
+    return DeviceBackend<F16>(std::move(model), o).profile(n_prefix, n_repeat);
 }
 
 #ifdef EASEL_CUDA
@@ -658,8 +694,9 @@ std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, c
 std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
                                                 const DeviceOptions& options) {
 #endif
-    if (options.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), options);
-    return std::make_unique<DeviceBackend<F16>>(std::move(model), options);
+    const DeviceOptions o = fitted(*model, options);
+    if (o.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), o);
+    return std::make_unique<DeviceBackend<F16>>(std::move(model), o);
 }
 
 }  // namespace easel

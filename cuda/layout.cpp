@@ -22,53 +22,87 @@ struct WeightsLayout {
 
     float* floats(std::vector<float> values) {
         float* place = arena.take<float>(static_cast<int64_t>(values.size()));
-        out.floats.push_back({std::move(values), place});
+        if (place) out.floats.push_back({std::move(values), place});
         return place;
     }
     float* floats(const Matrix& m) {
+        if (arena.counts_only()) return arena.take<float>(m.n_row * m.n_col);
         std::vector<float> values(m.n_row * m.n_col);
         for (int64_t r = 0; r < m.n_row; r++)
             to_float(m.type, m.data + r * m.stride(), values.data() + r * m.n_col, m.n_col);
         return floats(std::move(values));
     }
 
-    Weights plain(const Matrix& m) { return experts({m, 0}, 1); }
-    Weights experts(const ExpertMatrix& e, int n_expert) {
-        Weights w{record_type<T>(e.first.type), nullptr, int(e.first.n_row),
-                  int(e.first.n_col),           false,   n_expert};
-        uint8_t* place = take(w);
-        for (int i = 0; i < n_expert; i++) {
-            const Matrix m = e.expert(i);
-            const RowTiles rows{m.data, m.data + 8 * m.stride(), 16 * m.stride(), w.n_row,
-                                std::max(w.n_row - 8, 0)};
-            note(w, place, i, m.type, m.type, rows);
-        }
+    Weights plain(const Matrix& m) {
+        Weights w = experts({m, 0}, 1);
+        w.data = take(w);
+        note_experts(w, {m, 0}, out.records);
         return w;
     }
-    Weights gated(const Matrix& gate, const Matrix& up) { return gated_experts({gate, 0}, {up, 0}, 1); }
-    Weights gated_experts(const ExpertMatrix& gate, const ExpertMatrix& up, int n_expert) {
-        // Two types in one record do not go together: both are expanded then.
-        const Type type = gate.first.type == up.first.type ? gate.first.type : Type::F32;
-        Weights w{record_type<T>(type),  nullptr, int(2 * gate.first.n_row),
-                  int(gate.first.n_col), true,    n_expert};
-        uint8_t* place = take(w);
-        for (int i = 0; i < n_expert; i++) {
-            const Matrix g = gate.expert(i), u = up.expert(i);
-            const int n = static_cast<int>(g.n_row);
-            note(w, place, i, g.type, u.type, {g.data, u.data, 8 * g.stride(), n, n});
-        }
+    Weights gated(const Matrix& gate, const Matrix& up) {
+        Weights w = gated_experts({gate, 0}, {up, 0}, 1);
+        w.data = take(w);
+        note_gated(w, {gate, 0}, {up, 0}, out.records);
         return w;
+    }
+    // A layer's experts, on the device for good or, offloaded, in `place` for a while.
+    void experts_of(const Layer& m, int layer, LayerWeights& o, int n_expert, bool offloaded,
+                    uint8_t* place) {
+        o.expert_gate_up = gated_experts(m.gate_exps, m.up_exps, n_expert);
+        o.expert_down = experts(m.down_exps, n_expert);
+        if (offloaded) {
+            out.offloaded.push_back({layer, place, offload_bytes(m, n_expert), {}});
+            o.expert_gate_up.data = place;
+            o.expert_down.data = place ? place + down_at(o.expert_gate_up) : nullptr;
+        } else {
+            o.expert_gate_up.data = take(o.expert_gate_up);
+            o.expert_down.data = take(o.expert_down);
+        }
+        std::vector<RecordSource>& to = offloaded ? out.offloaded.back().records : out.records;
+        note_gated(o.expert_gate_up, m.gate_exps, m.up_exps, to);
+        note_experts(o.expert_down, m.down_exps, to);
+    }
+    static int64_t offload_bytes(const Layer& m, int n_expert) {
+        const Weights down = experts(m.down_exps, n_expert);
+        return down_at(gated_experts(m.gate_exps, m.up_exps, n_expert)) + down.expert_bytes() * n_expert;
     }
 
   private:
-    uint8_t* take(Weights& w) {
-        uint8_t* place = arena.take<uint8_t>(w.expert_bytes() * w.n_expert);
-        w.data = place;
-        return place;
+    static Weights experts(const ExpertMatrix& e, int n_expert) {
+        return {record_type<T>(e.first.type), nullptr, int(e.first.n_row),
+                int(e.first.n_col),           false,   n_expert};
     }
-    void note(const Weights& w, uint8_t* place, int expert, Type low, Type high, const RowTiles& rows) {
-        out.records.push_back({low, high, w.type, rows, w.gated, w.n_tile(), w.n_col,
-                               place ? place + expert * w.expert_bytes() : nullptr});
+    static Weights gated_experts(const ExpertMatrix& gate, const ExpertMatrix& up, int n_expert) {
+        // Two types in one record do not go together: both are expanded then.
+        const Type type = gate.first.type == up.first.type ? gate.first.type : Type::F32;
+        return {record_type<T>(type),  nullptr, int(2 * gate.first.n_row),
+                int(gate.first.n_col), true,    n_expert};
+    }
+    static int64_t down_at(const Weights& gate_up) {
+        return (gate_up.expert_bytes() * gate_up.n_expert + 255) / 256 * 256;
+    }
+    uint8_t* take(const Weights& w) { return arena.take<uint8_t>(w.expert_bytes() * w.n_expert); }
+
+    void note_experts(const Weights& w, const ExpertMatrix& e, std::vector<RecordSource>& to) {
+        for (int i = 0; i < w.n_expert; i++) {
+            const Matrix m = e.expert(i);
+            note(w, i, m.type, m.type,
+                 {m.data, m.data + 8 * m.stride(), 16 * m.stride(), w.n_row, std::max(w.n_row - 8, 0)}, to);
+        }
+    }
+    void note_gated(const Weights& w, const ExpertMatrix& gate, const ExpertMatrix& up,
+                    std::vector<RecordSource>& to) {
+        for (int i = 0; i < w.n_expert; i++) {
+            const Matrix g = gate.expert(i), u = up.expert(i);
+            const int n = static_cast<int>(g.n_row);
+            note(w, i, g.type, u.type, {g.data, u.data, 8 * g.stride(), n, n}, to);
+        }
+    }
+    void note(const Weights& w, int expert, Type low, Type high, const RowTiles& rows,
+              std::vector<RecordSource>& to) {
+        if (arena.counts_only()) return;
+        to.push_back({low, high, w.type, rows, w.gated, w.n_tile(), w.n_col,
+                      const_cast<uint8_t*>(w.data) + expert * w.expert_bytes()});
     }
 };
 
@@ -79,10 +113,16 @@ int64_t Weights::expert_bytes() const {
 }
 
 template <class T>
-ModelWeights lay_out_weights(const Model& m, Arena& arena) {
+ModelWeights lay_out_weights(const Model& m, int n_offload, Arena& arena) {
     const Config& c = m.config;
     ModelWeights out;
     WeightsLayout<T> lay{arena, out};
+    int64_t place_bytes = 0;  // for the experts of any offloaded layer
+    for (int l = 0; l < c.n_layer; l++)
+        if (is_offloaded(l, c.n_layer, n_offload))
+            place_bytes = std::max(place_bytes, lay.offload_bytes(m.layers[l], c.n_expert));
+    uint8_t* place[2] = {};
+    for (int i = 0; i < std::min(n_offload, 2); i++) place[i] = arena.take<uint8_t>(place_bytes);
     out.embd = lay.plain(m.token_embd);
     out.output = m.output.data == m.token_embd.data ? out.embd : lay.plain(m.output);
     out.output_norm = lay.floats(m.output_norm);
@@ -101,8 +141,8 @@ ModelWeights lay_out_weights(const Model& m, Arena& arena) {
         o.o = lay.plain(w.o);
         o.gate_up = lay.gated(w.gate, w.up);
         o.down = lay.plain(w.down);
-        o.expert_gate_up = lay.gated_experts(w.gate_exps, w.up_exps, c.n_expert);
-        o.expert_down = lay.experts(w.down_exps, c.n_expert);
+        lay.experts_of(w, l, o, c.n_expert, is_offloaded(l, c.n_layer, n_offload),
+                       place[out.offloaded.size() % 2]);
         o.attn_norm = lay.floats(w.attn_norm);
         o.q_norm = lay.floats(w.q_norm);
         o.k_norm = lay.floats(w.k_norm);
@@ -188,17 +228,118 @@ std::vector<KvLayer<T>> lay_out_cache(const Config& c, const Room& room, Arena& 
     return out;
 }
 
-MemoryPlan plan_gpu(const Model& model, int n_context) {
-    const Room room(model.config, {.n_context = n_context});
-    Arena weights, cache, buffers;
-    lay_out_weights<F16>(model, weights);
-    lay_out_cache<F16>(model.config, room, cache);
-    lay_out_buffers<F16>(model.config, room, buffers);
-    return {weights.bytes(), cache.bytes(), buffers.bytes()};
+// ---- the plan ---------------------------------------------------------------------------------------------
+
+int64_t load_slot_bytes(const Model& m) {
+    int64_t largest = 0;
+    const auto matrix = [&](const Matrix& a, const Matrix& b, bool gated) {
+        const int64_t rows = (a.n_row + 15) / 16 * 16;
+        const bool expand = a.type != b.type;
+        const int64_t low = expand ? row_bytes(Type::F32, a.n_col) : a.stride(),
+                      high = expand ? low : b.stride();
+        largest = std::max(largest, gated ? rows * (low + high) : rows * low);
+    };
+    const auto plain = [&](const Matrix& a) { matrix(a, a, false); };
+    for (const Matrix* a : {&m.token_embd, &m.output, &m.self_cond_down}) plain(*a);
+    matrix(m.self_cond_gate, m.self_cond_up, true);
+    for (const Layer& l : m.layers) {
+        for (const Matrix* a : {&l.q, &l.k, &l.v, &l.o, &l.down, &l.down_exps.first}) plain(*a);
+        matrix(l.gate, l.up, true);
+        matrix(l.gate_exps.first, l.up_exps.first, true);
+    }
+    // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
+    constexpr int64_t kMost = 16 << 20;
+    return std::min(kMost, largest + 256);  // the high rows begin at a multiple of 256
 }
 
-template ModelWeights lay_out_weights<F16>(const Model&, Arena&);
-template ModelWeights lay_out_weights<float>(const Model&, Arena&);
+template <class T>
+static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
+    const Room room(model.config, options);
+    Arena weights, cache, buffers;
+    const ModelWeights w = lay_out_weights<T>(model, options.n_offload, weights);
+    lay_out_cache<T>(model.config, room, cache);
+    lay_out_buffers<T>(model.config, room, buffers);
+    int64_t host = 0;
+    for (const Offloaded& o : w.offloaded) host += o.bytes;
+    return {weights.bytes(), cache.bytes(), buffers.bytes() + 256 + kLoadSlots * load_slot_bytes(model),
+            host,  // 256: scale_products()
+            room.n_token};
+}
+
+MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {
+    return options.exact ? plan<float>(model, options) : plan<F16>(model, options);
+}
+
+int largest_that_fits(int least, int most, const std::function<bool(int)>& fits) {
+    if (!fits(least)) return 0;
+    while (least < most) {
+        const int middle = least + (most - least + 1) / 2;
+        if (fits(middle))
+            least = middle;
+        else
+            most = middle - 1;
+    }
+    return least;
+}
+
+DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available) {
+    constexpr int kComfortable = 8192;  // a context worth smaller passes
+    const Config& c = model.config;
+    require(options.n_offload >= 0 && options.n_offload <= c.n_layer,
+            "the experts of {} layers are to stay in the host's memory, expected 0 to {}", options.n_offload,
+            c.n_layer);
+    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
+    const int wanted = options.n_context ? options.n_context : std::min(c.n_context, kComfortable);
+    DeviceOptions o = options;
+    const auto fits = [&](int n_context) {
+        o.n_context = n_context;
+        return plan_gpu(model, o).total() <= available;
+    };
+    int largest = 0;
+    for (;; o.n_encode /= 2) {
+        largest = largest_that_fits(least, c.n_context, fits);
+        const bool smallest = o.n_encode / 2 < c.n_canvas || o.n_encode <= options.n_encode / 4;
+        if (largest >= wanted || (smallest && largest && !options.n_context)) {
+            o.n_context = options.n_context ? options.n_context : largest;
+            return o;
+        }
+        if (smallest) break;
+    }
+    constexpr double kGb = 1e9;
+    o.n_context = largest ? wanted : least;
+    const MemoryPlan p = plan_gpu(model, o);
+    const std::string needs = fmt::format(
+        "a context of {} needs {:.3f} GB of GPU memory ({:.3f} weights, {:.3f} KV cache, {:.3f} buffers), "
+        "{:.3f} "
+        "GB are available",
+        o.n_context, static_cast<double>(p.total()) / kGb, static_cast<double>(p.weights) / kGb,
+        static_cast<double>(p.kv) / kGb, static_cast<double>(p.scratch) / kGb,
+        static_cast<double>(available) / kGb);
+    require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
+    const int n_offload = largest_that_fits(0, c.n_layer, [&](int n) {  // the least, by counting down
+        o.n_offload = c.n_layer - n;
+        return plan_gpu(model, o).total() <= available;
+    });
+    o.n_offload = c.n_layer;
+    if (plan_gpu(model, o).total() <= available)
+        fail(
+            "{}: no context fits, unless the experts of {} layers stay in the host's memory "
+            "(--expert-offload {})",
+            needs, c.n_layer - n_offload, c.n_layer - n_offload);
+    fail("{}: no context fits; a smaller quantisation might, or --device cpu", needs);
+}
+
+std::string offload_cost(const MemoryPlan& p) {
+    const double gb = static_cast<double>(p.host) / 1e9;
+    return fmt::format(
+        "{:.2f} GB of experts stay in the host's memory and cross the bus at every step: {:.0f} ms at 25 "
+        "GB/s "
+        "(PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
+        gb, gb / 25 * 1e3, gb / 55 * 1e3);
+}
+
+template ModelWeights lay_out_weights<F16>(const Model&, int, Arena&);
+template ModelWeights lay_out_weights<float>(const Model&, int, Arena&);
 template Buffers<F16> lay_out_buffers(const Config&, const Room&, Arena&);
 template Buffers<float> lay_out_buffers(const Config&, const Room&, Arena&);
 template std::vector<KvLayer<F16>> lay_out_cache(const Config&, const Room&, Arena&);

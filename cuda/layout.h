@@ -2,8 +2,10 @@
 // same functions count the bytes (plan_gpu(), which `easel info` prints) and hand out the places.
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -28,6 +30,7 @@ class Arena {
         return place_ && n ? static_cast<U*>(place_(offset, bytes)) : nullptr;
     }
     int64_t bytes() const { return bytes_; }
+    bool counts_only() const { return !place_; }
 
   private:
     Place place_;
@@ -51,6 +54,14 @@ struct FloatSource {
     std::vector<float> values;
     float* place;
 };
+// The experts of a layer that stay in the host's memory. While they are needed, and while they are made, they
+// lie in one of two places on the device, in turn.
+struct Offloaded {
+    int layer;
+    uint8_t* device;  // gate_up, then down
+    int64_t bytes;
+    std::vector<RecordSource> records;
+};
 
 struct LayerWeights {
     AttentionShape shape;
@@ -68,6 +79,7 @@ struct ModelWeights {
     std::vector<LayerWeights> layers;
     std::vector<RecordSource> records;  // where it all comes from
     std::vector<FloatSource> floats;
+    std::vector<Offloaded> offloaded;  // in the order of layers
 };
 
 // How much there is to be room for.
@@ -78,6 +90,12 @@ struct Room {
         : n_context(options.n_context),
           n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))) {}
 };
+// Whether a layer is one of those n_offload whose experts stay in the host's memory: they are spread evenly,
+// so that one comes over the bus while others are computed.
+constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
+    const auto before = [=](int l) { return (2 * l * n_offload + n_layer) / (2 * n_layer); };
+    return before(layer + 1) != before(layer);
+}
 
 // Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded.
 template <class T>
@@ -104,17 +122,47 @@ struct Buffers {
     LoopState* state;
 };
 
+// Notes where the values come from only if the arena gives places.
 template <class T>
-ModelWeights lay_out_weights(const Model& model, Arena& arena);
+ModelWeights lay_out_weights(const Model& model, int n_offload, Arena& arena);
 template <class T>
 Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena);
-// Sliding layers keep their window and the tokens of a pass, global ones all.
+// Global layers keep all tokens; sliding ones their window and the tokens of a pass, which is also what can
+// be taken back (truncate()): 2048 tokens are as long as an answer is by default.
 template <class T>
 std::vector<KvLayer<T>> lay_out_cache(const Config& config, const Room& room, Arena& arena);
 
-// Brings all of it to the device (load.cpp); on return the last of it may still be on its way in the stream.
-// Returns the bytes read.
-int64_t load_records(Stream stream, const std::vector<RecordSource>& sources, const LoadProgressFn& on_load);
+// The way of weights from the mapped file to records (load.cpp): through a few pinned buffers, so that
+// reading the file, copying over and repacking on the device go on at the same time.
+class Loader {
+  public:
+    // slot_bytes: load_slot_bytes(). `total`: of all that will be loaded, for on_load.
+    Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
+    ~Loader();
+    Loader(const Loader&) = delete;
+    // On return the last of it may still be on its way in the stream.
+    void load(const std::vector<RecordSource>& sources);
+    // Waits for all of it; total_ms is since the construction.
+    LoadStats finish_all();
+
+  private:
+    struct Slot;
+    void load(const RecordSource& source);
+    Slot& next_slot();
+    void take_times(Slot& slot);
+
+    Stream stream_;
+    const LoadProgressFn& on_load_;
+    const int64_t slot_bytes_, total_;
+    std::chrono::steady_clock::time_point start_;
+    LoadStats stats_;
+    std::unique_ptr<Slot[]> slots_;
+    int n_used_ = 0;
+};
+constexpr int kLoadSlots = 3;
+// Of each of the loader's slots, in host and device memory: 16 MiB, or less for a model whose matrices are
+// smaller.
+int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
 // Parts that the keys of a denoise pass are split into.

@@ -640,7 +640,14 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_
 // What a graph layer records instead of running it (see device.h).
 struct Stream {
     std::vector<std::function<void()>>* recording = nullptr;  // null: launches run at once
+    // Of a capture (device_sim.cpp): the streams that have joined this one's; of one that has joined, its
+    // launches that nobody has waited for yet, and how many went before.
+    std::vector<Stream*> joined;
+    std::vector<std::function<void()>> late;
+    size_t n_taken = 0;
 };
+// For tests: graphs with loops and branches are refused, as by a driver that cannot make them.
+inline bool no_conditional_nodes = false;
 
 // As launch(), or, if `stream` is recording, a step of the recording that launches with these arguments.
 template <class... P, class... A>

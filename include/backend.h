@@ -57,6 +57,7 @@ struct Answer {
     Finish finish = Finish::Length;
     std::vector<int> steps;  // a number a canvas, the cancelled one included
     double denoise_ms = 0, commit_ms = 0;
+    std::string note;  // what the user should know about how it was computed, or nothing
 
     int n_step() const {
         int n = 0;
@@ -71,16 +72,41 @@ struct LogitsRequest {
     float prev_temperature = 1;
 };
 
+// Bytes that running a model takes.
+struct MemoryPlan {
+    int64_t weights = 0, kv = 0, scratch = 0;
+    int64_t host = 0;  // on a GPU: of the host's memory beside that, pinned: offloaded experts
+    int n_encode = 0;  // tokens of an encode pass that `scratch` and the sliding layers' KV are made for
+    int64_t total() const { return weights + kv + scratch; }
+};
+
+// Where the time of loading weights to a GPU went. The stages overlap.
+struct LoadStats {
+    int64_t bytes = 0;
+    double total_ms = 0;
+    double read_ms = 0;    // the host, from the mapped file to pinned buffers
+    double wait_ms = 0;    // the host, for a buffer to be free again
+    double copy_ms = 0;    // over the bus
+    double repack_ms = 0;  // on the device
+};
+
 struct Backend {
     virtual ~Backend() = default;
     // Causal pass over `tokens`, appended to the KV cache. Error past the context.
     virtual void encode(std::span<const int32_t> tokens) = 0;
     // Denoises up to n_canvas canvases after what is cached; commits (encodes) every one it moves past.
     virtual Answer generate(const GenerateParams& params, const FrameFn& on_frame) = 0;
-    // Forgets the cache past n_token, or all of it where what n_token needs has been overwritten (a GPU keeps
-    // only a window of some layers). Returns the tokens that are left: n_token or 0.
+    // Forgets the cache past n_token, or all of it where what n_token needs is gone: sliding layers keep
+    // their window and some tokens more (see kCpuReserve, and n_encode on a GPU). Returns the tokens that are
+    // left: n_token or 0.
     virtual int truncate(int n_token) = 0;
     virtual int n_cached() const = 0;
+    // Cached tokens plus canvas at most, and tokens that one pass of encode() takes: between two of these is
+    // the time to look up.
+    virtual int n_context() const = 0;
+    virtual int n_encode() const = 0;
+    virtual MemoryPlan plan() const = 0;
+    virtual LoadStats load_stats() const { return {}; }  // all 0 on a CPU, which loads nothing
     // One denoise pass for tests and research: softcapped logits to out [n_canvas, n_vocab].
     virtual void logits(const LogitsRequest& request, std::span<float> out) = 0;
 };
@@ -94,9 +120,19 @@ void check_given(const Config& config, const GenerateParams& params);
 void check_generate(const Config& config, const GenerateParams& params, int n_cached, int n_context);
 void check_logits_request(const Config& config, const LogitsRequest& request, size_t n_out);
 
+// Tokens of an encode pass on the CPU, which bounds its buffers.
+constexpr int kCpuEncode = 512;
+// Tokens before the window that the CPU's cache of a sliding layer keeps: an answer of the default length can
+// be taken back. It drops what is older once another kCpuEncode have come.
+constexpr int kCpuReserve = 2048;
 // The CPU backend: float32, the specification (src/reference.cpp). `n_context` bounds cached tokens plus
 // canvas.
 std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context);
+// What it takes: the mapped file, K and V of n_context tokens, buffers of the largest pass.
+MemoryPlan plan_cpu(const Model& model, int n_context);
+// The context asked for, or, for 0, the largest, whose KV cache and buffers are within `limit` bytes. Error
+// if there is none: what is needed, the limit, and the largest that fits.
+int fit_cpu(const Model& model, int n_context, int64_t limit);
 
 struct DeviceInfo {
     int index = 0;
@@ -116,11 +152,13 @@ std::vector<DeviceInfo> cuda_devices(std::string* why = nullptr);
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
 struct DeviceOptions {
-    int index = 0;           // of cuda_devices()
-    int n_context = 0;       // cached tokens plus canvas
-    int n_encode = 1024;     // tokens of an encode pass at most
-    bool exact = false;      // float32 throughout, slow and large: for tests
-    bool graph_loop = true;  // the whole answer in one graph; else the host launches each step
+    int index = 0;             // of cuda_devices()
+    int n_context = 0;         // cached tokens plus canvas; 0: the largest that fits, at most the model's
+    int n_encode = 2048;       // tokens of an encode pass at most; half or a quarter where memory is short
+    int n_offload = 0;         // layers whose experts stay in the host's memory
+    int64_t memory_limit = 0;  // bytes of device memory at most; 0: what is free
+    bool exact = false;        // float32 throughout, slow and large: for tests
+    bool graph_loop = true;    // the whole answer in one graph; else the host launches each step
     LoadProgressFn on_load;
 };
 // Where the time of a denoise step goes on a GPU, for `easel bench`.
@@ -136,6 +174,7 @@ struct StepProfile {
     double encode_ms = 0;  // of the prefix
     double load_ms = 0;    // weights from the file to records
     int64_t load_bytes = 0;
+    LoadStats load;         // the same, stage by stage
     double copy_gbs = 0;    // a large copy on the device, bytes read and written
     double mma_tflops = 0;  // mma.m16n8k16 in F16 and nothing else
 };
@@ -147,6 +186,19 @@ StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOp
                               int n_repeat);
 // One line a part, beside the floor that its bytes and products set on this device, and their sum.
 std::string profile_table(const StepProfile& profile, int n_canvas, int n_prefix);
+// What the CUDA backend takes on the device with these options, n_context and n_encode as they are. Its
+// construction and answers stay within that; logits() takes more for what it returns.
+MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options);
+// The options with the context and pass that fit into `available` bytes. Error if there are none: what is
+// needed, what there is, and the largest context that fits.
+DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available);
+// Copying the offloaded experts over the bus, a pass: "1.2 GB a step over the bus: 48 ms at 25 GB/s ...".
+std::string offload_cost(const MemoryPlan& plan);
+// The largest n in [least, most] for which fits(n), which holds up to some n and not beyond; 0: for none.
+int largest_that_fits(int least, int most, const std::function<bool(int)>& fits);
+// Bytes of the device's memory that are left to the driver and to kernels' own.
+constexpr int64_t kDeviceSlack = 256 << 20;
+
 // The CUDA backend (cuda/engine.cpp). Error if the memory is too little, or CUDA reports one.
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options);
 // The same backend on the simulator: only in the tests.

@@ -17,12 +17,15 @@ namespace easel {
 
 struct EngineOptions {
     std::string model;  // a GGUF file; empty: the demo model that is part of the program
-    int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for, on a GPU
-                        // at most 32768
+    int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for, or the most
+                        // that memory allows
     int n_thread = 0;   // 0: one a core
     // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
     // into.
     std::string device = "auto";
+    // Bytes of device memory at most; on the CPU, of KV and buffers. 0: no limit.
+    int64_t memory_limit = 0;
+    int n_offload = 0;       // on a GPU: layers whose experts stay in the host's memory
     bool exact = false;      // on a GPU: float32 throughout, slow and large; for comparing with the CPU
     bool graph_loop = true;  // on a GPU: the whole answer in one graph, where the driver can
     LoadProgressFn on_load;  // weights on their way to a GPU
@@ -71,6 +74,8 @@ struct Result {
     std::vector<int> steps;     // a number a canvas
     int n_prompt = 0;           // tokens of the prompt
     int n_reused = 0;           // of these, found in the cache
+    int n_lost = 0;             // had been encoded before, and were again: sliding layers no longer had them
+    std::string note;           // what the user should know about how it was computed, or nothing
     double encode_ms = 0, denoise_ms = 0, commit_ms = 0;
     uint64_t hash = 0;  // FNV-1a of the ids: equal answers have equal hashes
 
@@ -79,16 +84,6 @@ struct Result {
 
 // Tokens of the prompt that are encoded, and all of them. Returns false to cancel.
 using ProgressFn = std::function<bool(int done, int total)>;
-
-// Bytes that running a model takes.
-struct MemoryPlan {
-    int64_t weights, kv, scratch;
-    int64_t total() const { return weights + kv + scratch; }
-};
-// On a CPU: the mapped file, float32 K and V of n_context tokens, buffers of the largest pass.
-MemoryPlan plan_cpu(const Model& model, int n_context);
-// On a GPU: weights, float16 K and V (sliding layers keep a window only), buffers of a step.
-MemoryPlan plan_gpu(const Model& model, int n_context);
 
 class Engine {
   public:

@@ -224,8 +224,30 @@ static Engine open_engine(EngineOptions options) {
     return engine;
 }
 
+static std::string plan_text(const MemoryPlan& p) {
+    return fmt::format("{:>10} = weights {} + KV {} + buffers {} (passes of {} tokens)",
+                       human_bytes(p.total()), human_bytes(p.weights), human_bytes(p.kv),
+                       human_bytes(p.scratch), p.n_encode);
+}
+
+// What -v tells before the answer.
+static void print_memory(Engine& engine) {
+    fmt::print(stderr, "{}, context {}: {}\n", engine.device(), engine.n_context(),
+               plan_text(engine.backend().plan()));
+    const LoadStats s = engine.backend().load_stats();
+    if (!s.bytes) return;
+    const double gb = static_cast<double>(s.bytes) / 1e9;
+    fmt::print(stderr,
+               "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
+               "bus took "
+               "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
+               human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3,
+               s.wait_ms / 1e3, s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3);
+}
+
 int run_generate(const GenerateFlags& flags) {
     Engine engine = open_engine(flags.engine);
+    if (flags.verbose) print_memory(engine);
     const Request request = make_request(flags, engine);
     catch_interrupt();
     ProgressLine progress;
@@ -250,15 +272,20 @@ int run_generate(const GenerateFlags& flags) {
     if (!result.thought.empty() && flags.print == "text") fmt::print(stderr, "thought: {}\n", result.thought);
     write_stdout(text);
     warn(engine.model());
+    if (!result.note.empty()) fmt::print(stderr, "easel: {}\n", result.note);
     print_statistics(result);
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
 }
 
 int run_logits(const LogitsFlags& flags) {
-    Engine engine = open_engine(flags.engine);
+    const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
+    std::vector<int32_t> prompt;
+    if (!flags.prompt_ids.empty()) prompt = read_ids(flags.prompt_ids);
+    EngineOptions options = flags.engine;  // a context that leaves room for the logits themselves
+    if (!options.n_context) options.n_context = static_cast<int>(prompt.size() + canvas.size());
+    Engine engine = open_engine(options);
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
-    const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
     require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",
             flags.canvas_ids, canvas.size(), c.n_canvas);
     std::vector<float> prev, out(n);
@@ -271,7 +298,7 @@ int run_logits(const LogitsFlags& flags) {
         for (float v : prev)
             require(std::isfinite(v), "{}: holds {}, expected finite numbers", flags.prev_logits, v);
     }
-    if (!flags.prompt_ids.empty()) engine.backend().encode(read_ids(flags.prompt_ids));
+    engine.backend().encode(prompt);
     engine.backend().logits({canvas, prev, flags.prev_temperature}, out);
 
     std::FILE* file = std::fopen(flags.output.c_str(), "wb");
@@ -316,8 +343,32 @@ static std::string value_text(const Value& v) {
                        value_type_name(v.item));
 }
 
-int run_info(const std::string& path, int n_context) {
-    const auto file = open_model(path);
+// The memory figures of `easel info`.
+static std::string memory_text(const Model& model, const InfoFlags& flags) {
+    const Config& c = model.config;
+    std::string out;
+    DeviceOptions options;
+    options.n_context = flags.n_context ? std::min(flags.n_context, c.n_context) : 0;
+    options.n_offload = flags.n_offload;
+    if (flags.memory_limit && flags.device == "cuda")
+        options = fit_gpu(model, options, flags.memory_limit);
+    else if (flags.memory_limit)
+        options.n_context = fit_cpu(model, options.n_context, flags.memory_limit);
+    if (!options.n_context) options.n_context = std::min(8192, c.n_context);
+    out += fmt::format("memory at a context of {} tokens\n", options.n_context);
+    if (flags.device != "cuda")
+        out += fmt::format("  CPU  {}; weights stay in the mapped file\n",
+                           plan_text(plan_cpu(model, options.n_context)));
+    if (flags.device != "cpu") {
+        const MemoryPlan p = plan_gpu(model, options);
+        out += fmt::format("  GPU  {}, and {} for the driver\n", plan_text(p), human_bytes(kDeviceSlack));
+        if (p.host) out += fmt::format("       {}\n", offload_cost(p));
+    }
+    return out;
+}
+
+int run_info(const InfoFlags& flags) {
+    const auto file = open_model(flags.model);
     std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file->name(),
                                   file->version(), human_bytes(static_cast<int64_t>(file->file_bytes())),
                                   file->values().size(), file->tensors().size());
@@ -345,15 +396,7 @@ int run_info(const std::string& path, int n_context) {
         "{:.2f} M parameters\n",
         c.n_layer, n_global, c.n_embd, c.n_expert, c.n_ff_exp, c.n_expert_used, c.n_ff, c.n_canvas, c.window,
         c.n_vocab, static_cast<double>(model.n_parameters()) / 1e6);
-    const int context = n_context ? std::min(n_context, c.n_context) : std::min(8192, c.n_context);
-    const auto line = [&](const char* where, const MemoryPlan& p, const char* note) {
-        out +=
-            fmt::format("  {}  {:>10} = weights {} + KV {} + buffers {}{}\n", where, human_bytes(p.total()),
-                        human_bytes(p.weights), human_bytes(p.kv), human_bytes(p.scratch), note);
-    };
-    out += fmt::format("memory at a context of {} tokens\n", context);
-    line("CPU", plan_cpu(model, context), " (weights stay in the mapped file)");
-    line("GPU", plan_gpu(model, context), "");
+    out += memory_text(model, flags);
     std::string why;
     for (const DeviceInfo& d : cuda_devices(&why))
         out += fmt::format("  cuda:{} {}, compute capability {}.{}, {}, {}\n", d.index, d.name,

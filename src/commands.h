@@ -18,7 +18,7 @@ struct GenerateFlags {
     std::optional<std::string> prompt, canvas;
     std::vector<std::string> choices;  // "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
-    bool think = false, raw = false, ignore_eos = false, show_steps = false;
+    bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
     uint64_t seed = 0;
     int n_token = 0, n_retry = 0, n_best = 1;
     std::vector<std::function<void(SamplerConfig&)>> sampler_changes;  // to the model's own settings
@@ -46,7 +46,12 @@ struct TokenizeFlags {
 };
 int run_tokenize(const TokenizeFlags& flags);
 
-int run_info(const std::string& model, int n_context);
+struct InfoFlags {
+    std::string model, device = "all";  // cpu, cuda or all
+    int n_context = 0, n_offload = 0;   // as in EngineOptions
+    int64_t memory_limit = 0;
+};
+int run_info(const InfoFlags& flags);
 
 struct ConvertFlags {
     std::string source, target, type;

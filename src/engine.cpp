@@ -16,9 +16,8 @@ namespace easel {
 
 namespace {
 
+constexpr int kWorthTelling = 256;    // tokens encoded again that the user is told of
 constexpr int kDefaultTokens = 2048;  // where an answer ends at the latest unless a request says otherwise
-constexpr int kEncodeChunk = 512;     // tokens between two looks at the progress callback
-constexpr int kGpuContext = 32768;    // of a GPU unless asked for: its KV cache is allocated at once
 
 uint64_t hash_ids(std::span<const int32_t> ids) {
     uint64_t h = 0xcbf29ce484222325;  // FNV-1a, 64 bits
@@ -91,6 +90,22 @@ Engine::Engine(const EngineOptions& options) {
     open_backend(options);
 }
 
+int fit_cpu(const Model& model, int n_context, int64_t limit) {
+    const Config& c = model.config;
+    const auto needed = [&](int n) {
+        const MemoryPlan p = plan_cpu(model, n);
+        return p.kv + p.scratch;
+    };
+    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
+    const int largest = largest_that_fits(least, c.n_context, [&](int n) { return needed(n) <= limit; });
+    const int asked = n_context ? n_context : std::max(largest, least);
+    if (needed(asked) <= limit) return asked;
+    const std::string needs = fmt::format("a context of {} needs {} beside the mapped file, the limit is {}",
+                                          asked, human_bytes(needed(asked)), human_bytes(limit));
+    require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
+    fail("{}: no context fits", needs);
+}
+
 // The device that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
 void Engine::open_backend(const EngineOptions& options) {
     const std::string& name = options.device;
@@ -113,15 +128,18 @@ void Engine::open_backend(const EngineOptions& options) {
                                          [&](const DeviceInfo& d) { return !numbered || d.index == index; });
         if (device != devices.end()) {
             try {
-                n_context_ = options.n_context ? options.n_context : std::min(model_context, kGpuContext);
                 DeviceOptions o;
                 o.index = device->index;
-                o.n_context = n_context_;
+                o.n_context = options.n_context;
+                o.memory_limit = options.memory_limit;
+                o.n_offload = options.n_offload;
                 o.exact = options.exact;
                 o.graph_loop = options.graph_loop && device->graph_loop;
                 o.on_load = options.on_load;
                 backend_ = make_cuda_backend(model_, o);
+                n_context_ = backend_->n_context();
                 device_ = device->name;
+                if (o.n_offload) note_ = offload_cost(backend_->plan());
                 return;
             } catch (const Error& e) {
                 if (name != "auto") throw;
@@ -135,6 +153,7 @@ void Engine::open_backend(const EngineOptions& options) {
         }
     }
     n_context_ = options.n_context ? options.n_context : model_context;
+    if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
     backend_ = make_cpu_backend(model_, n_context_);
     device_ = "CPU";
 }
@@ -236,13 +255,19 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     result.seed = seed;
     result.n_prompt = static_cast<int>(prompt.size());
     const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
-    result.n_reused = static_cast<int>(end - prompt.begin());
-    result.n_reused = backend_->truncate(result.n_reused);
+    const int n_shared = static_cast<int>(end - prompt.begin());
+    result.n_reused = backend_->truncate(n_shared);
+    result.n_lost = n_shared - result.n_reused;
+    if (result.n_lost > kWorthTelling)
+        result.note = fmt::format(
+            "{} tokens of the prompt are encoded again: too much came after them for the cache to go back "
+            "there",
+            result.n_lost);
     cached_.resize(result.n_reused);
 
     auto start = std::chrono::steady_clock::now();
     while (cached_.size() < prompt.size()) {
-        const size_t n = std::min<size_t>(kEncodeChunk, prompt.size() - cached_.size());
+        const size_t n = std::min<size_t>(backend_->n_encode(), prompt.size() - cached_.size());
         const auto chunk = std::span(prompt).subspan(cached_.size(), n);
         backend_->encode(chunk);
         cached_.insert(cached_.end(), chunk.begin(), chunk.end());
@@ -254,8 +279,10 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     result.encode_ms = ms_since(start);
 
     Answer answer = backend_->generate(params, on_frame);
-    // The next prompt holds the answer in its own form, if at all.
-    cached_.resize(backend_->truncate(result.n_prompt));
+    // The canvases that were committed may be part of the next prompt, a chat's next turn.
+    const size_t n_committed = std::min<size_t>(backend_->n_cached() - prompt.size(), answer.tokens.size());
+    cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
+    if (!answer.note.empty()) result.note = answer.note;
     if (request.canvas && answer.finish != Finish::Cancelled) {
         const auto is_end = [&](int32_t id) { return tokenizer_->is_end(id); };
         const auto text_end = answer.tokens.begin() + canvas.n_token;
@@ -287,13 +314,18 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
 
 MemoryPlan plan_cpu(const Model& model, int n_context) {
     const Config& c = model.config;
-    const int64_t n = std::max(512, c.n_canvas);  // tokens of the largest pass
-    int64_t q = 0;
-    for (const LayerShape& l : c.layers) q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
+    const int64_t n = std::max(kCpuEncode, c.n_canvas);  // tokens of the largest pass
+    // What a sliding layer has at most: before its oldest go, and in a pass.
+    const int64_t n_sliding = std::min<int64_t>(n_context, c.window - 1 + kCpuReserve + kCpuEncode + n);
+    int64_t q = 0, kv = 0;
+    for (const LayerShape& l : c.layers) {
+        q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
+        kv += 2 * int64_t{l.n_head_kv} * l.head_dim * (l.global ? n_context : n_sliding);
+    }
     const int64_t per_token = 5 * int64_t{c.n_embd} + q + 2 * int64_t{c.n_ff} +
                               int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
     const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
-    return {model.weight_bytes(), c.kv_bytes_per_token() * n_context, 4 * (n * per_token + probs)};
+    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs), 0, static_cast<int>(n)};
 }
 
 }  // namespace easel

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "check.h"
+#include "mapping.h"
 
 namespace easel {
 
@@ -167,7 +168,9 @@ struct Gguf::Part {
     bool mapped = false;
 
     ~Part() {
-        if (mapped) munmap(const_cast<uint8_t*>(bytes.data()), bytes.size());
+        if (!mapped) return;
+        unwatch_mapping(bytes.data());
+        munmap(const_cast<uint8_t*>(bytes.data()), bytes.size());
     }
     static std::shared_ptr<Part> map(const std::string& path) {
         const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
@@ -185,6 +188,7 @@ struct Gguf::Part {
         part->name = path;
         part->bytes = {static_cast<const uint8_t*>(p), size};
         part->mapped = true;
+        watch_mapping(p, size, path);
         return part;
     }
 };

@@ -1,6 +1,8 @@
 // main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
 #include <CLI/CLI.hpp>
 #include <cerrno>
+#include <charconv>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -54,14 +56,41 @@ void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConf
          "entropy over all logits although top-k draws from few");
 }
 
+// "16G", "24576M" or bytes; units are powers of 1000.
+int64_t parse_bytes(const std::string& text) {
+    double value = 0;
+    const char* last = text.data() + text.size();
+    const auto [end, error] = std::from_chars(text.data(), last, value);
+    const std::string_view unit(end, static_cast<size_t>(last - end));
+    const size_t power = unit.empty() ? 0 : std::string_view("KMGT").find(unit) + 1;
+    const double bytes = value * std::pow(1000.0, static_cast<double>(power));
+    require(
+        error == std::errc() && unit.size() <= 1 && (unit.empty() || power > 0) && bytes >= 1 && bytes < 1e18,
+        "memory limit is {}, expected bytes or a number with K, M, G or T, like 16G", text);
+    return static_cast<int64_t>(bytes);
+}
+
+void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
+    const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
+    app.add_option_function<std::string>(
+        "--memory-limit", note,
+        "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file");
+    app.add_option(
+           "--expert-offload", n_offload,
+           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
+        ->check(CLI::Range(0, 1 << 20));
+}
+
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, kModelText);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
-    app.add_option("-c,--context", e.n_context,
-                   "tokens of prompt and answer together (default: the model's, on a GPU at most 32768)")
+    app.add_option(
+           "-c,--context", e.n_context,
+           "tokens of prompt and answer together (default: the model's, or the most that memory allows)")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)");
+    add_memory_flags(app, e.memory_limit, e.n_offload);
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
         ->disable_flag_override();
     app.add_flag("--host-loop{false}", e.graph_loop,
@@ -108,6 +137,8 @@ int run(int argc, char** argv) {
     g->add_flag("--show-steps", generate.show_steps,
                 "one line a denoise step on stderr: the canvas as it settles")
         ->disable_flag_override();
+    g->add_flag("-v,--verbose", generate.verbose, "on stderr: memory, and where the time of loading went")
+        ->disable_flag_override();
     g->add_option("--print", generate.print, "text, ids or json")
         ->check(CLI::IsMember({"text", "ids", "json"}));
     add_sampler_flags(*g, generate.sampler_changes);
@@ -122,12 +153,15 @@ int run(int argc, char** argv) {
     p->add_flag("--schema", pipe.schema, "print all keys of the lines, in and out")->disable_flag_override();
     add_sampler_flags(*p, pipe.sampler_changes);
 
-    std::string info_model;
-    int info_context = 0;
+    InfoFlags info;
     auto* i = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
-    i->add_option("file,-m,--model", info_model, kModelText);
-    i->add_option("-c,--context", info_context, "context for the memory figures")
+    i->add_option("file,-m,--model", info.model, kModelText);
+    i->add_option("-c,--context", info.n_context,
+                  "context for the memory figures (default: 8192, or the most within --memory-limit)")
         ->check(CLI::Range(1, 1 << 30));
+    i->add_option("--device", info.device, "cpu, cuda or all (default)")
+        ->check(CLI::IsMember({"cpu", "cuda", "all"}));
+    add_memory_flags(*i, info.memory_limit, info.n_offload);
 
     TokenizeFlags tokenize;
     auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
@@ -204,7 +238,7 @@ int run(int argc, char** argv) {
     }
     if (*g) return run_generate(generate);
     if (*p) return run_pipe(pipe);
-    if (*i) return run_info(info_model, info_context);
+    if (*i) return run_info(info);
     if (*t) return run_tokenize(tokenize);
     if (*l) return run_logits(logits);
     if (*c) return run_convert(convert);

@@ -268,6 +268,8 @@ Model::Model(std::shared_ptr<const Gguf> source) : file(std::move(source)) {
 
 int64_t Model::weight_bytes() const {
     int64_t n = 0;
+    for (const auto& rows : storage) n += static_cast<int64_t>(rows.size());
+    if (!file) return n;
     for (const Tensor& t : file->tensors()) n += static_cast<int64_t>(t.bytes);
     return n;
 }

@@ -331,6 +331,7 @@ class Server {
         }
         queue_.answered(item);
         if (!error.empty()) return write_error(item, error);
+        if (!r.note.empty()) write({{"type", "warning"}, {"line", item.line}, {"message", r.note}});
         int n_step = 0;
         for (int n : r.steps) n_step += n;
         OrderedJson extra = OrderedJson::object();

@@ -27,7 +27,7 @@ enum class Mask {
 };
 
 // K and V of one layer, [n_head_kv][n_token, head_dim], k normed and rotated. Rows of canvas tokens stand
-// here only during a denoise pass.
+// here only during a denoise pass. On sliding layers, the first row is that of position first_kept_.
 struct LayerCache {
     std::vector<Floats> k, v;
 };
@@ -145,20 +145,26 @@ class CpuBackend final : public Backend {
 
     int truncate(int n_token) override {
         check_truncate(n_cached_, n_token);
-        n_cached_ = n_token;
+        const bool kept = first_kept_ == 0 || first_kept_ <= n_token - (c_.window - 1);
+        n_cached_ = kept ? n_token : 0;
+        if (!kept) first_kept_ = 0;
         trim_cache();
-        return n_token;
+        return n_cached_;
     }
+
+    int n_context() const override { return n_context_; }
+    int n_encode() const override { return kCpuEncode; }
+    MemoryPlan plan() const override { return plan_cpu(m_, n_context_); }
 
     void encode(std::span<const int32_t> tokens) override {
         check_tokens(c_, tokens);
         check_append(n_cached_, tokens.size(), n_context_);
-        constexpr size_t kChunk = 512;  // bounds the buffers of a pass
-        for (size_t at = 0; at < tokens.size(); at += kChunk) {
-            const auto chunk = tokens.subspan(at, std::min(kChunk, tokens.size() - at));
+        for (size_t at = 0; at < tokens.size(); at += kCpuEncode) {
+            const auto chunk = tokens.subspan(at, std::min<size_t>(kCpuEncode, tokens.size() - at));
             embed(chunk);  // no norm here: only the canvas has one
             layers(Mask::Causal, static_cast<int>(chunk.size()));
             n_cached_ += static_cast<int>(chunk.size());
+            drop_oldest();
         }
     }
 
@@ -217,11 +223,28 @@ class CpuBackend final : public Backend {
         return {x.data() + t * c_.n_vocab, size_t(c_.n_vocab)};
     }
 
+    // The position of the first row that a layer's cache holds.
+    int first_row(const LayerShape& shape) const { return shape.global ? 0 : first_kept_; }
+
     void trim_cache() {
+        for (int l = 0; l < c_.n_layer; l++) {
+            const int n = n_cached_ - first_row(c_.layers[l]);
+            for (auto* heads : {&cache_[l].k, &cache_[l].v})
+                for (Floats& head : *heads)
+                    head.resize(std::min(head.size(), size_t(n) * c_.layers[l].head_dim));
+        }
+    }
+
+    // Sliding layers: what lies kCpuReserve before the window goes, some passes' worth at a time.
+    void drop_oldest() {
+        const int n = n_cached_ - (c_.window - 1) - kCpuReserve - first_kept_;
+        if (n < kCpuEncode) return;
         for (int l = 0; l < c_.n_layer; l++)
             for (auto* heads : {&cache_[l].k, &cache_[l].v})
                 for (Floats& head : *heads)
-                    head.resize(std::min(head.size(), size_t(n_cached_) * c_.layers[l].head_dim));
+                    if (!c_.layers[l].global)
+                        head.erase(head.begin(), head.begin() + int64_t{n} * c_.layers[l].head_dim);
+        first_kept_ += n;
     }
 
     // One canvas from noise to its last argmax, which goes to `commit`, its statistics to stats_. False: the
@@ -377,9 +400,10 @@ class CpuBackend final : public Backend {
         if (!w.v) s_.v = s_.k;  // the raw projection, before k's norm and rotation
 
         const Rotation& r = w.shape.global ? s_.rotation : s_.rotation_swa;
+        const int place = n_cached_ - first_row(w.shape);  // of the first token, in the cache
         for (int h = 0; h < n_kv; h++) {
-            cache.k[h].resize(size_t(n_cached_ + n) * hd);
-            cache.v[h].resize(size_t(n_cached_ + n) * hd);
+            cache.k[h].resize(size_t(place + n) * hd);
+            cache.v[h].resize(size_t(place + n) * hd);
         }
         parallel_for(n, [&](int64_t t) {
             const float *cos = r.cos.data() + t * half, *sin = r.sin.data() + t * half;
@@ -389,11 +413,11 @@ class CpuBackend final : public Backend {
                 rope(q, cos, sin, hd);
             }
             for (int h = 0; h < n_kv; h++) {
-                float* k = cache.k[h].data() + (n_cached_ + t) * hd;
+                float* k = cache.k[h].data() + (place + t) * hd;
                 rms_norm(k, s_.k.data() + (t * n_kv + h) * hd, w.k_norm.data(), hd, c_.rms_eps);
                 rope(k, cos, sin, hd);
-                rms_norm(cache.v[h].data() + (n_cached_ + t) * hd, s_.v.data() + (t * n_kv + h) * hd, nullptr,
-                         hd, c_.rms_eps);
+                rms_norm(cache.v[h].data() + (place + t) * hd, s_.v.data() + (t * n_kv + h) * hd, nullptr, hd,
+                         c_.rms_eps);
             }
         });
     }
@@ -415,7 +439,7 @@ class CpuBackend final : public Backend {
             const int high = mask == Mask::Canvas ? n_cached_ + n : n_cached_ + t0 + n_row,
                       n_key = high - low;
             const auto keys = [&](const std::vector<Floats>& heads) {
-                const float* p = heads[h / group].data() + int64_t{low} * hd;
+                const float* p = heads[h / group].data() + int64_t{low - first_row(shape)} * hd;
                 return Matrix{Type::F32, reinterpret_cast<const uint8_t*>(p), n_key, hd};
             };
             thread_local Floats score;
@@ -524,6 +548,7 @@ class CpuBackend final : public Backend {
     const Model& m_;
     const Config& c_;
     int n_context_, n_cached_ = 0;
+    int first_kept_ = 0;  // on sliding layers: positions before this one are gone
     std::vector<LayerCache> cache_;
     std::vector<RowStats> stats_;  // of the last step
     Scratch s_;

@@ -17,6 +17,7 @@
 #include <set>
 
 #include "check.h"
+#include "mapping.h"
 
 namespace easel {
 
@@ -152,8 +153,12 @@ struct SafeTensors::Mapping {
         require(bytes >= 8, "{}: not a safetensors file: expected at least 8 bytes, found {}", path, bytes);
         require(p != MAP_FAILED, "{}: cannot map {} bytes: {}", path, bytes, std::strerror(error));
         data = static_cast<const uint8_t*>(p);
+        watch_mapping(data, bytes, path);
     }
-    ~Mapping() { munmap(const_cast<uint8_t*>(data), bytes); }
+    ~Mapping() {
+        unwatch_mapping(data);
+        munmap(const_cast<uint8_t*>(data), bytes);
+    }
     Mapping(const Mapping&) = delete;
     Mapping& operator=(const Mapping&) = delete;
 };

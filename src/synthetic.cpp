@@ -67,13 +67,17 @@ class Maker {
         targets_.push_back(target);
     }
 
-    void make() {
+    void make(bool with_weights) {
         plan_types(type_, plans_);
+        static const uint8_t none = 0;
+        for (size_t i = 0; i < plans_.size(); i++)
+            *targets_[i] = {plans_[i].type, &none, plans_[i].ne[1], plans_[i].ne[0]};
+        if (!with_weights) return;
         model_.storage.resize(plans_.size());
         parallel_for(static_cast<int64_t>(plans_.size()), [&](int64_t i) {
             const TensorPlan& p = plans_[i];
             model_.storage[i] = random_rows(p, static_cast<uint32_t>(i));
-            *targets_[i] = {p.type, model_.storage[i].data(), p.ne[1], p.ne[0]};
+            targets_[i]->data = model_.storage[i].data();
         });
     }
 
@@ -104,7 +108,12 @@ class Maker {
 
 }  // namespace
 
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type, bool with_weights);
 std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
+    return synthetic_model(shape, type, true);
+}
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type,
+                                             bool with_weights) {
     require(shape == "mid" || shape == "26b-a4b", "no synthetic model \"{}\", expected mid or 26b-a4b",
             shape);
     const bool real = shape == "26b-a4b";
@@ -142,7 +151,7 @@ std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string
             y.pre_ffw_norm_2 = y.post_ffw_norm_2 = y.post_ffw_norm = std::vector<float>(d, 1.0f);
         y.down_exps_scale.assign(c.n_expert, 1.0f);
     }
-    maker.make();
+    maker.make(with_weights);
     for (int l = 0; l < c.n_layer; l++) {
         Layer& y = model->layers[l];
         y.gate_exps = y.up_exps = {gate_up[l], n_stored > 1 ? gate_up[l].n_row * gate_up[l].stride() : 0};

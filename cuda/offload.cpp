@@ -1,0 +1,53 @@
+// offload.cpp: experts that stay in the host's memory, see offload.h.
+#include "offload.h"
+
+namespace easel {
+
+ExpertStream::~ExpertStream() {
+    for (const auto& k : kept_) pinned_free(k->host);
+    if (copies_) free_stream(copies_);
+}
+
+void ExpertStream::keep(Stream stream, const Offloaded& layer) {
+    if (!copies_) {
+        copies_ = make_stream();
+        begun_ = std::make_unique<Event>();
+    }
+    auto* host = static_cast<uint8_t*>(pinned_alloc(layer.bytes));
+    kept_.push_back(std::make_unique<Kept>(layer.layer, host, layer.device, layer.bytes));
+    copy_to_host(stream, host, layer.device, layer.bytes);
+}
+
+ExpertStream::Kept* ExpertStream::find(int layer) {
+    for (const auto& k : kept_)
+        if (k->layer == layer) return k.get();
+    return nullptr;
+}
+
+// The copy of the i-th, once the stream has reached `after`: nothing if this pass has no such layer, or a
+// capture would end with something that nobody waits for.
+void ExpertStream::send(size_t i, Stream stream, Event& after) {
+    if (i >= kept_.size() || kept_[i]->layer >= n_layer_) return;
+    Kept& k = *kept_[i];
+    after.record(stream);
+    after.hold(copies_);
+    copy_to_device(copies_, k.device, k.host, k.bytes);
+    k.ready.record(copies_);
+}
+
+void ExpertStream::begin(Stream stream, int n_layer) {
+    n_layer_ = n_layer;
+    send(0, stream, *begun_);  // the pass before has been computed: both places are free
+    send(1, stream, *begun_);
+}
+
+void ExpertStream::need(Stream stream, int layer) {
+    if (Kept* k = find(layer)) k->ready.hold(stream);
+}
+
+void ExpertStream::used(Stream stream, int layer) {
+    for (size_t i = 0; i < kept_.size(); i++)
+        if (kept_[i]->layer == layer) send(i + 2, stream, kept_[i]->free);
+}
+
+}  // namespace easel

@@ -1,0 +1,119 @@
+#!/bin/sh
+# memory.sh PROGRAM: tests what a user meets of memory: plans and limits, prompts that are too long, a model file that
+# changes while it is in use, the time to the first answer. Prints "ok NAME" or "FAIL NAME: why" for each check, then
+# "memory: N passed, N failed". Run from the project's root.
+set -u
+easel=${1:?usage: sh tests/memory.sh build/easel}
+tiny=tests/fixtures/tiny.gguf
+if [ ! -x "$easel" ] || [ ! -f "$tiny" ]; then
+    echo "FAIL memory: no program $easel, or not run from the project's root"
+    echo "memory: 0 passed, 1 failed"
+    exit 1
+fi
+dir=$(mktemp -d) || exit 1
+pid=""
+trap '[ -n "$pid" ] && kill -KILL $pid 2>/dev/null; rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM
+# shellcheck source=tests/checks.sh
+. tests/checks.sh
+
+run() { $limit "$easel" "$@" </dev/null >"$dir/out" 2>"$dir/err"; }
+# error NAME TEXT ARGUMENTS...: exit 1, one line on stderr that contains TEXT.
+error() {
+    name=$1 text=$2
+    shift 2
+    run "$@"
+    status=$?
+    if [ $status -ne 1 ]; then bad "$name" "exit $status, expected 1"
+    elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then bad "$name" "$(wc -l <"$dir/err") lines on stderr, expected 1"
+    elif ! grep -qF -e "$text" "$dir/err"; then bad "$name" "no '$text' in: $(cat "$dir/err")"
+    else ok "$name"; fi
+}
+wait_for() {  # wait_for COMMAND...: until it is true, 30 s at most
+    for _ in $(seq 300); do
+        if "$@" 2>/dev/null; then return 0; fi
+        sleep 0.1
+    done
+    return 1
+}
+n_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }  # n_lines FILE N: it has N at least
+
+# ---- Plans and limits
+
+run info "$tiny" -c 1000 --device cpu
+check "info --device cpu" $? -eq 0
+has "it tells the CPU's plan" "  CPU " "$dir/out"
+check "and only that" "$(grep -c '^  GPU ' "$dir/out")" -eq 0
+run info "$tiny" -c 1000 --device cuda
+has "info --device cuda tells the GPU's plan" "  GPU " "$dir/out"
+check "and only that, without a GPU too" "$(grep -c '^  CPU ' "$dir/out")" -eq 0
+has "the context is the one asked for" "memory at a context of 1000 tokens" "$dir/out"
+run info "$tiny" --device cuda --memory-limit 3M
+largest=$(sed -n 's/^memory at a context of \([0-9]*\) tokens/\1/p' "$dir/out")
+check "the largest context within a limit ($largest)" "${largest:-0}" -gt 24 -a "${largest:-0}" -lt 4096
+error "one token more does not fit" "the largest that fits is " \
+    info "$tiny" --device cuda --memory-limit 3M -c 4096
+has "it says what is needed and what there is" "needs 0.0" "$dir/err"
+error "a limit below the minimum" "no context fits" info "$tiny" --device cuda --memory-limit 100K
+run info "$tiny" --device cuda --expert-offload 4
+has "offloading tells its cost" "cross the bus at every step" "$dir/out"
+error "more layers than there are" "the experts of 7 layers" \
+    info "$tiny" --device cuda --memory-limit 1G --expert-offload 7
+for value in 0 -1 x 16GB 1e30 ""; do
+    error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"
+done
+
+generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu"
+# shellcheck disable=SC2086
+{
+    run $generate
+    cp "$dir/out" "$dir/answer"
+    run $generate --memory-limit 4M -v
+    check "an answer within a limit" $? -eq 0
+    same "is the same answer" "$dir/out" "$dir/answer"
+    has "-v tells the plan" "CPU, context 940: " "$dir/err"
+    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 940 (-c 940)" \
+        $generate --memory-limit 4M -c 4096
+    error "a limit that nothing fits into" "no context fits" $generate --memory-limit 1M
+}
+tr -s ' \n' '\n\n' <<END | head -n 41 >"$dir/ids"
+$(seq 100 200 | tr '\n' ' ')
+END
+error "a prompt one token too long" "41 prompt tokens and 1 canvases of 24 tokens need 65 places, the context has 64" \
+    generate -m "$tiny" --prompt-ids "$dir/ids" -n 24 -c 64 --device cpu
+
+# ---- A model file that vanishes, and one that is cut short, between two requests
+
+request='{"prompt":"hi","max_steps":1,"max_tokens":4}'
+cp "$tiny" "$dir/model.gguf"
+mkfifo "$dir/fifo"
+"$easel" pipe -m "$dir/model.gguf" -t 2 --device cpu <"$dir/fifo" >"$dir/out" 2>"$dir/err" &
+pid=$!
+exec 3>"$dir/fifo"
+echo "$request" >&3
+wait_for n_lines "$dir/out" 1
+ln "$dir/model.gguf" "$dir/again.gguf"
+rm "$dir/model.gguf"
+echo "$request" >&3
+if wait_for n_lines "$dir/out" 2; then ok "a file that was removed can still be used"
+else bad "a file that was removed can still be used" "$(cat "$dir/err")"; fi
+: >"$dir/again.gguf"  # the same file, now without a byte
+echo "$request" >&3
+wait $pid
+status=$?
+pid=""
+exec 3>&-
+check "a file that was cut short: exit 1" $status -eq 1
+grep -v '^easel: warning: ' "$dir/err" >"$dir/said"
+check "and one line" "$(wc -l <"$dir/said")" -eq 1
+has "which tells the file" "easel: $dir/model.gguf: shrank while it was in use" "$dir/said"
+
+# ---- On a CPU nothing is loaded: the weights stay in the mapped file
+
+began=$(date +%s%N)
+run generate -p "What is 47 + 35?" --device cpu
+took=$((($(date +%s%N) - began) / 1000000))
+check "the first answer of the built-in model ($took ms)" $took -lt 5000
+
+echo "memory: $passed passed, $failed failed"
+[ $failed -eq 0 ]

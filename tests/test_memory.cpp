@@ -1,0 +1,368 @@
+// test_memory.cpp: long prompts in passes of any size, what the memory plan promises, contexts that do not
+// fit, experts in the host's memory, and what the cache keeps from one request to the next. On the CPU and on
+// the simulator, or, built by `make test-gpu`, on a GPU.
+#include <algorithm>
+
+#include "backend.h"
+#include "catch.h"
+#include "check.h"
+#include "device.h"
+#include "easel.h"
+#include "golden.h"
+#include "layout.h"
+
+using namespace easel;
+namespace easel {
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type, bool with_weights);
+}
+
+namespace {
+
+std::unique_ptr<Backend> device_backend(const std::shared_ptr<const Model>& model, const DeviceOptions& o) {
+#ifdef EASEL_CUDA
+    return make_cuda_backend(model, o);
+#else
+    return make_simulator_backend(model, o);
+#endif
+}
+
+std::vector<int32_t> random_ids(int n, uint32_t seed, int n_vocab) {
+    std::vector<int32_t> ids(n);
+    for (int i = 0; i < n; i++)
+        ids[i] = random_token(random_word(seed, i, 0, 0, RandomStream::Init), n_vocab);
+    return ids;
+}
+
+// The logits of a canvas after `prompt`, encoded from an empty cache in calls of `chunk` tokens.
+std::vector<float> logits_after(Backend& backend, const Config& c, const std::vector<int32_t>& prompt,
+                                size_t chunk) {
+    backend.truncate(0);
+    for (size_t at = 0; at < prompt.size(); at += chunk)
+        backend.encode(std::span(prompt).subspan(at, std::min(chunk, prompt.size() - at)));
+    std::vector<float> out(size_t(c.n_canvas) * c.n_vocab);
+    backend.logits({random_ids(c.n_canvas, 2, c.n_vocab), {}, 1}, out);
+    return out;
+}
+
+void check_chunks(Backend& backend, const Config& c, int n_prompt, double tolerance) {
+    std::vector<int32_t> prompt = random_ids(n_prompt, 1, c.n_vocab);
+    const auto expected = logits_after(backend, c, prompt, prompt.size());
+    for (const int chunk : {1, 7, c.window - 1, c.window, c.window + 1}) {
+        INFO("calls of " << chunk);
+        CHECK(relative_error(logits_after(backend, c, prompt, chunk), expected) < tolerance);
+    }
+    // What is far beyond the window still counts, on global layers.
+    prompt[3] = (prompt[3] + 1) % c.n_vocab;
+    CHECK(relative_error(logits_after(backend, c, prompt, prompt.size()), expected) > 100 * tolerance);
+}
+
+std::shared_ptr<const Model> tiny() {
+    static const auto model = load_model(fixture("tiny.gguf"));
+    return model;
+}
+
+std::vector<int32_t> two_canvases(Backend& backend, const Config& c) {
+    backend.truncate(0);
+    backend.encode(random_ids(30, 1, c.n_vocab));
+    GenerateParams params;
+    params.n_canvas = 2;
+    params.sampler.max_steps = 3;
+    return backend.generate(params, {}).tokens;
+}
+
+}  // namespace
+
+// ---- long prompts -----------------------------------------------------------------------------------------
+
+// Sums in another order: float32 rounding.
+TEST_CASE("memory: a prompt far beyond the window, on the CPU, in calls of any size") {
+    const Config& c = tiny()->config;
+    const auto backend = make_cpu_backend(tiny(), c.n_context);
+    check_chunks(*backend, c, 400, 1e-6);
+}
+
+TEST_CASE("memory: a prompt far beyond the window, on the device, in calls of any size", "[slow]") {
+    const Config& c = tiny()->config;
+    const auto backend = device_backend(tiny(), {.n_context = 128, .exact = true});
+    check_chunks(*backend, c, 5 * c.window, 1e-6);
+}
+
+// Calls of one size, but passes of another: the ring of a sliding layer is as long as its window and a pass.
+TEST_CASE("memory: a prompt in passes of several sizes", "[slow]") {
+    const Config& c = tiny()->config;
+    const auto prompt = random_ids(5 * c.window, 1, c.n_vocab);
+    std::vector<float> expected;
+    for (const int n_encode : {128, 33, c.n_canvas}) {
+        const auto backend = device_backend(tiny(), {.n_context = 128, .n_encode = n_encode, .exact = true});
+        CHECK(backend->n_encode() == n_encode);
+        const auto logits = logits_after(*backend, c, prompt, prompt.size());
+        if (expected.empty()) expected = logits;
+        CHECK(relative_error(logits, expected) < 1e-6);
+    }
+}
+
+// ---- the plan ---------------------------------------------------------------------------------------------
+
+TEST_CASE("memory: a backend takes what the plan says and no more") {
+    const auto mixed = load_model(fixture("mixed.gguf"));
+    for (const auto& model : {tiny(), mixed}) {
+        for (DeviceOptions o : {DeviceOptions{.n_context = 200},
+                                {.n_context = 90, .n_encode = 40, .n_offload = 3},
+                                {.n_context = 90, .exact = true}}) {
+            const MemoryPlan plan = plan_gpu(*model, o);
+            INFO("context " << o.n_context << ", plan " << plan.total());
+            o.memory_limit = plan.total();  // so more would have failed
+            const auto before = device_memory().used;
+            const auto backend = device_backend(model, o);
+            two_canvases(*backend, model->config);
+            const double peak = static_cast<double>(device_memory().peak - before);
+            CHECK(peak > 0.98 * static_cast<double>(plan.total()));
+            CHECK(backend->plan().total() == plan.total());
+            CHECK(backend->n_context() == o.n_context);
+        }
+        limit_device_memory(0);
+    }
+}
+
+TEST_CASE("memory: a context that does not fit is refused with the largest that does") {
+    const auto total = [](int n) { return plan_gpu(*tiny(), {.n_context = n, .n_encode = 24}).total(); };
+    DeviceOptions o{.n_context = 2000, .n_encode = 24, .memory_limit = total(1000)};
+    try {
+        device_backend(tiny(), o);
+        FAIL("it was not refused");
+    } catch (const Error& e) {
+        const std::string text = e.what();
+        INFO(text);
+        CHECK(text.find("a context of 2000 needs ") == 0);
+        CHECK(text.find(" GB are available: the largest that fits is 10") != std::string::npos);
+        const int largest = std::stoi(text.substr(text.find("(-c ") + 4));
+        CHECK(total(largest) <= o.memory_limit);
+        CHECK(total(largest + 1) > o.memory_limit);
+        o.n_context = 0;  // and that is the default
+        CHECK(device_backend(tiny(), o)->n_context() == largest);
+    }
+    o = {.n_encode = 24};
+    CHECK(fit_gpu(*tiny(), o, int64_t{1} << 40).n_context == tiny()->config.n_context);
+    o.memory_limit = 1000000;
+    CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("no context fits; a smaller quantisation"));
+    // Where the experts are what is too much, how many layers' have to go.
+    o.memory_limit = total(25) - 1000;
+    CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("(--expert-offload 3)"));
+    o.n_offload = 3;
+    CHECK(device_backend(tiny(), o)->n_context() >= 25);
+    o.n_offload = 7;
+    CHECK_THROWS_WITH(device_backend(tiny(), o),
+                      Catch::Contains("experts of 7 layers") && Catch::Contains("expected 0 to 6"));
+    limit_device_memory(0);
+}
+
+TEST_CASE("memory: a limit on the CPU bounds what is beside the mapped file") {
+    const auto beside = [](int n) {
+        const MemoryPlan p = plan_cpu(*tiny(), n);
+        return p.kv + p.scratch;
+    };
+    CHECK(fit_cpu(*tiny(), 1000, beside(1000)) == 1000);
+    CHECK(fit_cpu(*tiny(), 0, beside(1000)) == 1000);
+    CHECK_THROWS_WITH(fit_cpu(*tiny(), 1001, beside(1000)), Catch::Contains("the largest that fits is 1000"));
+    CHECK_THROWS_WITH(fit_cpu(*tiny(), 0, 1000), Catch::Contains("no context fits"));
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu", .memory_limit = beside(1000)});
+    CHECK(engine.n_context() == 1000);
+}
+
+// The published model's shapes and types. A 24 GB card has 25.7e9 bytes; desktops take up to 1.
+TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
+    const auto model = synthetic_model("26b-a4b", "q4_k_m", false);
+    const MemoryPlan p = plan_gpu(*model, {.n_context = 8192});
+    INFO(p.weights << " " << p.kv << " " << p.scratch);
+    CHECK(p.total() + kDeviceSlack < int64_t{20'000'000'000});
+    CHECK(p.total() - p.weights < int64_t{1'600'000'000});
+    CHECK(fit_gpu(*model, {}, int64_t{24'000'000'000} - kDeviceSlack).n_context >= 131072);
+    // Sliding layers are flat, global ones linear: 20 KiB a token; nothing else grows.
+    const MemoryPlan large = plan_gpu(*model, {.n_context = 65536});
+    CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{20480});
+    CHECK(large.scratch == p.scratch);
+    CHECK(large.weights == p.weights);
+    // 16 GB: some layers' experts stay in the host's memory.
+    const DeviceOptions small{.n_context = 8192, .n_encode = 512, .n_offload = 8};
+    CHECK(plan_gpu(*model, small).total() < int64_t{15'500'000'000});
+    CHECK_THROWS_WITH(fit_gpu(*model, {}, int64_t{15'500'000'000}), Catch::Contains("--expert-offload"));
+}
+
+TEST_CASE("memory: loading tells where its time went") {
+    const auto backend = device_backend(tiny(), {.n_context = 60});
+    const LoadStats s = backend->load_stats();
+    CHECK(s.bytes > 1000000);
+    for (const double ms : {s.read_ms, s.copy_ms, s.repack_ms}) {
+        CHECK(ms > 0);
+        CHECK(ms <= s.total_ms);
+    }
+}
+
+// ---- experts in the host's memory -------------------------------------------------------------------------
+
+TEST_CASE("memory: offloaded experts change no bit", "[slow]") {
+    const Config& c = tiny()->config;
+    const auto prompt = random_ids(30, 1, c.n_vocab);
+    std::vector<float> expected;
+    std::vector<int32_t> tokens;
+    for (const int n : {0, 1, 2, 5, 6}) {
+        for (const bool graph_loop : {true, false}) {
+            if (!graph_loop && n != 5) continue;
+            INFO(n << " layers, graph " << graph_loop);
+            const auto backend = device_backend(
+                tiny(), {.n_context = 100, .n_encode = 24, .n_offload = n, .graph_loop = graph_loop});
+            const auto logits = logits_after(*backend, c, prompt, prompt.size());
+            const auto answer = two_canvases(*backend, c);
+            if (expected.empty()) expected = logits, tokens = answer;
+            CHECK(logits == expected);
+            CHECK(answer == tokens);
+            CHECK((backend->plan().host > 0) == (n > 0));
+        }
+    }
+}
+
+TEST_CASE("memory: offloaded layers are spread, and two places suffice for all") {
+    int n = 0;
+    for (int l = 0; l < 30; l++) {
+        CHECK(is_offloaded(l, 30, 30));
+        CHECK_FALSE(is_offloaded(l, 30, 0));
+        CHECK(is_offloaded(l, 30, 1) == (l == 14));
+        n += is_offloaded(l, 30, 7);
+        if (l > 0) CHECK_FALSE((is_offloaded(l, 30, 15) && is_offloaded(l - 1, 30, 15)));
+    }
+    CHECK(n == 7);
+    const auto model = synthetic_model("26b-a4b", "q4_k_m", false);
+    const MemoryPlan none = plan_gpu(*model, {.n_context = 1000}),
+                     all = plan_gpu(*model, {.n_context = 1000, .n_offload = 30});
+    CHECK(all.host > int64_t{15'000'000'000});
+    CHECK(none.weights - all.weights > all.host * 27 / 30);
+    CHECK(none.weights - all.weights < all.host * 29 / 30);
+    CHECK(offload_cost(all).find("15.1 GB") != std::string::npos);
+}
+
+#ifndef EASEL_CUDA
+TEST_CASE("memory: where a driver refuses the graph, the host launches the steps", "[slow]") {
+    const Config& c = tiny()->config;
+    const auto expected = two_canvases(*device_backend(tiny(), {.n_context = 100}), c);
+    sim::no_conditional_nodes = true;
+    const auto backend = device_backend(tiny(), {.n_context = 100});
+    backend->encode(random_ids(30, 1, c.n_vocab));
+    GenerateParams params;
+    params.n_canvas = 2;
+    params.sampler.max_steps = 3;
+    const Answer answer = backend->generate(params, {});
+    sim::no_conditional_nodes = false;
+    CHECK(answer.tokens == expected);
+    CHECK(answer.note.find("the host launches each step") == 0);
+    CHECK(two_canvases(*backend, c) == expected);
+}
+#endif
+
+// ---- from one request to the next -------------------------------------------------------------------------
+
+TEST_CASE("memory: on the device, an answer as long as a pass can be taken back", "[slow]") {
+    const Config& c = tiny()->config;
+    const auto prompt = random_ids(40, 1, c.n_vocab);
+    const auto backend =
+        device_backend(tiny(), {.n_context = 200, .n_encode = 2 * c.n_canvas, .exact = true});
+    const auto expected = logits_after(*backend, c, prompt, prompt.size());
+    GenerateParams params;
+    params.n_canvas = 2;
+    params.sampler.max_steps = 2;
+    backend->generate(params, {});
+    CHECK(backend->truncate(40) == 40);
+    std::vector<float> logits(expected.size());
+    backend->logits({random_ids(c.n_canvas, 2, c.n_vocab), {}, 1}, logits);
+    CHECK(logits == expected);
+    params.n_canvas = 3;
+    backend->generate(params, {});
+    CHECK(backend->truncate(40) == 0);  // of a longer one, the window is lost
+}
+
+TEST_CASE("memory: on the CPU, sliding layers drop what is long past") {
+    const Config& c = tiny()->config;
+    const auto backend = make_cpu_backend(tiny(), c.n_context);
+    const auto prompt = random_ids(4000, 1, c.n_vocab);
+    backend->encode(prompt);
+    CHECK(backend->n_cached() == 4000);
+    // What is kept before the window: kCpuReserve, and up to a pass more.
+    CHECK(backend->truncate(4000 - kCpuReserve) == 4000 - kCpuReserve);
+    const auto shorter = std::vector(prompt.begin(), prompt.begin() + 4000 - kCpuReserve);
+    std::vector<float> logits(size_t(c.n_canvas) * c.n_vocab);
+    backend->logits({random_ids(c.n_canvas, 2, c.n_vocab), {}, 1}, logits);
+    const auto fresh = make_cpu_backend(tiny(), c.n_context);
+    CHECK(relative_error(logits, logits_after(*fresh, c, shorter, shorter.size())) < 1e-6);
+    CHECK(backend->truncate(1000) == 0);
+    CHECK(backend->n_cached() == 0);
+    CHECK(relative_error(logits_after(*backend, c, shorter, 100), logits) < 1e-6);
+}
+
+TEST_CASE("memory: the next request reuses all that it shares with what is cached") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"}),
+        other({.model = fixture("tiny.gguf"), .device = "cpu"});
+    const int n_canvas = engine.model().config.n_canvas, n_vocab = engine.model().config.n_vocab;
+    Request r;
+    r.prompt_ids = random_ids(30, 1, n_vocab);
+    r.ignore_eos = true;
+    r.n_token = 3 * n_canvas;
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 4;
+    const Result first = engine.generate(r);
+    CHECK(first.n_reused == 0);
+    REQUIRE(static_cast<int>(first.ids.size()) == 3 * n_canvas);
+    // The answer as the next prompt has it: all canvases but the last have been encoded.
+    r.prompt_ids.insert(r.prompt_ids.end(), first.ids.begin(), first.ids.end());
+    r.prompt_ids.push_back(7);
+    const Result second = engine.generate(r);
+    CHECK(second.n_reused == 30 + 2 * n_canvas);
+    CHECK(second.n_lost == 0);
+    CHECK(second.ids == other.generate(r).ids);
+    // A prompt that leaves the answer in its middle.
+    r.prompt_ids.resize(30 + n_canvas + 5);
+    r.prompt_ids.push_back(9);
+    CHECK(engine.generate(r).n_reused == 30 + n_canvas + 5);
+    CHECK(engine.generate(r).n_reused == 30 + n_canvas + 6);
+
+    // So much comes after a common beginning that it is gone.
+    r.n_token = n_canvas;
+    r.prompt_ids = random_ids(3900, 2, n_vocab);
+    engine.generate(r);
+    r.prompt_ids.resize(300);
+    const Result lost = engine.generate(r);
+    CHECK(lost.n_reused == 0);
+    CHECK(lost.n_lost == 300);
+    CHECK(lost.note.find("300 tokens of the prompt are encoded again") == 0);
+    CHECK(lost.ids == other.generate(r).ids);
+}
+
+TEST_CASE("memory: a prompt one token too long is refused, and nothing is encoded") {
+    Engine engine({.model = fixture("tiny.gguf"), .n_context = 64, .device = "cpu"});
+    Request r;
+    r.n_token = 24;
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 1;
+    r.prompt_ids = std::vector<int32_t>(41, 5);
+    CHECK_THROWS_WITH(engine.generate(r),
+                      Catch::Contains("41 prompt tokens and 1 canvases of 24 tokens need 65 "
+                                      "places, the context has 64"));
+    CHECK(engine.backend().n_cached() == 0);
+    r.prompt_ids.pop_back();
+    CHECK(engine.generate(r).n_prompt == 40);
+}
+
+// Progress comes after every pass, and can stop the prompt there.
+TEST_CASE("memory: a long prompt can be stopped between two passes") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r;
+    r.prompt_ids = random_ids(2000, 1, engine.model().config.n_vocab);
+    std::vector<int> done;
+    const Result result = engine.generate(r, {}, [&](int n, int total) {
+        CHECK(total == 2000);
+        done.push_back(n);
+        return n < 1000;
+    });
+    CHECK(done == std::vector{512, 1024});
+    CHECK(result.finish == Finish::Cancelled);
+    CHECK(result.steps.empty());
+    CHECK(engine.backend().n_cached() == 1024);
+}
