@@ -80,9 +80,12 @@ void check_truncate(int n_cached, int n_token);
 void check_generate(const Config& config, const GenerateParams& params, int n_cached, int n_context);
 void check_logits_request(const Config& config, const LogitsRequest& request, size_t n_out);
 
-// The CPU backend: float32, the specification (src/reference.cpp). `n_context` bounds cached tokens plus
-// canvas.
-std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context);
+// How the CPU multiplies with quantised weights: activations in float32, which is the specification, or
+// rounded to 8 bits a block of 32, which is faster. Either gives the same answer with any number of threads.
+enum class CpuMath { Float, Int8 };
+// The CPU backend (src/reference.cpp). `n_context` bounds cached tokens plus canvas.
+std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context,
+                                          CpuMath math = CpuMath::Float);
 
 struct DeviceInfo {
     int index = 0;

@@ -22,6 +22,7 @@ struct EngineOptions {
     // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
     // into.
     std::string device = "auto";
+    CpuMath cpu_math = CpuMath::Float;  // on a CPU: int8 is faster, and a draw can differ from float's
     bool exact = false;      // on a GPU: float32 throughout, slow and large; for comparing with the CPU
     bool graph_loop = true;  // on a GPU: the whole answer in one graph, where the driver can
     LoadProgressFn on_load;  // weights on their way to a GPU

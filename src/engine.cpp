@@ -112,7 +112,7 @@ void Engine::open_backend(const EngineOptions& options) {
         }
     }
     n_context_ = options.n_context ? options.n_context : model_context;
-    backend_ = make_cpu_backend(model_, n_context_);
+    backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);
     device_ = "CPU";
 }
 

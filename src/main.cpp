@@ -60,6 +60,11 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
                    "tokens of prompt and answer together (default: the model's, on a GPU at most 32768)")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)");
+    app.add_option_function<std::string>(
+           "--cpu-math",
+           [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
+           "on a CPU: float (default) or int8: activations in 8 bits, faster, nearly the same logits")
+        ->check(CLI::IsMember({"float", "int8"}));
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
         ->disable_flag_override();
     app.add_flag("--host-loop{false}", e.graph_loop,
