@@ -125,14 +125,17 @@ constexpr int kCpuEncode = 512;
 // Tokens before the window that the CPU's cache of a sliding layer keeps: an answer of the default length can
 // be taken back. It drops what is older once another kCpuEncode have come.
 constexpr int kCpuReserve = 2048;
-// The CPU backend: float32, the specification (src/reference.cpp). `n_context` bounds cached tokens plus
-// canvas.
-std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context);
-// What it takes: the mapped file, K and V of n_context tokens, buffers of the largest pass.
+// What the CPU backend takes: the mapped file, K and V of n_context tokens, buffers of the largest pass.
 MemoryPlan plan_cpu(const Model& model, int n_context);
 // The context asked for, or, for 0, the largest, whose KV cache and buffers are within `limit` bytes. Error
 // if there is none: what is needed, the limit, and the largest that fits.
 int fit_cpu(const Model& model, int n_context, int64_t limit);
+// How the CPU multiplies with quantised weights: activations in float32, which is the specification, or
+// rounded to 8 bits a block of 32, which is faster. Either gives the same answer with any number of threads.
+enum class CpuMath { Float, Int8 };
+// The CPU backend (src/reference.cpp). `n_context` bounds cached tokens plus canvas.
+std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context,
+                                          CpuMath math = CpuMath::Float);
 
 struct DeviceInfo {
     int index = 0;

@@ -10,6 +10,7 @@
 #include "check.h"
 #include "commands.h"
 #include "gemm.h"
+#include "int8.h"
 #include "models.h"
 #include "parallel.h"
 
@@ -38,7 +39,8 @@ double measure_fma_peak() {
     for (int repeat = 0; repeat < 3; repeat++) {
         const auto start = Clock::now();
         parallel_for(n, [&](int64_t i) {
-            Vec8 sum[kChains] = {};
+            Vec8 sum[kChains];  // different ones: equal chains would be computed once
+            for (int64_t c = 0; c < kChains; c++) sum[c] = Vec8{} + static_cast<float>(c);
             const Vec8 a = Vec8{} + 0.999f, b = Vec8{} + static_cast<float>(i);
             for (int64_t r = 0; r < kRounds; r++)
                 for (auto& s : sum) s = s * a + b;
@@ -94,11 +96,11 @@ struct Figures {
     double encode_ms, denoise_ms, encode_flop, denoise_flop;
 };
 
-Figures measure(const std::shared_ptr<const Model>& model, int n_prefix, int n_repeat) {
+Figures measure(const std::shared_ptr<const Model>& model, int n_prefix, int n_repeat, CpuMath math) {
     const Config& c = model->config;
     require(n_prefix + c.n_canvas <= c.n_context,
             "a prefix of {} and a canvas of {} exceed the context of {}", n_prefix, c.n_canvas, c.n_context);
-    const auto backend = make_cpu_backend(model, c.n_context);
+    const auto backend = make_cpu_backend(model, c.n_context, math);
     std::mt19937 random(1);
     std::vector<int32_t> prompt(n_prefix);
     for (int32_t& id : prompt) id = static_cast<int32_t>(random() % c.n_vocab);
@@ -142,18 +144,21 @@ static nlohmann::ordered_json bench_cpu(const BenchFlags& flags) {
     const double fma = measure_fma_peak(), peak = measure_gemm_peak(n_repeat);
     nlohmann::ordered_json j{
         {"threads", n_threads()}, {"fma_peak_gflops", fma / 1e9}, {"gemm_peak_gflops", peak / 1e9}};
-    fmt::print("{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product)\n",
-               n_threads(), fma / 1e9, peak / 1e9);
-    fmt::print("{:<12} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
+    fmt::print(
+        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); int8 by "
+        "{}\n",
+        n_threads(), fma / 1e9, peak / 1e9, int8_variants()[0].name);
+    fmt::print("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
                "GFLOP/s", "of product");
-    for (const auto& entry : models) {
-        const std::string& name = entry.first;  // clang 14 cannot capture structured bindings
-        const auto& model = entry.second;
+    for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8
+        const CpuMath math = i % 2 ? CpuMath::Int8 : CpuMath::Float;
+        const auto& model = models[i / 2].second;
+        const std::string name = models[i / 2].first + (math == CpuMath::Int8 ? " int8" : "");
         const int n_prefix = std::min(n_prefix_asked, model->config.n_context - model->config.n_canvas);
-        const Figures f = measure(model, n_prefix, n_repeat);
+        const Figures f = measure(model, n_prefix, n_repeat, math);
         const auto row = [&](const char* pass, int n_token, double ms, double flop) {
             const double gflops = flop / ms / 1e6;
-            fmt::print("{:<12} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name, pass, n_token,
+            fmt::print("{:<16} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name, pass, n_token,
                        ms, n_token * 1e3 / ms, gflops, 100e9 * gflops / peak);
             j["models"][name][pass] = {
                 {"tokens", n_token}, {"ms", ms}, {"tok_s", n_token * 1e3 / ms}, {"gflops", gflops}};

@@ -154,7 +154,7 @@ void Engine::open_backend(const EngineOptions& options) {
     }
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
-    backend_ = make_cpu_backend(model_, n_context_);
+    backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);
     device_ = "CPU";
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "int8.h"
 #include "parallel.h"
 
 namespace easel {
@@ -157,13 +158,96 @@ void gemm_tile(const GemmJob& job, int64_t r0, int64_t n_row) {
     }
 }
 
-int64_t n_tiles(const GemmJob& job) {
-    return job.x.n_row ? (job.w.n_row + kTileRows - 1) / kTileRows : 0;
+// The same in int8: x holds the job's activations, piece c of token t at x[c * job.x.n_row + t].
+void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, int64_t n_row) {
+    constexpr int64_t kTokensAtOnce = 24;  // 10 KiB of activations, beside 20 KiB of panels
+    thread_local Int8Panel panels[kTileRows / kLanes];
+    static const Int8Multiply multiply = int8_variants()[0].multiply;
+    const Matrix& w = job.w;
+    const Int8Codes codes = int8_codes(w.type);
+    for (int64_t c = 0; c < w.n_col; c += kTileCols, x += job.x.n_row) {
+        const int64_t n_k = std::min(kTileCols, w.n_col - c);
+        const int n_block = static_cast<int>(n_k / 32);
+        for (int64_t p = 0; p < n_row; p += kLanes)
+            int8_panel(w.type, w.data + (r0 + p) * w.stride() + row_bytes(w.type, c), w.stride(),
+                       std::min<int64_t>(kLanes, n_row - p), n_k, panels[p / kLanes]);
+        for (int64_t t = 0; t < job.x.n_row; t += kTokensAtOnce) {
+            const int64_t n_token = std::min(kTokensAtOnce, job.x.n_row - t);
+            for (int64_t p = 0; p < n_row; p += kLanes) {
+                const Int8Panel& panel = panels[p / kLanes];
+                const int64_t width = std::min<int64_t>(kLanes, n_row - p);
+                float* y = job.y + t * job.y_stride + r0 + p;
+                if (width == kLanes) {
+                    multiply(codes, x + t, n_token, panel, n_block, y, job.y_stride, c > 0);
+                    continue;
+                }
+                float edge[kTokensAtOnce * kLanes] = {};
+                for (int64_t i = 0; i < n_token && c > 0; i++)
+                    std::copy_n(y + i * job.y_stride, width, edge + i * kLanes);
+                multiply(codes, x + t, n_token, panel, n_block, edge, kLanes, true);
+                for (int64_t i = 0; i < n_token; i++)
+                    std::copy_n(edge + i * kLanes, width, y + i * job.y_stride);
+            }
+        }
+    }
 }
 
-void run_tile(const GemmJob& job, int64_t tile) {
-    const int64_t r0 = tile * kTileRows;
-    gemm_tile(job, r0, std::min(kTileRows, job.w.n_row - r0));
+bool in_int8(const GemmJob& job, CpuMath math) {
+    return math == CpuMath::Int8 && has_int8(job.w.type);
+}
+
+// The activations of all jobs that want them in int8: where each job's begin. Jobs beside each other often
+// have the same.
+std::vector<const Int8Activations*> round_activations(std::span<const GemmJob> jobs, CpuMath math) {
+    thread_local std::vector<Int8Activations> kept;
+    constexpr int64_t kRowsAtOnce = 8;
+    struct Input {
+        const GemmJob* job;
+        int64_t first_task, at;
+    };
+    const auto n_piece = [](const GemmJob& job) { return (job.w.n_col + kTileCols - 1) / kTileCols; };
+    std::vector<Input> inputs;
+    std::vector<int64_t> at(jobs.size());
+    int64_t n_task = 0, n = 0;
+    const GemmJob* last = nullptr;
+    for (size_t i = 0; i < jobs.size(); i++) {
+        const GemmJob& job = jobs[i];
+        if (!in_int8(job, math)) continue;
+        if (!last || last->x.data != job.x.data || last->x.n_row != job.x.n_row ||
+            last->x.stride != job.x.stride || last->w.n_col != job.w.n_col) {
+            inputs.push_back({&job, n_task, n});
+            n_task += (job.x.n_row + kRowsAtOnce - 1) / kRowsAtOnce;
+            n += job.x.n_row * n_piece(job);
+            last = &job;
+        }
+        at[i] = inputs.back().at;
+    }
+    if (kept.size() < size_t(n)) kept.resize(n);
+    Int8Activations* out = kept.data();
+    parallel_for(n_task, [&](int64_t task) {
+        const Input& in = *std::prev(std::upper_bound(
+            inputs.begin(), inputs.end(), task, [](int64_t t, const Input& i) { return t < i.first_task; }));
+        const Rows& x = in.job->x;
+        const int64_t t0 = (task - in.first_task) * kRowsAtOnce;
+        for (int64_t t = t0; t < std::min(x.n_row, t0 + kRowsAtOnce); t++)
+            int8_activations(x.data + t * x.stride, in.job->w.n_col, out + in.at + t, x.n_row);
+    });
+    std::vector<const Int8Activations*> begin(jobs.size());
+    for (size_t i = 0; i < jobs.size(); i++) begin[i] = in_int8(jobs[i], math) ? out + at[i] : nullptr;
+    return begin;
+}
+
+int64_t n_tiles(const GemmJob& job, int64_t n_row) {
+    return job.x.n_row ? (job.w.n_row + n_row - 1) / n_row : 0;
+}
+
+// Tile number `tile` of n_row rows; x: the job's activations in int8, or null.
+void run_tile(const GemmJob& job, const Int8Activations* x, int64_t tile, int64_t n_row) {
+    const int64_t r0 = tile * n_row, n = std::min(n_row, job.w.n_row - r0);
+    if (x)
+        gemm_tile_int8(job, x, r0, n);
+    else
+        gemm_tile(job, r0, n);
 }
 
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
@@ -200,22 +284,31 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
 
 }  // namespace
 
-void gemm(std::span<const GemmJob> jobs) {
+void gemm(std::span<const GemmJob> jobs, CpuMath math) {
+    // Smaller tiles where there would be few for every core: the last ones keep some cores waiting.
+    int64_t n_row = kTileRows, n_tile = 0;
+    for (;; n_row /= 2) {
+        n_tile = 0;
+        for (const GemmJob& job : jobs) n_tile += n_tiles(job, n_row);
+        if (n_tile >= 4 * n_threads() || n_row == kLanes) break;
+    }
     std::vector<int64_t> first(1, 0);  // first[i]: number of tiles before job i
-    for (const GemmJob& job : jobs) first.push_back(first.back() + n_tiles(job));
-    parallel_for(first.back(), [&](int64_t i) {
+    for (const GemmJob& job : jobs) first.push_back(first.back() + n_tiles(job, n_row));
+    const std::vector<const Int8Activations*> x = round_activations(jobs, math);
+    parallel_for(n_tile, [&](int64_t i) {
         const size_t j = std::upper_bound(first.begin(), first.end(), i) - first.begin() - 1;
-        run_tile(jobs[j], i - first[j]);
+        run_tile(jobs[j], x[j], i - first[j], n_row);
     });
 }
 
-void gemm(float* y, Rows x, const Matrix& w) {
+void gemm(float* y, Rows x, const Matrix& w, CpuMath math) {
     const GemmJob job{y, w.n_row, x, w};
-    gemm({&job, 1});
+    gemm({&job, 1}, math);
 }
 
 void gemm_serial(const GemmJob& job) {
-    for (int64_t tile = 0; tile < n_tiles(job); tile++) run_tile(job, tile);
+    for (int64_t r0 = 0; job.x.n_row && r0 < job.w.n_row; r0 += kTileRows)
+        gemm_tile(job, r0, std::min(kTileRows, job.w.n_row - r0));
 }
 
 void gemm_transposed(float* y, Rows p, const Matrix& w, float skip) {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <span>
 
-#include "model.h"
+#include "backend.h"
 
 namespace easel {
 
@@ -22,11 +22,13 @@ struct GemmJob {
 };
 
 // All jobs at once, spread over all cores by tiles of rows of w: a tile is dequantised once and used for
-// every token. Every output is summed in one fixed order, whatever the number of threads.
-void gemm(std::span<const GemmJob> jobs);
-void gemm(float* y, Rows x, const Matrix& w);  // y [x.n_row, w.n_row], contiguous
+// every token. Every output is summed in one fixed order, whatever the number of threads. CpuMath::Int8:
+// products with block types round x to int8 (see int8.h).
+void gemm(std::span<const GemmJob> jobs, CpuMath math = CpuMath::Float);
+// y [x.n_row, w.n_row], contiguous
+void gemm(float* y, Rows x, const Matrix& w, CpuMath math = CpuMath::Float);
 
-// The same product on the calling thread alone, for loops that are parallel outside.
+// The same product, in float, on the calling thread alone, for loops that are parallel outside.
 void gemm_serial(const GemmJob& job);
 
 // y[t, c] = sum over r of p[t, r] * w[r, c], y [p.n_row, w.n_col] contiguous: the soft embedding and

@@ -91,6 +91,11 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)");
     add_memory_flags(app, e.memory_limit, e.n_offload);
+    app.add_option_function<std::string>(
+           "--cpu-math",
+           [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
+           "on a CPU: float (default) or int8: activations in 8 bits, faster, nearly the same logits")
+        ->check(CLI::IsMember({"float", "int8"}));
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
         ->disable_flag_override();
     app.add_flag("--host-loop{false}", e.graph_loop,

@@ -93,10 +93,10 @@ Rows rows(const Floats& x, int64_t n) {
 }
 
 // y = x W^T for all rows of x [n_token, w.n_col].
-void linear(Floats& y, const Floats& x, const Matrix& w) {
+void linear(Floats& y, const Floats& x, const Matrix& w, CpuMath math) {
     const Rows in = rows(x, w.n_col);
     y.resize(in.n_row * w.n_row);
-    gemm(y.data(), in, w);
+    gemm(y.data(), in, w, math);
 }
 
 // a = gelu(a) * b
@@ -111,14 +111,14 @@ void gelu_product(Floats& a, const Floats& b) {
 
 // out = D (gelu(G x) * (U x)) for all rows of x.
 void mlp(Floats& out, const Floats& x, const Matrix& gate, const Matrix& up, const Matrix& down, Floats& g,
-         Floats& u) {
+         Floats& u, CpuMath math) {
     const Rows in = rows(x, gate.n_col);
     g.resize(in.n_row * gate.n_row);
     u.resize(in.n_row * up.n_row);
     const GemmJob jobs[] = {{g.data(), gate.n_row, in, gate}, {u.data(), up.n_row, in, up}};
-    gemm(jobs);
+    gemm(jobs, math);
     gelu_product(g, u);
-    linear(out, g, down);
+    linear(out, g, down, math);
 }
 
 // Weights of the softmax over one row of scores, in place; entries at -inf become 0.
@@ -135,8 +135,8 @@ void softmax(float* x, int64_t n) {
 
 class CpuBackend final : public Backend {
   public:
-    CpuBackend(std::shared_ptr<const Model> model, int n_context)
-        : model_(std::move(model)), m_(*model_), c_(m_.config), n_context_(n_context) {
+    CpuBackend(std::shared_ptr<const Model> model, int n_context, CpuMath math)
+        : model_(std::move(model)), m_(*model_), c_(m_.config), n_context_(n_context), math_(math) {
         for (const LayerShape& l : c_.layers)
             cache_.push_back({std::vector<Floats>(l.n_head_kv), std::vector<Floats>(l.n_head_kv)});
     }
@@ -346,14 +346,15 @@ class CpuBackend final : public Backend {
         embed(tokens);
         if (!soft.empty()) {  // the first step has no estimate to start from: its contribution is exactly 0
             rms_norm_rows(s_.a, soft, m_.self_cond_norm, c_.n_embd, c_.rms_eps);
-            mlp(s_.branch, s_.a, m_.self_cond_gate, m_.self_cond_up, m_.self_cond_down, s_.gate, s_.up);
+            mlp(s_.branch, s_.a, m_.self_cond_gate, m_.self_cond_up, m_.self_cond_down, s_.gate, s_.up,
+                math_);
             for (size_t i = 0; i < s_.x.size(); i++) s_.x[i] += s_.branch[i];
         }
         rms_norm_rows(s_.x, s_.x, {}, c_.n_embd, c_.rms_eps);
         layers(Mask::Canvas, c_.n_canvas);
         trim_cache();
         rms_norm_rows(s_.a, s_.x, m_.output_norm, c_.n_embd, c_.rms_eps);
-        linear(z, s_.a, m_.output);
+        linear(z, s_.a, m_.output, math_);
         parallel_for(c_.n_canvas, [&](int64_t t) {
             for (float& v : row(z, t)) v = c_.softcap * tanh_approx(v / c_.softcap);
         });
@@ -373,7 +374,7 @@ class CpuBackend final : public Backend {
             if (mask == Mask::Causal && l == c_.n_layer - 1)
                 break;  // an encode pass leaves K and V, nothing else
             attention(w.shape, cache_[l], mask, n);
-            linear(s_.a, s_.o, w.o);
+            linear(s_.a, s_.o, w.o, math_);
             rms_norm_rows(s_.a, s_.a, w.post_attention_norm, c_.n_embd, c_.rms_eps);
             s_.h.resize(s_.x.size());
             for (size_t i = 0; i < s_.x.size(); i++) s_.h[i] = s_.x[i] + s_.a[i];
@@ -396,7 +397,7 @@ class CpuBackend final : public Backend {
             s_.v.resize(int64_t{n} * w.v.n_row);
             jobs.push_back({s_.v.data(), w.v.n_row, in, w.v});
         }
-        gemm(jobs);
+        gemm(jobs, math_);
         if (!w.v) s_.v = s_.k;  // the raw projection, before k's norm and rotation
 
         const Rotation& r = w.shape.global ? s_.rotation : s_.rotation_swa;
@@ -465,7 +466,7 @@ class CpuBackend final : public Backend {
     void feed_forward(const Layer& w) {
         const int64_t d = c_.n_embd;
         rms_norm_rows(s_.a, s_.h, w.ffn_norm, d, c_.rms_eps);
-        mlp(s_.branch, s_.a, w.gate, w.up, w.down, s_.gate, s_.up);
+        mlp(s_.branch, s_.a, w.gate, w.up, w.down, s_.gate, s_.up, math_);
         rms_norm_rows(s_.branch, s_.branch, w.post_ffw_norm_1, d, c_.rms_eps);
         route(w);
         rms_norm_rows(s_.a, s_.h, w.pre_ffw_norm_2, d, c_.rms_eps);
@@ -482,7 +483,7 @@ class CpuBackend final : public Backend {
         const float scale = 1 / std::sqrt(static_cast<float>(d));
         rms_norm_rows(s_.a, s_.h, w.router_scale, d, c_.rms_eps);
         for (float& v : s_.a) v *= scale;
-        linear(s_.router, s_.a, w.router);
+        linear(s_.router, s_.a, w.router, math_);
         s_.chosen.resize(n * k);
         s_.weight.resize(n * k);
         std::vector<int> order(c_.n_expert);
@@ -531,9 +532,9 @@ class CpuBackend final : public Backend {
             up.push_back({s_.slot_up.data() + at * ff, ff, in, w.up_exps.expert(e)});
             down.push_back({s_.slot_out.data() + at * d, d, middle, w.down_exps.expert(e)});
         }
-        gemm(up);
+        gemm(up, math_);
         gelu_product(s_.slot_gate, s_.slot_up);
-        gemm(down);
+        gemm(down, math_);
         s_.experts.assign(n * d, 0.0f);
         parallel_for(n, [&](int64_t t) {
             float* y = s_.experts.data() + t * d;
@@ -549,13 +550,14 @@ class CpuBackend final : public Backend {
     const Config& c_;
     int n_context_, n_cached_ = 0;
     int first_kept_ = 0;  // on sliding layers: positions before this one are gone
+    CpuMath math_;
     std::vector<LayerCache> cache_;
     std::vector<RowStats> stats_;  // of the last step
     Scratch s_;
 };
 
-std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context) {
-    return std::make_unique<CpuBackend>(std::move(model), n_context);
+std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context, CpuMath math) {
+    return std::make_unique<CpuBackend>(std::move(model), n_context, math);
 }
 
 }  // namespace easel

@@ -1,0 +1,328 @@
+// int8.cpp: activations to int8, and the dot products of int8.h once for every instruction set, beside each
+// other. All of them compute, for every span of columns that shares a scale,
+//   sum += float(dot) * (scale * d);  sum += min * d_sum
+// with dot an exact integer and both lines fused multiply-adds; so they differ in speed alone.
+#include "int8.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+#ifdef __aarch64__
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#endif
+
+// Loops over a tile must be unrolled, so that its sums are registers; those over columns by two only, or g++
+// moves their loads so far ahead that the sums no longer fit.
+#define UNROLL _Pragma("GCC unroll 8")
+#define TWICE _Pragma("GCC unroll 2")
+
+namespace easel {
+
+void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t out_stride) {
+    for (int64_t at = 0; at < n; at += kInt8Cols, out += out_stride) {
+        for (int b = 0; b < 8; b++) {
+            float v[32] = {};
+            const int64_t left = std::clamp<int64_t>(n - at - b * 32, 0, 32);
+            if (left > 0) std::memcpy(v, x + at + b * 32, size_t(left) * 4);
+            uint32_t top = 0;  // floats without their sign order as integers do, NaN above all
+            for (int j = 0; j < 32; j++) top = std::max(top, std::bit_cast<uint32_t>(v[j]) & 0x7fffffff);
+            const float largest = std::bit_cast<float>(top);
+            const bool nothing = largest < 0x1p-100f;  // its inverse would be infinite
+            const float inverse = nothing ? 0 : 127 / largest, d = nothing ? 0 : largest / 127;
+            int8_t* q = out->q + b * 32;
+            for (int j = 0; j < 32; j++)  // adding 1.5 * 2^23 rounds to the nearest integer
+                q[j] = int8_t(std::bit_cast<int32_t>(v[j] * inverse + 0x1.8p23f) -
+                              std::bit_cast<int32_t>(0x1.8p23f));
+            int low = 0, high = 0;
+            for (int j = 0; j < 16; j++) low += q[j], high += q[j + 16];
+            out->d[b] = d;
+            out->sum16[2 * b] = d * float(low);
+            out->sum16[2 * b + 1] = d * float(high);
+            out->sum32[b] = d * float(low + high);
+            out->q_sum[b] = low + high;
+        }
+    }
+}
+
+namespace {
+
+constexpr int kRows = kInt8Rows;
+
+int32_t load4(const int8_t* q) {
+    int32_t four;
+    std::memcpy(&four, q, 4);
+    return four;
+}
+
+// ---------------------------------------------------------------- plain C++
+
+void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
+                    int n_block, float* y, int64_t y_stride, bool add) {
+    const int span = codes == Int8Codes::U6 ? 16 : 32;
+    for (int64_t t = 0; t < n_token; t++)
+        for (int r = 0; r < kRows; r++) {
+            float sum = add ? y[t * y_stride + r] : 0;
+            for (int s = 0; s < n_block * 32 / span; s++) {
+                int32_t dot = 0;
+                for (int c = s * span; c < (s + 1) * span; c++) {
+                    const uint8_t w = panel.codes[(c / 4 * kRows + r) * 4 + c % 4];
+                    dot += (codes == Int8Codes::S8 ? int8_t(w) : int32_t{w}) * x[t].q[c];
+                }
+                sum = std::fma(float(dot), panel.scale[s][r] * x[t].d[s * span / 32], sum);
+                if (codes != Int8Codes::S8)
+                    sum = std::fma(panel.min[s][r], span == 16 ? x[t].sum16[s] : x[t].sum32[s], sum);
+            }
+            y[t * y_stride + r] = sum;
+        }
+}
+
+#ifdef __x86_64__
+
+// ---------------------------------------------------------------- AVX2
+// vpmaddubsw multiplies unsigned by signed bytes and adds pairs, in 16 bits: as many products as kDepth says
+// are added up before they must go to 32 bits (2 * 127 * highest code * kDepth stays below 2^15). A tile of
+// 16 rows by 3 tokens: 6 sums of each kind and the operands fill the 16 registers.
+#define AVX2 __attribute__((target("avx2,fma")))
+
+template <int kSpan, int kDepth, int n>
+AVX2 void tile_avx2(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y, int64_t y_stride,
+                    bool add) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 sum[n][2];
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++) sum[t][h] =
+        add ? _mm256_loadu_ps(y + t * y_stride + 8 * h) : _mm256_setzero_ps();
+    for (int s = 0; s < n_block * 32 / kSpan; s++) {
+        const uint8_t* w = panel.codes + s * kSpan * kRows;
+        const int8_t* q = x->q + s * kSpan;
+        __m256i dot[n][2];
+        UNROLL for (int k0 = 0; k0 < kSpan / 4; k0 += kDepth) {
+            __m256i part[n][2] = {};
+            TWICE for (int k = k0; k < k0 + kDepth; k++) {
+                const __m256i* wk = reinterpret_cast<const __m256i*>(w + k * 4 * kRows);
+                const __m256i w0 = _mm256_load_si256(wk), w1 = _mm256_load_si256(wk + 1);
+                UNROLL for (int t = 0; t < n; t++) {
+                    const __m256i a = _mm256_set1_epi32(load4(q + t * int64_t{sizeof(*x)} + 4 * k));
+                    const __m256i p0 = _mm256_maddubs_epi16(w0, a), p1 = _mm256_maddubs_epi16(w1, a);
+                    part[t][0] = _mm256_add_epi16(part[t][0], p0);
+                    part[t][1] = _mm256_add_epi16(part[t][1], p1);
+                }
+            }
+            UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++) {
+                const __m256i p = _mm256_madd_epi16(part[t][h], ones);
+                dot[t][h] = k0 == 0 ? p : _mm256_add_epi32(dot[t][h], p);
+            }
+        }
+        UNROLL for (int t = 0; t < n; t++) {
+            const __m256 d = _mm256_set1_ps(x[t].d[s * kSpan / 32]);
+            const __m256 d_sum = _mm256_set1_ps(kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s]);
+            UNROLL for (int h = 0; h < 2; h++) {
+                const __m256 scale = _mm256_mul_ps(_mm256_load_ps(panel.scale[s] + 8 * h), d);
+                sum[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), scale, sum[t][h]);
+                sum[t][h] = _mm256_fmadd_ps(_mm256_load_ps(panel.min[s] + 8 * h), d_sum, sum[t][h]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++)
+        _mm256_storeu_ps(y + t * y_stride + 8 * h, sum[t][h]);
+}
+
+// Signed codes: |w| times a with w's sign; 2 * 128 * 127 fits 16 bits, two of them do not.
+template <int n>
+AVX2 void tile_avx2_signed(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+                           int64_t y_stride, bool add) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 sum[n][2];
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++) sum[t][h] =
+        add ? _mm256_loadu_ps(y + t * y_stride + 8 * h) : _mm256_setzero_ps();
+    for (int s = 0; s < n_block; s++) {
+        const int8_t* q = x->q + s * 32;
+        __m256i dot[n][2];
+        UNROLL for (int h = 0; h < 2; h++) UNROLL for (int k = 0; k < 8; k++) {
+            const __m256i w = _mm256_load_si256(
+                reinterpret_cast<const __m256i*>(panel.codes + (s * 32 + k * 4) * kRows + 32 * h));
+            const __m256i magnitude = _mm256_abs_epi8(w);
+            UNROLL for (int t = 0; t < n; t++) {
+                const __m256i a = _mm256_set1_epi32(load4(q + t * int64_t{sizeof(*x)} + 4 * k));
+                const __m256i p =
+                    _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(a, w)), ones);
+                dot[t][h] = k == 0 ? p : _mm256_add_epi32(dot[t][h], p);
+            }
+        }
+        UNROLL for (int t = 0; t < n; t++) {
+            const __m256 d = _mm256_set1_ps(x[t].d[s]);
+            UNROLL for (int h = 0; h < 2; h++) {
+                const __m256 scale = _mm256_mul_ps(_mm256_load_ps(panel.scale[s] + 8 * h), d);
+                sum[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), scale, sum[t][h]);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++)
+        _mm256_storeu_ps(y + t * y_stride + 8 * h, sum[t][h]);
+}
+
+template <int n>
+AVX2 void tiles_avx2(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+                     int64_t y_stride, bool add) {
+    switch (codes) {
+        case Int8Codes::U4:
+            return tile_avx2<32, 8, n>(x, panel, n_block, y, y_stride, add);
+        case Int8Codes::U5:
+            return tile_avx2<32, 4, n>(x, panel, n_block, y, y_stride, add);
+        case Int8Codes::U6:
+            return tile_avx2<16, 2, n>(x, panel, n_block, y, y_stride, add);
+        case Int8Codes::S8:
+            return tile_avx2_signed<n>(x, panel, n_block, y, y_stride, add);
+    }
+}
+
+void multiply_avx2(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
+                   int n_block, float* y, int64_t y_stride, bool add) {
+    int64_t t = 0;
+    for (; t + 3 <= n_token; t += 3)
+        tiles_avx2<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+    for (; t < n_token; t++) tiles_avx2<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+}
+
+// ---------------------------------------------------------------- AVX-512 VNNI
+// vpdpbusd adds four products of unsigned by signed bytes to 32 bits at once: a panel's 16 rows are one
+// register, a tile has 8 tokens. Signed codes become unsigned by adding 128, which q_sum takes back.
+#define VNNI __attribute__((target("avx512f,avx512vnni")))
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12: inside its own _mm512_cvtepi32_ps
+#endif
+
+template <int kSpan, bool kSigned, int n>
+VNNI void tile_vnni(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y, int64_t y_stride,
+                    bool add) {
+    __m512 sum[n];
+    UNROLL for (int t = 0; t < n; t++) sum[t] = add ? _mm512_loadu_ps(y + t * y_stride) : _mm512_setzero_ps();
+    for (int s = 0; s < n_block * 32 / kSpan; s++) {
+        const int8_t* q = x->q + s * kSpan;
+        __m512i dot[n];
+        UNROLL for (int t = 0; t < n; t++) dot[t] =
+            kSigned ? _mm512_set1_epi32(-128 * x[t].q_sum[s]) : _mm512_setzero_si512();
+        TWICE for (int k = 0; k < kSpan / 4; k++) {
+            __m512i w = _mm512_load_si512(panel.codes + (s * kSpan + k * 4) * kRows);
+            if (kSigned) w = _mm512_xor_si512(w, _mm512_set1_epi32(int(0x80808080)));
+            UNROLL for (int t = 0; t < n; t++) dot[t] =
+                _mm512_dpbusd_epi32(dot[t], w, _mm512_set1_epi32(load4(q + t * int64_t{sizeof(*x)} + 4 * k)));
+        }
+        const __m512 scale = _mm512_load_ps(panel.scale[s]), min = _mm512_load_ps(panel.min[s]);
+        UNROLL for (int t = 0; t < n; t++) {
+            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x[t].d[s * kSpan / 32]));
+            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), both, sum[t]);
+            const float d_sum = kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s];
+            if (!kSigned) sum[t] = _mm512_fmadd_ps(min, _mm512_set1_ps(d_sum), sum[t]);
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) _mm512_storeu_ps(y + t * y_stride, sum[t]);
+}
+
+template <int n>
+VNNI void tiles_vnni(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+                     int64_t y_stride, bool add) {
+    if (codes == Int8Codes::S8) return tile_vnni<32, true, n>(x, panel, n_block, y, y_stride, add);
+    if (codes == Int8Codes::U6) return tile_vnni<16, false, n>(x, panel, n_block, y, y_stride, add);
+    tile_vnni<32, false, n>(x, panel, n_block, y, y_stride, add);
+}
+
+void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
+                   int n_block, float* y, int64_t y_stride, bool add) {
+    int64_t t = 0;
+    for (; t + 8 <= n_token; t += 8)
+        tiles_vnni<8>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+    for (; t < n_token; t++) tiles_vnni<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+}
+
+#endif
+
+#ifdef __aarch64__
+
+// ---------------------------------------------------------------- NEON
+// sdot adds four products of signed bytes to 32 bits; codes under 128 are signed as well. A tile of 16 rows
+// by 3 tokens: 24 of 32 registers are sums.
+#ifdef __clang__
+#define NEON_DOT __attribute__((target("dotprod")))
+#else
+#define NEON_DOT __attribute__((target("+dotprod")))
+#endif
+
+template <int kSpan, bool kMin, int n>
+NEON_DOT void tile_neon(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+                        int64_t y_stride, bool add) {
+    float32x4_t sum[n][4];
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int v = 0; v < 4; v++) sum[t][v] =
+        add ? vld1q_f32(y + t * y_stride + 4 * v) : vdupq_n_f32(0);
+    for (int s = 0; s < n_block * 32 / kSpan; s++) {
+        const int8_t* q = x->q + s * kSpan;
+        int32x4_t dot[n][4] = {};
+        TWICE for (int k = 0; k < kSpan / 4; k++) {
+            int8x16_t a[n];
+            UNROLL for (int t = 0; t < n; t++) a[t] =
+                vreinterpretq_s8_s32(vdupq_n_s32(load4(q + t * int64_t{sizeof(*x)} + 4 * k)));
+            UNROLL for (int v = 0; v < 4; v++) {
+                const int8x16_t w =
+                    vreinterpretq_s8_u8(vld1q_u8(panel.codes + (s * kSpan + k * 4) * kRows + 16 * v));
+                UNROLL for (int t = 0; t < n; t++) dot[t][v] = vdotq_s32(dot[t][v], w, a[t]);
+            }
+        }
+        UNROLL for (int t = 0; t < n; t++) {
+            const float32x4_t d_sum = vdupq_n_f32(kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s]);
+            UNROLL for (int v = 0; v < 4; v++) {
+                const float32x4_t scale =
+                    vmulq_n_f32(vld1q_f32(panel.scale[s] + 4 * v), x[t].d[s * kSpan / 32]);
+                sum[t][v] = vfmaq_f32(sum[t][v], vcvtq_f32_s32(dot[t][v]), scale);
+                if (kMin) sum[t][v] = vfmaq_f32(sum[t][v], vld1q_f32(panel.min[s] + 4 * v), d_sum);
+            }
+        }
+    }
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int v = 0; v < 4; v++)
+        vst1q_f32(y + t * y_stride + 4 * v, sum[t][v]);
+}
+
+template <int n>
+NEON_DOT void tiles_neon(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block,
+                         float* y, int64_t y_stride, bool add) {
+    if (codes == Int8Codes::S8) return tile_neon<32, false, n>(x, panel, n_block, y, y_stride, add);
+    if (codes == Int8Codes::U6) return tile_neon<16, true, n>(x, panel, n_block, y, y_stride, add);
+    tile_neon<32, true, n>(x, panel, n_block, y, y_stride, add);
+}
+
+void multiply_neon(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
+                   int n_block, float* y, int64_t y_stride, bool add) {
+    int64_t t = 0;
+    for (; t + 3 <= n_token; t += 3)
+        tiles_neon<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+    for (; t < n_token; t++) tiles_neon<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+}
+
+#endif
+
+}  // namespace
+
+std::span<const Int8Variant> int8_variants() {
+    static const std::vector<Int8Variant> variants = [] {
+        std::vector<Int8Variant> v;
+#ifdef __x86_64__
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
+            v.push_back({"avx512-vnni", multiply_vnni});
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+            v.push_back({"avx2", multiply_avx2});
+#endif
+#ifdef __aarch64__
+        if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) v.push_back({"neon-dot", multiply_neon});
+#endif
+        v.push_back({"plain", multiply_plain});
+        return v;
+    }();
+    return variants;
+}
+
+}  // namespace easel
