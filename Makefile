@@ -31,7 +31,7 @@ COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow -Wno-unknown-warning-option
 CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include -DFMT_HEADER_ONLY
 CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
-LDFLAGS := -pthread $(SAN)
+LDFLAGS := -pthread $(SAN) $$(cat $(DEPS)/edit.libs)
 
 # Everything but main and what differs with and without CUDA.
 LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp src/no_cuda.cpp,$(wildcard src/*.cpp)))
@@ -94,6 +94,7 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 # The demo model is part of the program; the commit is part of --version.
 $(BUILD)/obj/demo.o: src/demo.gguf
 $(BUILD)/obj/models.o: models.txt
+$(BUILD)/obj/line_input.o: CPPFLAGS += $$(cat $(DEPS)/edit.flags)
 $(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
 
 deps: $(DEPS)/ready

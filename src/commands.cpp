@@ -64,8 +64,12 @@ volatile std::sig_atomic_t interrupted = 0;
 // The first Ctrl-C asks the running step to be the last; a second one ends the program at once.
 void catch_interrupt() {
     std::signal(SIGINT, [](int) {
+        if (interrupted) {
+            abandon_view();
+            std::signal(SIGINT, SIG_DFL);
+            std::raise(SIGINT);
+        }
         interrupted = 1;
-        std::signal(SIGINT, SIG_DFL);
     });
 }
 
@@ -85,7 +89,7 @@ class ProgressLine {
     }
 
   private:
-    bool terminal_ = isatty(STDERR_FILENO), shown_ = false;
+    bool terminal_ = is_screen(STDERR_FILENO), shown_ = false;
 };
 
 double rate(double n, double ms) {
@@ -211,8 +215,7 @@ bool write_stdout(std::string_view text) {
     return ok;
 }
 
-// The engine, with progress while weights go to a GPU.
-static Engine open_engine(EngineOptions options) {
+Engine open_engine(EngineOptions options) {
     ProgressLine progress;
     options.on_load = [&](int64_t done, int64_t total) {
         progress.show(fmt::format("loading weights: {} of {}", human_bytes(done), human_bytes(total)));
@@ -246,28 +249,41 @@ static void print_memory(Engine& engine) {
 }
 
 int run_generate(const GenerateFlags& flags) {
+    require(!flags.show_steps || flags.view.view != "on", "--show-steps goes without --view on");
+    set_utf8_locale();
     Engine engine = open_engine(flags.engine);
     if (flags.verbose) print_memory(engine);
     const Request request = make_request(flags, engine);
     catch_interrupt();
+    ViewFlags view_flags = flags.view;
+    if (flags.show_steps) view_flags.view = "off";
+    View view(engine.tokenizer(), view_flags, request.sampler->max_steps);
     ProgressLine progress;
     const Result result = engine.generate(
         request,
         [&](const Frame& f) {
             if (flags.show_steps)
                 fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
+            else if (view.on())
+                view.frame(f);
             else
                 progress.show(fmt::format("canvas {}, step {}, mean entropy {:.3f}", f.canvas + 1, f.step + 1,
                                           f.mean_entropy));
             return !interrupted;
         },
         [&](int done, int total) {
-            if (done < total) progress.show(fmt::format("encoding the prompt: {} of {} tokens", done, total));
+            if (view.on())
+                view.encoding(done, total);
+            else if (done < total)
+                progress.show(fmt::format("encoding the prompt: {} of {} tokens", done, total));
             return !interrupted;
         });
     progress.clear();
+    view.finish();
+    const bool to_terminal = isatty(STDOUT_FILENO);
     const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)
+                             : to_terminal          ? terminal_text(result.text) + "\n"
                                                     : result.text + "\n";
     if (!result.thought.empty() && flags.print == "text") fmt::print(stderr, "thought: {}\n", result.thought);
     write_stdout(text);

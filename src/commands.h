@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "easel.h"
+#include "view.h"
 
 namespace easel {
 
@@ -21,9 +22,21 @@ struct GenerateFlags {
     bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
     uint64_t seed = 0;
     int n_token = 0, n_retry = 0, n_best = 1;
+    ViewFlags view;
     std::vector<std::function<void(SamplerConfig&)>> sampler_changes;  // to the model's own settings
 };
 int run_generate(const GenerateFlags& flags);
+
+struct ChatFlags {
+    EngineOptions engine;
+    std::string system;
+    bool think = false, history = true;
+    uint64_t seed = 0;
+    int n_token = 0;
+    ViewFlags view;
+    std::vector<std::function<void(SamplerConfig&)>> sampler_changes;
+};
+int run_chat(const ChatFlags& flags);
 
 struct PipeFlags {
     EngineOptions engine;
@@ -69,6 +82,10 @@ struct FetchFlags {
     bool quiet = false;
 };
 int run_fetch(const FetchFlags& flags);
+
+// The engine, with progress on a terminal while weights go to a GPU, and what the user should know about its
+// device.
+Engine open_engine(EngineOptions options);
 
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);

@@ -103,6 +103,26 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
         ->disable_flag_override();
 }
 
+void add_seed_flag(CLI::App& app, uint64_t& seed) {
+    app.add_option("--seed", seed, "random seed, 64 bits (default: 0)")
+        ->check([](const std::string& s) {  // CLI11 would take -1 and cap what is past 64 bits
+            const bool fits = s.find_first_not_of("0123456789") == std::string::npos &&
+                              (s.size() < 20 || (s.size() == 20 && s <= "18446744073709551615"));
+            return fits ? "" : "seed is " + s + ", expected 0 to 18446744073709551615";
+        });
+}
+
+void add_view_flags(CLI::App& app, ViewFlags& v) {
+    app.add_option("--view", v.view,
+                   "show the canvas while it settles: auto (default: on a terminal), on or off")
+        ->check(CLI::IsMember({"auto", "on", "off"}));
+    app.add_option("--color", v.color,
+                   "auto (default: on a terminal unless $NO_COLOR is set), always or never")
+        ->check(CLI::IsMember({"auto", "always", "never"}));
+    app.add_option("--view-delay", v.delay_ms, "milliseconds to stand still after each step shown")
+        ->check(CLI::Range(0, 60000));
+}
+
 int run(int argc, char** argv) {
     CLI::App app{
         "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
@@ -123,12 +143,7 @@ int run(int argc, char** argv) {
     g->add_option("-n,--tokens", generate.n_token,
                   "answer tokens at most (default: 2048, or what the context has room for)")
         ->check(CLI::Range(1, 1 << 30));
-    g->add_option("--seed", generate.seed, "random seed, 64 bits (default: 0)")
-        ->check([](const std::string& s) {  // CLI11 would take -1 and cap what is past 64 bits
-            const bool fits = s.find_first_not_of("0123456789") == std::string::npos &&
-                              (s.size() < 20 || (s.size() == 20 && s <= "18446744073709551615"));
-            return fits ? "" : "seed is " + s + ", expected 0 to 18446744073709551615";
-        });
+    add_seed_flag(*g, generate.seed);
     g->add_option("--canvas", generate.canvas,
                   "the answer with holes: [[8]] of 8 tokens, [[A|B]] one of these, [[*]] what follows");
     g->add_option("--choices", generate.choices, "HOLE=A|B: texts for a hole by number; repeatable")
@@ -146,7 +161,21 @@ int run(int argc, char** argv) {
         ->disable_flag_override();
     g->add_option("--print", generate.print, "text, ids or json")
         ->check(CLI::IsMember({"text", "ids", "json"}));
+    add_view_flags(*g, generate.view);
     add_sampler_flags(*g, generate.sampler_changes);
+
+    ChatFlags chat;
+    auto* h = app.add_subcommand("chat", "a conversation; /help lists its commands");
+    add_engine_flags(*h, chat.engine);
+    h->add_option("-s,--system", chat.system, "system text");
+    h->add_flag("--think,!--no-think", chat.think, "let the model think first (default: no)");
+    h->add_option("-n,--tokens", chat.n_token,
+                  "tokens of an answer at most (default: 2048, or what the context has room for)")
+        ->check(CLI::Range(1, 1 << 30));
+    add_seed_flag(*h, chat.seed);
+    h->add_flag("--history,!--no-history", chat.history, "keep what is typed in a file (default: yes)");
+    add_view_flags(*h, chat.view);
+    add_sampler_flags(*h, chat.sampler_changes);
 
     PipeFlags pipe;
     auto* p = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
@@ -226,8 +255,9 @@ int run(int argc, char** argv) {
     const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named))
         fail(
-            "there is no command \"{}\", expected generate, info, tokenize, logits, convert, pipe, fetch or "
-            "bench",
+            "there is no command \"{}\", expected generate, chat, info, tokenize, logits, convert, pipe, "
+            "fetch or "
+            "or bench",
             argv[1]);
     try {
         app.parse(argc, argv);
@@ -242,6 +272,7 @@ int run(int argc, char** argv) {
         throw Error(text + " (see easel --help)");
     }
     if (*g) return run_generate(generate);
+    if (*h) return run_chat(chat);
     if (*p) return run_pipe(pipe);
     if (*i) return run_info(info);
     if (*t) return run_tokenize(tokenize);

@@ -77,7 +77,8 @@ ModelEntry parse_line(std::string_view line, const std::string& where) {
     return m;
 }
 
-// Letters to insert, delete or change between two names; upper and lower case are the same.
+}  // namespace
+
 int edit_distance(std::string_view a, std::string_view b) {
     std::vector<int> row(b.size() + 1);  // of the distances between a's first i letters and b's first j
     std::iota(row.begin(), row.end(), 0);
@@ -93,8 +94,6 @@ int edit_distance(std::string_view a, std::string_view b) {
     }
     return row.back();
 }
-
-}  // namespace
 
 std::vector<ModelEntry> parse_models(std::string_view text, const std::string& list) {
     std::vector<ModelEntry> models;

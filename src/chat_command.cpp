@@ -1,0 +1,490 @@
+// chat_command.cpp: `easel chat`: a conversation in a terminal or through pipes. Answers go to stdout,
+// everything else to stderr. Called by main.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "check.h"
+#include "commands.h"
+#include "line_input.h"
+#include "models.h"
+
+namespace easel {
+
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0, answering = 0;
+
+// Ctrl-C ends the answer that is running, or the line that is being typed. A second one, before the step in
+// flight is done, ends the program at once.
+void on_interrupt(int) {
+    if (answering && interrupted) {
+        abandon_view();
+        std::signal(SIGINT, SIG_DFL);
+        std::raise(SIGINT);
+    }
+    interrupted = 1;
+    LineInput::interrupt();
+}
+
+std::string_view trim(std::string_view s) {
+    constexpr std::string_view blanks = " \t\r\n";
+    s.remove_prefix(std::min(s.find_first_not_of(blanks), s.size()));
+    return s.substr(0, s.find_last_not_of(blanks) + 1);
+}
+
+constexpr std::string_view kQuotes = "\"\"\"";
+
+// ---- Conversations in files: {"messages": [{"role": "user", "content": "..."}, ...]}, as in `easel pipe`
+
+constexpr int64_t kFileBytes = int64_t{64} << 20;
+
+const char* role_name(Role role) {
+    return role == Role::System ? "system" : role == Role::User ? "user" : "assistant";
+}
+
+std::vector<Message> read_messages(const std::string& path) {
+    std::FILE* file = std::fopen(path.c_str(), "rb");
+    require(file, "{}: cannot be opened: {}", path, std::strerror(errno));
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(file, std::fclose);
+    std::string text;
+    char buffer[1 << 16];
+    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, file)) > 0;) {
+        text.append(buffer, n);
+        require(text.size() <= kFileBytes, "{}: is longer than {}, which is no conversation", path,
+                human_bytes(kFileBytes));
+    }
+    require(!std::ferror(file), "{}: cannot be read: {}", path, std::strerror(errno));
+
+    const auto json = nlohmann::json::parse(text, nullptr, false);
+    require(!json.is_discarded(), "{}: is not valid JSON, expected what /save writes", path);
+    const auto list = json.is_object() ? json.find("messages") : json.end();
+    require(json.is_object() && list != json.end() && list->is_array(),
+            "{}: has no array \"messages\", expected what /save writes", path);
+    std::vector<Message> messages;
+    for (const auto& item : *list) {
+        const size_t n = messages.size() + 1;
+        const auto string = [&](const char* key) {
+            const bool there = item.is_object() && item.contains(key) && item[key].is_string();
+            require(there, "{}: message {} has no string \"{}\"", path, n, key);
+            return item[key].get<std::string>();
+        };
+        const std::string role = string("role");
+        require(role == "user" || role == "assistant" || (role == "system" && n == 1),
+                "{}: message {} has the role \"{}\", expected user or assistant, or system for the first",
+                path, n, role.substr(0, 40));
+        messages.push_back({role == "system" ? Role::System
+                            : role == "user" ? Role::User
+                                             : Role::Model,
+                            string("content")});
+    }
+    return messages;
+}
+
+// A regular file is replaced when all is written; anything else, such as a device, is written to.
+void write_messages(const std::string& path, std::span<const Message> messages) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const Message& m : messages) list.push_back({{"role", role_name(m.role)}, {"content", m.content}});
+    const std::string text = nlohmann::ordered_json{{"messages", std::move(list)}}.dump(2) + "\n";
+
+    struct stat there;
+    const bool replace = stat(path.c_str(), &there) != 0 || S_ISREG(there.st_mode);
+    const std::string part = replace ? path + ".part" : path;
+    std::FILE* file = std::fopen(part.c_str(), "wb");
+    require(file, "{}: cannot be written: {}", path, std::strerror(errno));
+    bool ok = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    ok &= std::fflush(file) == 0;
+    int problem = errno;
+    ok &= std::fclose(file) == 0;
+    if (ok && replace && std::rename(part.c_str(), path.c_str()) != 0) {
+        ok = false;
+        problem = errno;
+    }
+    if (!ok && replace) std::remove(part.c_str());
+    require(ok, "{}: cannot be written: {}", path, std::strerror(problem));
+}
+
+// What a shell would make of a leading ~/.
+std::string file_path(std::string_view argument) {
+    const char* home = std::getenv("HOME");
+    if (argument.starts_with("~/") && home) return home + std::string(argument.substr(1));
+    return std::string(argument);
+}
+
+// ---- The conversation
+
+class Chat {
+  public:
+    Chat(Engine& engine, const ChatFlags& flags, const SamplerConfig& sampler)
+        : engine_(engine),
+          flags_(flags),
+          sampler_(sampler),
+          input_(HistoryFile(flags.history ? history_path() : "")),
+          dim_(use_color(flags.view.color, STDERR_FILENO)),
+          think_(flags.think),
+          seed_(flags.seed) {
+        if (!flags.system.empty()) set_system(flags.system);
+        if (think_) check_think();
+    }
+
+    int run() {
+        if (input_.from_terminal()) {
+            fmt::print(stderr, "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
+                       flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
+                       engine_.device(), engine_.n_context());
+            if (flags_.engine.model.empty())
+                fmt::print(stderr, "It was trained on single questions: /clear before the next one.\n");
+        }
+        std::string text;
+        while (!done_ && read_message(text)) {
+            try {
+                if (text.starts_with('/'))
+                    command(text);
+                else if (!trim(text).empty())
+                    answer(text);
+            } catch (const Error& e) {
+                report(e.what());
+            }
+        }
+        if (interrupted && !input_.from_terminal()) return kInterrupted;
+        return failed_ && !input_.from_terminal() ? 1 : 0;
+    }
+
+  private:
+    void say(std::string_view text) { fmt::print(stderr, "{}\n", text); }
+    void note(std::string_view text) {
+        fmt::print(stderr, "{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : "");
+    }
+    // What went wrong, on one line whatever bytes are in it; the conversation goes on.
+    void report(std::string text) {
+        failed_ = true;
+        std::replace_if(
+            text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
+        say(fmt::format("easel: {}", text));
+    }
+
+    // A line, several that end in a backslash, or what stands between two """. False: there is no more.
+    bool read_message(std::string& text) {
+        text.clear();
+        bool quoted = false, more = false;
+        for (std::string line;;) {
+            interrupted = interrupted && !input_.from_terminal();
+            if (interrupted) return false;
+            switch (input_.read(quoted || more ? ". " : "> ", line)) {
+                case LineInput::Got::Line:
+                    break;
+                case LineInput::Got::TooLong:
+                    report(fmt::format("the line is longer than {} bytes", kLineBytes));
+                    line.clear();
+                    break;
+                case LineInput::Got::Interrupted:
+                    if (!input_.from_terminal()) return false;
+                    text.clear();
+                    quoted = more = false;
+                    continue;
+                case LineInput::Got::End:
+                    if (quoted) report("the input ended before the closing \"\"\"");
+                    return more && !quoted;
+            }
+            std::string_view part = line;
+            const bool first = text.empty() && !quoted && !more;
+            if (first && part.starts_with(kQuotes)) {
+                quoted = true;
+                part.remove_prefix(kQuotes.size());
+                if (part.empty()) continue;
+            }
+            if (quoted) {
+                const bool end = part.ends_with(kQuotes);
+                text += part.substr(0, part.size() - (end ? kQuotes.size() : 0));
+                // Blanks in front make a quoted text that begins with a slash a message, not a command.
+                if (end) {
+                    if (text.starts_with('/')) text = fmt::format(" {}", text);
+                    return true;
+                }
+                text += '\n';
+                continue;
+            }
+            more = part.ends_with('\\');
+            text += part.substr(0, part.size() - more);
+            if (!more) return true;
+            text += '\n';
+        }
+    }
+
+    // ---- Answers
+
+    Request request(std::string text) const {
+        Request r;
+        if (!system_.empty()) r.messages.push_back({Role::System, system_});
+        r.messages.insert(r.messages.end(), turns_.begin(), turns_.end());
+        r.messages.push_back({Role::User, std::move(text)});
+        r.think = think_;
+        r.sampler = sampler_;
+        r.seed = seed_;
+        r.n_token = flags_.n_token;
+        return r;
+    }
+
+    void answer(const std::string& text) {
+        Request r = request(text);
+        r.prompt_ids = engine_.prompt_ids(r);
+        r.messages.clear();
+        const int n_prompt = static_cast<int>(r.prompt_ids.size()),
+                  n_canvas = engine_.model().config.n_canvas;
+        const int room = std::max(0, engine_.n_context() - n_prompt) / n_canvas * n_canvas;
+        require(room > 0 || turns_.empty(),
+                "the context of {} tokens is full: this message would make {}, and an answer takes {}; /drop "
+                "forgets "
+                "the oldest turn, /clear all of them",
+                engine_.n_context(), n_prompt, n_canvas);
+        if (room > 0) r.n_token = std::min(r.n_token, room);  // else the engine says what is too long
+
+        View view(engine_.tokenizer(), flags_.view, sampler_.max_steps);
+        interrupted = 0;
+        answering = 1;
+        const auto keep_going = [&] { return !interrupted; };
+        Result result;
+        try {
+            result = engine_.generate(
+                r,
+                [&](const Frame& f) {
+                    view.frame(f);
+                    return keep_going();
+                },
+                [&](int done, int total) {
+                    view.encoding(done, total);
+                    return keep_going();
+                });
+        } catch (...) {
+            answering = 0;
+            throw;
+        }
+        answering = 0;
+        view.finish();
+        n_drawn_ += view.n_drawn();
+        n_frame_ += view.n_frame();
+        view_ms_ += view.spent_ms();
+        show(text, result);
+    }
+
+    void show(const std::string& text, const Result& r) {
+        const bool cancelled = r.finish == Finish::Cancelled;
+        if (!r.thought.empty()) note(fmt::format("thought: {}", terminal_text(r.thought)));
+        if (!cancelled || !r.text.empty()) {
+            const std::string out = isatty(STDOUT_FILENO) ? terminal_text(r.text) : r.text;
+            if (!write_stdout(out + "\n")) done_ = true;
+        }
+        int n_step = 0;
+        for (int n : r.steps) n_step += n;
+        const double ms = r.encode_ms + r.denoise_ms + r.commit_ms;
+        n_step_ += n_step;
+        ms_ += ms;
+        n_prompt_ += r.n_prompt;
+        n_reused_ += r.n_reused;
+        n_token_ += static_cast<int64_t>(r.ids.size());
+        std::string line =
+            fmt::format("reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
+                        r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
+                        ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
+        if (r.finish == Finish::Length) line += " | cut, the limit is reached";
+        // Of a stopped answer, canvases that were finished are kept; where there is none, the question goes
+        // too.
+        const bool kept = !cancelled || !r.text.empty();
+        if (cancelled)
+            line += kept ? " | stopped, what is above is kept" : " | stopped, the question is forgotten";
+        note(line);
+        last_ = line;
+        if (!kept) return;
+        turns_.push_back({Role::User, text});
+        turns_.push_back({Role::Model, valid_utf8(r.text)});  // a cut answer can end inside a character
+        n_used_ = r.n_prompt + static_cast<int>(r.ids.size());
+    }
+
+    // ---- Commands
+
+    struct Command {
+        const char *name, *argument, *help;
+        void (Chat::*run)(std::string_view argument);
+    };
+    static std::span<const Command> commands() {
+        static constexpr Command list[] = {
+            {"/clear", "", "forget the conversation; the system text stays", &Chat::clear},
+            {"/drop", "[N]", "forget the N oldest turns (1)", &Chat::drop},
+            {"/system", "[TEXT]", "set the system text; - for none; alone: show it", &Chat::system},
+            {"/think", "on|off", "let the model think first", &Chat::think},
+            {"/seed", "N", "random seed of the next answers", &Chat::seed},
+            {"/save", "FILE", "write the conversation as JSON", &Chat::save},
+            {"/load", "FILE", "go on with a conversation that was saved", &Chat::load},
+            {"/stats", "", "figures of this session", &Chat::stats},
+            {"/help", "", "this list", &Chat::help},
+            {"/quit", "", "end; so does Ctrl-D", &Chat::quit},
+        };
+        return list;
+    }
+
+    void command(std::string_view line) {
+        const std::string_view name = line.substr(0, line.find_first_of(" \t\n"));
+        const std::string_view argument = trim(line.substr(name.size()));
+        const Command* nearest = nullptr;
+        int best = 0;
+        for (const Command& c : commands()) {
+            if (name == c.name) {
+                require(argument.empty() || *c.argument, "{} takes nothing after it, got \"{}\"", name,
+                        argument);
+                return (this->*c.run)(argument);
+            }
+            const int distance = edit_distance(name.substr(0, 40), c.name);
+            if (!nearest || distance < best) {
+                nearest = &c;
+                best = distance;
+            }
+        }
+        fail("there is no command {}, the nearest is {} (a message that begins with / has a blank before it)",
+             name.substr(0, 40), nearest->name);
+    }
+
+    void clear(std::string_view) {
+        turns_.clear();
+        n_used_ = 0;
+        note("a new conversation");
+    }
+
+    void drop(std::string_view argument) {
+        size_t n = 1;
+        if (!argument.empty()) n = parse_number(argument, "/drop");
+        const size_t n_turn = turns_.size() / 2;
+        require(n >= 1 && n <= n_turn, "there are {} turns, /drop got {}", n_turn, n);
+        turns_.erase(turns_.begin(), turns_.begin() + static_cast<std::ptrdiff_t>(2 * n));
+        note(fmt::format("{} turns left", n_turn - n));
+    }
+
+    void system(std::string_view argument) {
+        if (argument == "-")
+            system_.clear();
+        else if (!argument.empty())
+            set_system(std::string(argument));
+        note(system_.empty() ? "no system text" : fmt::format("system text: {}", terminal_text(system_)));
+    }
+    void set_system(std::string text) {
+        size_t at = 0;
+        require(is_utf8(text, &at), "the system text is not valid UTF-8 at byte {}", at);
+        system_ = std::move(text);
+    }
+
+    void think(std::string_view argument) {
+        require(argument == "on" || argument == "off", "/think got \"{}\", expected on or off", argument);
+        if (argument == "on") check_think();
+        think_ = argument == "on";
+        note(fmt::format("thinking is {}", argument));
+    }
+    void check_think() const {
+        require(engine_.tokenizer().find("<|think|>").has_value(),
+                "this model cannot think: its vocabulary lacks the token <|think|>");
+    }
+
+    static uint64_t parse_number(std::string_view text, const char* command) {
+        uint64_t n = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+        require(error == std::errc() && end == text.data() + text.size() && !text.empty(),
+                "{} got \"{}\", expected 0 to 18446744073709551615", command, text);
+        return n;
+    }
+    void seed(std::string_view argument) {
+        seed_ = parse_number(argument, "/seed");
+        note(fmt::format("seed {}", seed_));
+    }
+
+    void save(std::string_view argument) {
+        require(!argument.empty(), "/save got nothing, expected a file's name");
+        const std::string path = file_path(argument);
+        std::vector<Message> all = turns_;
+        if (!system_.empty()) all.insert(all.begin(), {Role::System, system_});
+        write_messages(path, all);
+        note(fmt::format("{} messages written to {}", all.size(), path));
+    }
+
+    void load(std::string_view argument) {
+        require(!argument.empty(), "/load got nothing, expected a file's name");
+        const std::string path = file_path(argument);
+        std::vector<Message> all = read_messages(path);
+        std::string system;
+        if (!all.empty() && all[0].role == Role::System) {
+            system = std::move(all[0].content);
+            all.erase(all.begin());
+        }
+        for (size_t i = 0; i < all.size(); i++)
+            require(all[i].role == (i % 2 ? Role::Model : Role::User),
+                    "{}: message {} is the {}'s, expected user and assistant in turn", path,
+                    i + 1 + !system.empty(), role_name(all[i].role));
+        require(all.size() % 2 == 0, "{}: the last message is the user's, expected an answer to it", path);
+        note(fmt::format("{} messages read from {}", all.size() + !system.empty(), path));
+        turns_ = std::move(all);
+        system_ = std::move(system);
+        n_used_ = 0;
+    }
+
+    void stats(std::string_view) {
+        const size_t n_turn = turns_.size() / 2;
+        say(fmt::format(
+            "{} turns{}; seed {}, thinking {}", n_turn,
+            n_used_ ? fmt::format(", {} of {} tokens of context", n_used_, engine_.n_context()) : "", seed_,
+            think_ ? "on" : "off"));
+        if (last_.empty()) return;
+        say(fmt::format("last: {}", last_));
+        say(fmt::format(
+            "session: reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
+            n_reused_, n_prompt_, n_step_, ms_, n_token_,
+            ms_ > 0 ? static_cast<double>(n_token_) * 1000 / ms_ : 0.0));
+        if (n_frame_)
+            say(fmt::format("view: {} of {} steps drawn, {:.1f} ms, {:.2f} % of the time", n_drawn_, n_frame_,
+                            view_ms_, ms_ > 0 ? view_ms_ * 100 / ms_ : 0.0));
+    }
+
+    void help(std::string_view) {
+        for (const Command& c : commands())
+            say(fmt::format("{:<16}{}", fmt::format("{} {}", c.name, c.argument), c.help));
+        say("A line that ends in \\ goes on in the next; \"\"\" begins and ends a text of several lines.\n"
+            "Ctrl-C stops an answer; of it, canvases that were finished are kept.");
+    }
+
+    void quit(std::string_view) { done_ = true; }
+
+    Engine& engine_;
+    const ChatFlags& flags_;
+    const SamplerConfig sampler_;
+    LineInput input_;
+    const bool dim_;
+    bool think_;
+    uint64_t seed_;
+    std::string system_;
+    std::vector<Message> turns_;  // the user's and the model's in turn
+    bool done_ = false, failed_ = false;
+
+    std::string last_;  // figures of the last answer; below, those of all
+    int n_used_ = 0, n_drawn_ = 0, n_frame_ = 0;
+    int64_t n_prompt_ = 0, n_reused_ = 0, n_token_ = 0, n_step_ = 0;
+    double ms_ = 0, view_ms_ = 0;
+};
+
+}  // namespace
+
+int run_chat(const ChatFlags& flags) {
+    set_utf8_locale();
+    Engine engine = open_engine(flags.engine);
+    SamplerConfig sampler = engine.model().config.sampler;
+    for (const auto& change : flags.sampler_changes) change(sampler);
+    check_sampler(sampler);
+    for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+    Chat chat(engine, flags, sampler);
+    std::signal(SIGINT, on_interrupt);
+    return chat.run();
+}
+
+}  // namespace easel

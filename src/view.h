@@ -1,0 +1,116 @@
+// view.h: the live canvas. Pure functions make the terminal output of one denoise step; View writes it, in
+// place, for `easel generate` and `easel chat`.
+#pragma once
+#include <termios.h>
+
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend.h"
+#include "tokenizer.h"
+
+namespace easel {
+
+struct Screen {
+    int width = 80, height = 24;  // columns, rows
+    bool color = true;            // else no attributes at all, and a dot for what is not accepted
+};
+
+// How sure a token is, from what is committed to what is as good as noise.
+enum class Ink : uint8_t { Settled, Accepted, Likely, Unsure, Noise, Status };
+
+struct Piece {
+    std::string text;  // bytes of one token: may be a part of a character, may hold any control byte
+    Ink ink;
+};
+
+struct ViewStatus {
+    int canvas = 0, step = 0, max_steps = 0;  // both from 0
+    int n_accepted = 0, n_canvas_token = 0;
+    float mean_entropy = 0;  // nats
+    double tokens_per_s = 0;
+};
+
+// The canvas up to the first end-of-generation id that is accepted: accepted draws, and what would be
+// committed elsewhere. Ids past the last one that has a text are left out.
+std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& frame, bool color);
+
+// Rows of at most `width` columns, broken where a terminal breaks them. Tabs become blanks, other control
+// bytes and stray bytes U+FFFD. Each row sets its attributes and ends without any.
+struct Row {
+    std::string text;
+    int width = 0;  // columns
+};
+std::vector<Row> wrap_pieces(std::span<const Piece> pieces, int width, bool color);
+
+// What fits into `width` columns, the most telling first.
+std::string status_text(const ViewStatus& status, int width);
+
+// The terminal output of one step: the last rows that fit over a line of status. It begins and ends with the
+// cursor in the first column of its first row, and clears what an earlier one left below.
+std::string draw(std::span<const Piece> pieces, std::string_view status, const Screen& screen);
+// What takes a drawing away.
+constexpr std::string_view kErase = "\r\033[J";
+
+// Columns that a character takes: 0 for combining ones, 2 for wide ones.
+int char_width(char32_t c);
+// A model's text for a terminal: control bytes other than newline and tab, and stray bytes, become U+FFFD.
+std::string terminal_text(std::string_view text);
+// The text as valid UTF-8: stray bytes become U+FFFD.
+std::string valid_utf8(std::string_view text);
+
+// Whether the file descriptor is a terminal that can move its cursor.
+bool is_screen(int fd);
+// --color auto|always|never for what goes to `fd`: auto is a terminal, unless $NO_COLOR is set.
+bool use_color(std::string_view flag, int fd);
+// Character widths and line editing need a UTF-8 locale; the program has none until this is called.
+void set_utf8_locale();
+
+struct ViewFlags {
+    std::string view = "auto", color = "auto";  // auto, on or off; auto, always or never
+    int delay_ms = 0;                           // to stand still after each redraw
+};
+
+// Redraws the canvas on stderr. Does nothing where the flags, or what stdout and stderr are, say so. What it
+// draws stays between the place where the cursor is and the screen's end, so nothing of it gets into the
+// scrollback; the terminal does not echo keys meanwhile.
+class View {
+  public:
+    View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps);
+    ~View() { finish(); }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+
+    bool on() const { return on_; }
+    void encoding(int done, int total);  // tokens of the prompt
+    // A step that comes too soon after the last one drawn is left out, but not the last of a canvas.
+    void frame(const Frame& frame);
+    void finish();  // takes it away: the cursor is where it was
+
+    int n_drawn() const { return n_drawn_; }
+    int n_frame() const { return n_frame_; }
+    double spent_ms() const { return spent_ms_; }  // drawing, delays not counted
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    void write(const std::string& text);
+    Screen screen() const;
+
+    const Tokenizer& tokenizer_;
+    const int max_steps_, delay_ms_;
+    bool on_, color_;
+    std::vector<int32_t> committed_;                // ids of finished canvases
+    std::string settled_;                           // their text
+    Clock::time_point began_, drawn_, last_drawn_;  // the answer; any redraw; one of a canvas' last step
+    int n_drawn_ = 0, n_frame_ = 0;
+    double spent_ms_ = 0;
+};
+
+// For a signal handler that ends the program at once: takes the drawing away and restores the terminal.
+void abandon_view();
+
+}  // namespace easel

@@ -1,0 +1,129 @@
+#!/bin/sh
+# view.sh PROGRAM: tests the live canvas on screens of several sizes, which tmux plays: what is seen meanwhile, and what
+# is left. Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then "view: N passed, N failed".
+# Run from the project's root.
+set -u
+easel=${1:?usage: sh tests/view.sh build/easel}
+if [ ! -x "$easel" ] || [ ! -f tests/screen.sh ]; then
+    echo "FAIL view: no program $easel, or not run from the project's root"
+    echo "view: 0 passed, 1 failed"
+    exit 1
+fi
+dir=$(mktemp -d) || exit 1
+trap 'screen_end; rm -rf "$dir"' EXIT
+trap 'exit 130' INT TERM
+# shellcheck source=tests/checks.sh
+. tests/checks.sh
+# shellcheck source=tests/screen.sh
+. tests/screen.sh
+
+if ! has_tmux; then
+    skip "the live canvas" "needs tmux"
+    echo "view: 0 passed, 0 failed"
+    exit
+fi
+
+# One canvas of 12 steps; three that go past the answer's end, far more than 12 rows of 20 columns hold.
+short="generate --device cpu --t-max 4 --max-steps 12 -p 'Make JSON: Ann is 31 years old and lives in Oslo.'"
+long="generate --device cpu --ignore-eos -n 480 --stability 0 --confidence 9 -p 'Sort 52, 17, 31'"
+for kind in short long; do
+    eval "eval \"\$easel \$$kind\"" >"$dir/$kind" 2>/dev/null
+done
+
+# start FLAGS...: a shell script that runs the program on an empty screen, between lines that can be found again.
+start() {
+    echo "printf '\\033[H\\033[2J\\033[3J'; echo BEGIN; $*; echo \"END \$?\"" >"$dir/run.sh"
+    keys "sh $dir/run.sh" Enter
+}
+# left NAME KIND: between BEGIN and the statistics, on the screen and above it, is the answer's text, once, and
+# nothing else. Where lines were broken does not matter.
+left() {
+    wait_screen "$1: ends" "^END 0"
+    scrollback | sed -n '/^BEGIN/,/^END/p' >"$dir/all"
+    sed '1d; /^prompt [0-9]/,$d' "$dir/all" | tr -d ' \n' >"$dir/text"
+    tr -d ' \n' <"$dir/$2" >"$dir/expected"
+    same "$1: the answer is left, once, and nothing else" "$dir/text" "$dir/expected"
+}
+
+screen_start 80 24
+for size in "80 24" "40 12" "20 10"; do
+    # shellcheck disable=SC2086
+    screen_size $size
+    start "$easel $short --view-delay 100"
+    wait_screen "$size: the steps are seen" "step 3/12"
+    wait_screen "$size: up to the last" "step 11/12"
+    left "$size" short
+    start "$easel $long --view-delay 20"
+    wait_screen "$size: a long answer" "^canvas [3-9]"
+    screen >"$dir/seen"
+    check "$size: the status is below the rows that fit" "$(sed -n '$p' "$dir/seen" | grep -c '^canvas\|^$')" -eq 1
+    left "$size, a long answer" long
+done
+
+# Smaller and larger in the middle, where lines above push the canvas down.
+screen_size 80 24
+start "seq 30; $easel $short --view-delay 250"
+wait_screen "before the size changes" "step 3/12"
+screen_size 40 12
+wait_screen "a smaller screen" "step [56]/12"
+screen_size 20 12
+wait_screen "a narrow screen" "step [78]/12"
+screen_size 80 24
+wait_screen "a large one again" "accepted [0-9]*/32 | entropy"
+wait_screen "after the size has changed" "^END 0"
+scrollback | sed -n '/^30$/,/^END/p' >"$dir/all"
+sed '1d; /^prompt [0-9]/,$d' "$dir/all" | tr -d ' \n' >"$dir/text"
+tr -d ' \n' <"$dir/short" >"$dir/expected"
+same "the answer is left, once, and nothing else" "$dir/text" "$dir/expected"
+
+# Colours: accepted ones bright; without colours dots for what is not accepted.
+screen_colors() { tm capture-pane -p -e | grep -q "$(printf '\033')\[1m$1"; }
+start "$easel $short --view-delay 100"
+if wait_for screen_colors '{"name":"Ann'; then ok "accepted tokens are bright"; else bad "accepted tokens are bright" "$(tm capture-pane -p -e | head -n 3)"; fi
+left "in colours" short
+for way in "NO_COLOR=1 $easel $short" "$easel $short --color never"; do
+    start "$way --view-delay 100"
+    wait_screen "no colours: dots" '^{"name":"Ann···'
+    check "no colours: no attributes" "$(tm capture-pane -p -e | grep -c "$(printf '\033')\[[1-9]")" -eq 0
+    left "no colours" short
+done
+
+# Ctrl-C and other ends.
+start "stty -g >$dir/modes0; $easel $short --view-delay 200"
+wait_screen "a canvas to stop" "step 3/12"
+check "keys are not echoed meanwhile" "$(stty -a <"$(tm display-message -p '#{pane_tty}')" | grep -c -- ' -echo ')" -eq 1
+keys C-c
+wait_screen "Ctrl-C" "^END 130"
+scrollback >"$dir/all"
+check "Ctrl-C leaves no canvas" "$(grep -c '^canvas\|name' "$dir/all")" -eq 0
+stty -g <"$(tm display-message -p '#{pane_tty}')" >"$dir/modes1"
+keys "stty -g >$dir/modes1" Enter
+wait_for test -s "$dir/modes1"
+start "stty -g >$dir/modes0; $easel $short --view-delay 300 & sleep 1.5; kill -TERM \$!; wait \$!; stty -g >$dir/modes1"
+wait_screen "a program in the background" "^END"
+same "a killed one leaves the terminal's modes" "$dir/modes0" "$dir/modes1"
+check "and no canvas" "$(scrollback | grep -c '^canvas')" -eq 0
+start "$easel $short --view-delay 100"
+wait_screen "a canvas to type at" "step 3/12"
+keys Enter Enter 'echo typed' Enter
+left "typed meanwhile" short
+wait_screen "what was typed meanwhile is not lost" "^typed"
+
+# Where nothing may be redrawn.
+start "TERM=dumb $easel $short --view on 2>$dir/err"
+left "a dumb terminal" short
+check "a dumb terminal gets plain text" "$(tr -cd '\033' <"$dir/err" | wc -c)" -eq 0
+eval "$easel $short --view on" >"$dir/out" 2>"$dir/err"
+same "--view on with the text in a file" "$dir/out" "$dir/short"
+check "--view on draws on stderr, whatever it is" "$(grep -c 'step 1/12' "$dir/err")" -ge 1
+eval "$easel $short" >"$dir/out" 2>"$dir/err"
+check "no view in files" "$(tr -cd '\033' <"$dir/err" | wc -c)" -eq 0
+eval "$easel $short --view off" >"$dir/out" 2>"$dir/err"
+same "--view off" "$dir/out" "$dir/short"
+eval "$easel $short --view on --show-steps" >"$dir/out" 2>"$dir/err"
+check "--view on with --show-steps is refused" $? -eq 1
+eval "$easel $short --view maybe" >"$dir/out" 2>"$dir/err"
+check "--view takes auto, on and off" $? -eq 1
+
+echo "view: $passed passed, $failed failed"
+[ $failed -eq 0 ]
