@@ -94,6 +94,7 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 # The demo model is part of the program; the commit is part of --version.
 $(BUILD)/obj/demo.o: src/demo.gguf
 $(BUILD)/obj/models.o: models.txt
+$(BUILD)/obj/trace_page.o: src/trace.html
 $(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
 
 deps: $(DEPS)/ready

@@ -15,6 +15,7 @@
 #include "check.h"
 #include "convert.h"
 #include "models.h"
+#include "trace.h"
 
 namespace easel {
 
@@ -26,13 +27,6 @@ std::string read_all(std::FILE* in, const std::string& name) {
     for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
     require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
     return text;
-}
-
-std::string read_file(const std::string& path) {
-    std::FILE* in = std::fopen(path.c_str(), "rb");
-    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
-    return read_all(in, path);
 }
 
 // Whitespace-separated decimals.
@@ -119,10 +113,6 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     return r;
 }
 
-const char* finish_name(Finish finish) {
-    return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
-}
-
 std::string ids_text(std::span<const int32_t> ids) {
     return fmt::format("{}\n", fmt::join(ids, " "));
 }
@@ -176,6 +166,17 @@ void warn(const Model& model) {
 
 }  // namespace
 
+std::string read_file(const std::string& path) {
+    std::FILE* in = std::fopen(path.c_str(), "rb");
+    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
+    return read_all(in, path);
+}
+
+const char* finish_name(Finish finish) {
+    return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
+}
+
 bool write_stdout(std::string_view text) {
     errno = 0;
     const bool ok =
@@ -200,6 +201,8 @@ static Engine open_engine(EngineOptions options) {
 int run_generate(const GenerateFlags& flags) {
     Engine engine = open_engine(flags.engine);
     const Request request = make_request(flags, engine);
+    std::optional<TraceWriter> trace;
+    if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();
     ProgressLine progress;
     int n_step = 0;
@@ -207,6 +210,7 @@ int run_generate(const GenerateFlags& flags) {
         request,
         [&](const Frame& f) {
             n_step++;
+            if (trace) trace->step(f);
             if (flags.show_steps)
                 fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
             else
@@ -219,6 +223,7 @@ int run_generate(const GenerateFlags& flags) {
             return !interrupted;
         });
     progress.clear();
+    if (trace) trace->end(result);
     const std::string text = flags.print == "json"  ? result_json(result, flags.seed, n_step)
                              : flags.print == "ids" ? ids_text(result.ids)
                                                     : result.text + "\n";
@@ -226,6 +231,7 @@ int run_generate(const GenerateFlags& flags) {
     write_stdout(text);
     warn(engine.model());
     print_statistics(result, n_step);
+    if (trace) trace->close();  // after the answer: a full disk does not lose it
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
 }
 

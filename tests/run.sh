@@ -55,6 +55,7 @@ script() {
 script cli
 script fetch
 script pipe
+script trace
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then
