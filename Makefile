@@ -95,6 +95,7 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 $(BUILD)/obj/demo.o: src/demo.gguf
 $(BUILD)/obj/models.o: models.txt
 $(BUILD)/obj/line_input.o: CPPFLAGS += $$(cat $(DEPS)/edit.flags)
+$(BUILD)/obj/trace_page.o: src/trace.html
 $(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
 
 deps: $(DEPS)/ready

@@ -18,6 +18,7 @@
 #include "convert.h"
 #include "infill.h"
 #include "models.h"
+#include "trace.h"
 
 namespace easel {
 
@@ -29,13 +30,6 @@ std::string read_all(std::FILE* in, const std::string& name) {
     for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
     require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
     return text;
-}
-
-std::string read_file(const std::string& path) {
-    std::FILE* in = std::fopen(path.c_str(), "rb");
-    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
-    return read_all(in, path);
 }
 
 // Whitespace-separated decimals.
@@ -143,10 +137,6 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     return r;
 }
 
-const char* finish_name(Finish finish) {
-    return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
-}
-
 std::string ids_text(std::span<const int32_t> ids) {
     return fmt::format("{}\n", fmt::join(ids, " "));
 }
@@ -207,6 +197,17 @@ void warn(const Model& model) {
 
 }  // namespace
 
+std::string read_file(const std::string& path) {
+    std::FILE* in = std::fopen(path.c_str(), "rb");
+    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
+    return read_all(in, path);
+}
+
+const char* finish_name(Finish finish) {
+    return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
+}
+
 bool write_stdout(std::string_view text) {
     errno = 0;
     const bool ok =
@@ -254,6 +255,10 @@ int run_generate(const GenerateFlags& flags) {
     Engine engine = open_engine(flags.engine);
     if (flags.verbose) print_memory(engine);
     const Request request = make_request(flags, engine);
+    std::optional<TraceWriter> trace;
+    require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
+            "--trace goes without --best-of and --retry-empty: it is of one answer");
+    if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();
     ViewFlags view_flags = flags.view;
     if (flags.show_steps) view_flags.view = "off";
@@ -262,6 +267,7 @@ int run_generate(const GenerateFlags& flags) {
     const Result result = engine.generate(
         request,
         [&](const Frame& f) {
+            if (trace) trace->step(f);
             if (flags.show_steps)
                 fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
             else if (view.on())
@@ -280,6 +286,7 @@ int run_generate(const GenerateFlags& flags) {
         });
     progress.clear();
     view.finish();
+    if (trace) trace->end(result);
     const bool to_terminal = isatty(STDOUT_FILENO);
     const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)
@@ -290,6 +297,7 @@ int run_generate(const GenerateFlags& flags) {
     warn(engine.model());
     if (!result.note.empty()) fmt::print(stderr, "easel: {}\n", result.note);
     print_statistics(result);
+    if (trace) trace->close();  // after the answer: a full disk does not lose it
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
 }
 

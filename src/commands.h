@@ -20,6 +20,7 @@ struct GenerateFlags {
     std::vector<std::string> choices;  // "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
     bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
+    std::optional<std::string> trace;  // file for every step (trace.h)
     uint64_t seed = 0;
     int n_token = 0, n_retry = 0, n_best = 1;
     ViewFlags view;
@@ -87,7 +88,17 @@ int run_fetch(const FetchFlags& flags);
 // device.
 Engine open_engine(EngineOptions options);
 
+struct TraceFlags {
+    std::string file, output;  // no output: stdout
+    bool svg = false;          // a figure instead of a page
+};
+int run_trace(const TraceFlags& flags);
+
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
+// All of a file. Error if it cannot be read.
+std::string read_file(const std::string& path);
+// "stop", "length" or "cancelled".
+const char* finish_name(Finish finish);
 
 }  // namespace easel

@@ -159,6 +159,7 @@ int run(int argc, char** argv) {
         ->disable_flag_override();
     g->add_flag("-v,--verbose", generate.verbose, "on stderr: memory, and where the time of loading went")
         ->disable_flag_override();
+    g->add_option("--trace", generate.trace, "file to write every denoise step to, for easel trace");
     g->add_option("--print", generate.print, "text, ids or json")
         ->check(CLI::IsMember({"text", "ids", "json"}));
     add_view_flags(*g, generate.view);
@@ -250,14 +251,21 @@ int run(int argc, char** argv) {
                   "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)");
     f->add_flag("-q,--quiet", fetch.quiet, "no progress on stderr")->disable_flag_override();
 
+    TraceFlags trace;
+    auto* tr =
+        app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
+    tr->add_option("file", trace.file, "file that generate --trace has written")->required();
+    tr->add_option("-o,--output", trace.output, "file to write (default: stdout)");
+    tr->add_flag("--svg", trace.svg, "a figure of all steps as SVG instead of an HTML page")
+        ->disable_flag_override();
+
     // CLI11 would only say that a subcommand is missing.
     const auto commands = app.get_subcommands({});
     const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named))
         fail(
             "there is no command \"{}\", expected generate, chat, info, tokenize, logits, convert, pipe, "
-            "fetch or "
-            "or bench",
+            "fetch, trace or bench",
             argv[1]);
     try {
         app.parse(argc, argv);
@@ -279,6 +287,7 @@ int run(int argc, char** argv) {
     if (*l) return run_logits(logits);
     if (*c) return run_convert(convert);
     if (*f) return run_fetch(fetch);
+    if (*tr) return run_trace(trace);
     return run_bench(bench);
 }
 

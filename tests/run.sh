@@ -56,6 +56,7 @@ script cli
 script fetch
 script pipe
 script memory
+script trace
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then

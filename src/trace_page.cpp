@@ -1,0 +1,97 @@
+// trace_page.cpp: `easel trace`: reads a trace and writes the page src/trace.html with it, or the figure of
+// trace_svg.cpp. Called by main.
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "check.h"
+#include "commands.h"
+#include "trace.h"
+
+// The page, linked in as it is.
+asm(".section .rodata\n"
+    "easel_trace_page_begin: .incbin \"src/trace.html\"\n"
+    "easel_trace_page_end:\n"
+    ".previous\n");
+
+extern "C" const char easel_trace_page_begin[], easel_trace_page_end[];
+
+namespace easel {
+
+using Json = nlohmann::json;
+
+namespace {
+
+Json piece_json(const TracePiece& piece) {
+    size_t at = 0;
+    if (piece.control) return {{"control", piece.bytes}};
+    if (is_utf8(piece.bytes, &at)) return piece.bytes;
+    return {{"bytes", std::vector<uint8_t>(piece.bytes.begin(), piece.bytes.end())}};
+}
+
+// Rounded as in the trace; JSON has no NaN.
+Json number(float x) {
+    return std::isfinite(x) ? Json(std::round(double{x} * 1e4) / 1e4) : Json();
+}
+
+}  // namespace
+
+std::string trace_page(const Trace& t) {
+    Json j{{"model", t.model},        {"device", t.device},
+           {"prompt", t.prompt},      {"canvas", t.n_canvas},
+           {"vocabulary", t.n_vocab}, {"seed", std::to_string(t.seed)},  // a double has no 64 bits
+           {"confidence", number(t.confidence)},    {"end_ids", t.end_ids},
+           {"finish", t.finish},      {"text", t.text},
+           {"thought", t.thought}};
+    Json& pieces = j["pieces"] = Json::object();
+    for (const auto& [id, piece] : t.pieces) pieces[std::to_string(id)] = piece_json(piece);
+    Json& steps = j["steps"] = Json::array();
+    for (const TraceStep& s : t.steps) {
+        Json entropy = Json::array();
+        for (float nats : s.entropy) entropy.push_back(number(nats));
+        steps.push_back({{"canvas", s.canvas},
+                         {"step", s.step},
+                         {"temperature", number(s.temperature)},
+                         {"mean_entropy", number(s.mean_entropy)},
+                         {"tokens", s.tokens},
+                         {"argmax", s.argmax},
+                         {"entropy", std::move(entropy)},
+                         {"accepted", s.accepted}});
+    }
+    // Inside <script>, "</script" and "<!--" have a meaning of their own, so no < stays.
+    std::string data;
+    for (char c : j.dump(-1, ' ', false, Json::error_handler_t::replace))
+        if (c == '<')
+            data += "\\u003c";
+        else
+            data += c;
+
+    constexpr std::string_view place = "@TRACE@";
+    std::string page(easel_trace_page_begin, easel_trace_page_end);
+    return page.replace(page.find(place), place.size(), data);
+}
+
+int run_trace(const TraceFlags& flags) {
+    const Trace trace = read_trace(read_file(flags.file), flags.file);
+    const std::string out = flags.svg ? trace_svg(trace) : trace_page(trace);
+    if (flags.output.empty()) {
+        write_stdout(out);
+    } else {
+        std::error_code ignored;
+        require(!std::filesystem::equivalent(flags.file, flags.output, ignored),
+                "{}: is the trace itself, expected another file to write to", flags.output);
+        std::FILE* file = std::fopen(flags.output.c_str(), "wb");
+        require(file, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+        const bool written = std::fwrite(out.data(), 1, out.size(), file) == out.size();
+        const bool closed = std::fclose(file) == 0;
+        require(written && closed, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+    }
+    if (trace.finish.empty())
+        fmt::print(stderr, "easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,
+                   trace.steps.size());
+    return 0;
+}
+
+}  // namespace easel
