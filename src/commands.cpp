@@ -184,8 +184,7 @@ bool write_stdout(std::string_view text) {
     return ok;
 }
 
-// The engine, with progress while weights go to a GPU.
-static Engine open_engine(EngineOptions options) {
+Engine open_engine(EngineOptions options) {
     ProgressLine progress;
     options.on_load = [&](int64_t done, int64_t total) {
         progress.show(fmt::format("loading weights: {} of {}", human_bytes(done), human_bytes(total)));
