@@ -11,8 +11,11 @@
 
 namespace easel {
 
-// Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C.
+// Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C, 143 with SIGTERM.
 constexpr int kInterrupted = 130;
+
+// The engine, with progress on a terminal while weights go to a GPU, and its note on stderr.
+Engine open_engine(EngineOptions options);
 
 struct GenerateFlags {
     EngineOptions engine;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <csignal>
 #include <cstring>
 #include <thread>
@@ -111,13 +112,9 @@ namespace {
 
 // Both are lock-free, so a signal handler may use them.
 std::atomic<bool> interrupted = false;
-std::atomic<int> wake_fd = -1;  // a byte here wakes the reader
+std::atomic<int> wake_fd = -1;  // a byte here wakes who waits for stdin or stdout
 
-// Waits until `fd` can be read or written; the other side going away counts.
-void wait_for(int fd, short events) {
-    pollfd p{fd, events, 0};
-    poll(&p, 1, -1);
-}
+constexpr int kStallMs = 1000;  // once stopped: how long stdout may take nothing
 
 // The thread that reads. Its end is the queue's end; the object's end is the thread's.
 class Reader {
@@ -126,10 +123,11 @@ class Reader {
         : engine_(engine), options_(options), queue_(queue), in_(in), out_(out) {
         require(pipe2(wake_, O_CLOEXEC | O_NONBLOCK) == 0, "cannot make a pipe: {}", std::strerror(errno));
         wake_fd = wake_[1];
-        // Ctrl-C goes to the thread that answers.
+        // Signals go to the thread that answers.
         sigset_t block, before;
         sigemptyset(&block);
         sigaddset(&block, SIGINT);
+        sigaddset(&block, SIGTERM);
         pthread_sigmask(SIG_BLOCK, &block, &before);
         thread_ = std::thread([this] { run(); });
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
@@ -151,6 +149,7 @@ class Reader {
         const int fd = wake_fd;
         if (fd >= 0) (void)!write(fd, "", 1);
     }
+    int wake() const { return wake_[0]; }  // can be read, and stays so, once interrupted
     bool output_closed() const { return output_closed_; }
     const std::string& error() const { return error_; }  // after the queue has ended
 
@@ -240,32 +239,53 @@ class Server {
             else if (item->cancel.is_null())
                 answer(*item);
         }
+        if (!unanswered_.empty())
+            fmt::print(stderr,
+                       "easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
+                       unanswered_.size(), fmt::join(unanswered_, ", "));
         if (interrupted) return closed_ ? 0 : kInterrupted;
         require(reader_.error().empty(), "the input cannot be read: {}", reader_.error());
         return 0;
     }
 
   private:
+    // Until stdout takes something. False: nobody reads it, or nobody has since the program was stopped.
+    bool wait_writable() {
+        while (!closed_ && !stalled_) {
+            pollfd p[2] = {{out_, POLLOUT, 0}, {interrupted ? -1 : reader_.wake(), POLLIN, 0}};
+            const int n = poll(p, 2, interrupted ? kStallMs : -1);
+            if (n > 0 && p[0].revents) return true;
+            if (n == 0) stalled_ = true;
+        }
+        return false;
+    }
+
     // The one way out: a line, at once. False: nobody reads it.
     bool write(const OrderedJson& line) {
         // A cut answer can end inside a character: such bytes are replaced, not refused.
         const std::string text = line.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
-        for (size_t at = 0; at < text.size() && !closed_;) {
-            const ssize_t n = ::write(out_, text.data() + at, text.size() - at);
+        for (size_t at = 0; at < text.size() && wait_writable();) {
+            // No more than what a pipe surely takes now: a write that blocks could not be stopped.
+            const ssize_t n = ::write(out_, text.data() + at, std::min<size_t>(text.size() - at, PIPE_BUF));
             if (n >= 0)
                 at += static_cast<size_t>(n);
             else if (errno == EPIPE)
                 closed_ = true;
-            else if (errno == EAGAIN)
-                wait_for(out_, POLLOUT);
             else
-                require(errno == EINTR, "cannot write to stdout: {}", std::strerror(errno));
+                require(errno == EINTR || errno == EAGAIN, "cannot write to stdout: {}",
+                        std::strerror(errno));
         }
-        return !closed_;
+        return !closed_ && !stalled_;
+    }
+
+    // The line that ends what is known of an item.
+    void write_last(const PipeItem& item, const OrderedJson& line) {
+        if (!write(line) && stalled_)
+            unanswered_.push_back(item.id.is_null() ? fmt::format("of line {}", item.line) : shown(item.id));
     }
 
     void write_error(const PipeItem& item, const std::string& message) {
-        write({{"id", item.id}, {"type", "error"}, {"line", item.line}, {"message", message}});
+        write_last(item, {{"id", item.id}, {"type", "error"}, {"line", item.line}, {"message", message}});
     }
 
     bool goes_on(const PipeItem& item) const {
@@ -362,16 +382,17 @@ class Server {
             {"hash", fmt::format("{:016x}", r.hash)},
             {"line", item.line}};
         line.update(extra);
-        write(line);
+        write_last(item, line);
     }
 
     Engine& engine_;
     const PipeOptions options_;
     PipeQueue queue_;
     const int out_;
-    bool closed_ = false;
-    std::vector<int32_t> cached_;  // the last prompt: what the engine holds
-    Reader reader_;                // last: it ends before what it uses
+    bool closed_ = false, stalled_ = false;
+    std::vector<std::string> unanswered_;  // ids whose last line stdout did not take
+    std::vector<int32_t> cached_;          // the last prompt: what the engine holds
+    Reader reader_;                        // last: it ends before what it uses
 };
 
 }  // namespace
@@ -391,23 +412,26 @@ int run_pipe(const PipeFlags& flags) {
         write_stdout(pipe_schema());
         return 0;
     }
-    Engine engine(flags.engine);
+    Engine engine = open_engine(flags.engine);
     PipeOptions options;
     options.sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(options.sampler);
     check_sampler(options.sampler);
     options.n_queue = static_cast<size_t>(flags.n_queue);
     options.unordered = flags.unordered;
-    if (!engine.note().empty()) fmt::print(stderr, "easel: {}\n", engine.note());
     for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
-    // A second Ctrl-C ends the program at once.
-    std::signal(SIGINT, [](int) {
+    static volatile std::sig_atomic_t stopped_by = 0;
+    struct sigaction action = {};
+    action.sa_handler = [](int number) {
         const int saved = errno;
+        stopped_by = number;
         interrupt_pipe();
-        std::signal(SIGINT, SIG_DFL);
         errno = saved;
-    });
-    return serve_pipe(engine, options, STDIN_FILENO, STDOUT_FILENO);
+    };
+    action.sa_flags = SA_RESETHAND;  // a second one ends the program at once
+    for (int number : {SIGINT, SIGTERM}) sigaction(number, &action, nullptr);
+    const int code = serve_pipe(engine, options, STDIN_FILENO, STDOUT_FILENO);
+    return code == kInterrupted ? 128 + stopped_by : code;
 }
 
 }  // namespace easel

@@ -290,8 +290,9 @@ std::string pipe_schema() {
         "  warning  line, message: an unknown key, a cancel of an id that was never seen, or that much of a\n"
         "           prompt had to be encoded again\n\n"
         "At most --queue lines wait (64 MB of them); then the input is left unread, cancels in it too.\n"
-        "Exit code: 0 at the end of the input or when nobody reads the output, 130 after Ctrl-C, which\n"
-        "reports all that was read and not answered as cancelled.\n";
+        "Exit code: 0 at the end of the input or when nobody reads the output, 130 after Ctrl-C, 143 after\n"
+        "SIGTERM. These report all that was read and not answered as cancelled; where stdout takes nothing\n"
+        "for a second, its ids go to stderr instead.\n";
     return out;
 }
 

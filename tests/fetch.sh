@@ -115,6 +115,7 @@ error "a list that is a folder" "the list of models cannot be read: Is a directo
 # ---- Names
 
 error "a wrong name" 'there is no model "dmo"; the nearest name is demo' fetch dmo
+error "a wrong name near several" 'there is no model "cut_unknow"; the nearest name' fetch cut_unknow
 error "a name like none" 'there is no model "banana-split-ii"; `easel fetch` lists the names' fetch banana-split-ii
 error "-m with a wrong name" "Demo: cannot open the model file: No such file, and no model has that name; the nearest" \
     generate -m Demo -p hi
@@ -223,6 +224,26 @@ with "PATH=$dir/empty" error "no curl" "the program curl downloads and is not in
 with "EASEL_MODELS=$dir/file/models" error "a folder below a file" "$dir/file/models: cannot be made: Not a directory" \
     fetch demo
 with "EASEL_MODELS=$dir/file" error "a folder that is a file" "$dir/file" fetch demo
+mkdir "$dir/sealed"
+chmod a-w "$dir/sealed"
+if mkdir "$dir/sealed/x" 2>/dev/null; then  # root may write there
+    rmdir "$dir/sealed/x"
+    as_other="setpriv --reuid 65534 --clear-groups"
+else
+    as_other=
+fi
+# shellcheck disable=SC2086
+if $as_other true 2>/dev/null; then
+    chmod a+rx "$dir"
+    for models_in in "$dir/sealed" "$dir/sealed/below"; do
+        $limit $as_other env "EASEL_MODELS=$models_in" "$easel" fetch demo </dev/null >"$dir/out" 2>"$dir/err"
+        check "a folder that must not be written: exit 1" $? -eq 1
+        has "and which" "easel: $models_in" "$dir/err"
+        has "and why" "Permission denied; EASEL_MODELS=FOLDER sets another folder" "$dir/err"
+    done
+else
+    echo "SKIPPED a folder that must not be written: this is root, and there is no setpriv"
+fi
 with HOME= error "no folder at all" "there is no folder for models: set EASEL_MODELS" fetch demo
 rm -f "$models/gone.gguf.lock"
 mkdir "$models/gone.gguf.lock"

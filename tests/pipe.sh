@@ -99,6 +99,18 @@ for key in prompt_ids messages ignore_eos self_cond_top_k cancel reused_tokens w
     has "the schema tells $key" "$key" "$dir/out"
 done
 
+error() {  # error NAME TEXT ARGUMENTS...: pipe says it on stderr, nothing on stdout, exit 1
+    name=$1 text=$2
+    shift 2
+    $limit "$easel" pipe "$@" </dev/null >"$dir/out" 2>"$dir/err"
+    result="$? $(wc -c <"$dir/out") $(wc -l <"$dir/err")"
+    has "$name" "$text" "$dir/err"
+    check "$name: exit 1 and one line" "$result" = "1 0 1"
+}
+error "a model that is not in the list" 'and no model has that name; the nearest names are q4_k_m and q5_k_m' -m q4_k_n
+error "a model that is no GGUF file" 'Makefile: ' -m Makefile
+error "an unknown flag" '--frobnicate' --frobnicate
+
 # ---- Stop strings and frames
 
 request='"prompt":"hello","max_tokens":24,"max_steps":2,"seed":3,"ignore_eos":true'
@@ -297,6 +309,47 @@ wait $pid
 check "Ctrl-C with nothing to do exits with 130" $? -eq 130
 pid=""
 exec 3>&-
+
+# SIGTERM does the same; and both end a program whose stdout is blocked, at the first signal.
+start
+lines 1 1 >&3
+wait_for n_lines "$dir/out" 1
+kill -TERM $pid
+wait $pid
+check "SIGTERM exits with 143" $? -eq 143
+pid=""
+exec 3>&-
+mkfifo "$dir/blocked"
+for signal in INT:130 TERM:143; do
+    expected=${signal#*:} signal=${signal%:*}
+    rm -f "$dir/fifo"
+    mkfifo "$dir/fifo"
+    "$easel" pipe -m "$tiny" -t 1 <"$dir/fifo" >"$dir/blocked" 2>"$dir/err" &
+    pid=$!
+    exec 3>"$dir/fifo" 4<"$dir/blocked"
+    lines 1 1000 >&3  # their answers are more than a pipe holds
+    sleep 1.5
+    began=$(date +%s%N)
+    kill -"$signal" $pid
+    { sleep 20; kill -KILL $pid; } 2>/dev/null &
+    killer=$!
+    wait $pid
+    status=$?
+    kill $killer 2>/dev/null
+    took=$((($(date +%s%N) - began) / 1000000))
+    pid=""
+    exec 3>&-
+    cat <&4 >"$dir/out"
+    exec 4<&-
+    check "$signal while stdout is blocked: exit $expected" $status -eq "$expected"
+    check "at once ($signal, $took ms)" "$took" -le 2000
+    sed -n '/}$/p' "$dir/out" >"$dir/answers"
+    done_ids "$dir/answers" >"$dir/ids"
+    has "it says what is not answered ($signal)" "easel: stopped while nobody read stdout; read and not answered: " "$dir/err"
+    sed -n 's/^easel: stopped.*(ids \(.*\))$/\1/p' "$dir/err" | tr -d ' ' | tr ',' '\n' >>"$dir/ids"
+    seq "$(wc -l <"$dir/ids")" >"$dir/expected"
+    same "answered and reported are all that was read ($signal)" "$dir/ids" "$dir/expected"
+done
 
 echo "pipe: $passed passed, $failed failed"
 [ $failed -eq 0 ]
