@@ -29,7 +29,7 @@ endif
 DEPS := build/deps
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow -Wno-unknown-warning-option
-CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include -DFMT_HEADER_ONLY
+CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include
 CXXFLAGS := -std=c++20 $(OPT) -march=$(MARCH) -g1 $(WARN) $(SAN)
 LDFLAGS := -pthread $(SAN) $$(cat $(DEPS)/edit.libs)
 
@@ -151,7 +151,7 @@ FUZZ_SECONDS ?= 60
 FUZZ := $(patsubst tests/fuzz/%.cpp,build/fuzz/%,$(wildcard tests/fuzz/*.cpp))
 build/fuzz/%: tests/fuzz/%.cpp $(wildcard src/*.cpp include/*.h tests/*.h) | $(DEPS)/ready
 	@mkdir -p $(@D)
-	clang++ -std=c++20 -O1 -g1 $(CPPFLAGS) -Itests -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	clang++ -std=c++20 -O1 -g1 $(CPPFLAGS) -DFMT_HEADER_ONLY -Itests -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
 	  $< $(addprefix src/,$(shell sed -n 's|^// sources: ||p' $<)) -pthread -o $@
 fuzz: $(FUZZ)
 	@for f in $(FUZZ); do sh tests/fuzz.sh $$f $(FUZZ_SECONDS) || exit 1; done

@@ -84,7 +84,7 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 # ---- The command line
 
 error "no command" "subcommand" # nothing else
-error "unknown command" "no command \"frobnicate\", expected generate, info" frobnicate
+error "unknown command" "no command \"frobnicate\", expected generate, chat, info" frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
 error "an empty prompt" "the prompt is empty" generate -m "$tiny" -p ""
 run info $fixtures/broken/architecture.gguf
@@ -472,7 +472,7 @@ if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/n
     cat >"$dir/terminal.sh" <<END
 trap : INT
 stty -g >$dir/modes0
-$easel $long
+$easel $long --view off
 echo \$? >$dir/status
 stty -g >$dir/modes1
 END

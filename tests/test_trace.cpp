@@ -135,7 +135,7 @@ TEST_CASE("trace: a frame without numbers is written as valid JSON", "[trace]") 
     const std::vector<float> entropy(n, std::numeric_limits<float>::quiet_NaN());
     const std::vector<uint8_t> accepted(n, 0);
     TraceWriter writer(dir / "trace", engine, request);
-    writer.step({0, 0, ids, ids, entropy, accepted, entropy[0], 0.8f, true});
+    writer.step({0, 0, ids, ids, entropy, entropy, accepted, entropy[0], 0.8f, 0, true});
     writer.close();
     std::ifstream file(dir / "trace");
     const std::string text{std::istreambuf_iterator<char>(file), {}};

@@ -253,7 +253,7 @@ struct Canvas {
         accepted.push_back(is_accepted);
     }
     Frame frame(int step, bool last) const {
-        return {0, step, tokens, argmax, entropy, accepted, 1, 1, last};
+        return {0, step, tokens, argmax, entropy, entropy, accepted, 1, 1, 0, last};
     }
     std::string text(bool last, bool color) const {
         std::string out;
