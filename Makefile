@@ -117,7 +117,7 @@ asan:
 	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" UNIT_FILTER="~[slow]" unit
 
 # The tests of kernels and of the whole backend, for a GPU. Those with kernels of their own go through nvcc.
-GPU_TESTS := linear head attention norm moe embed sample accept device
+GPU_TESTS := linear head attention norm moe embed sample accept device memory
 GPU_OBJ := $(GPU_TESTS:%=$(CUDA_OBJ)/gpu/test_%.o) $(CUDA_OBJ)/gpu/test_repack.o $(BUILD)/obj/tests/unit_main.o
 $(CUDA_OBJ)/gpu/test_repack.o: tests/test_repack.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)

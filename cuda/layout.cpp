@@ -189,9 +189,6 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     Buffers<T> b{};
     for (float** p : {&b.x, &b.h, &b.router_in, &b.dense, &b.o}) *p = arena.take<float>(n * d);
     for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
-    b.q = arena.take<float>(n * q);
-    b.k = arena.take<float>(n * kv);
-    b.v = arena.take<float>(n * kv);
     b.q_in = arena.take<T>(n * q);
     b.o_in = arena.take<T>(n * q);
     b.middle = arena.take<T>(n * padded(c.n_ff));
@@ -199,11 +196,19 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     b.weight = arena.take<float>(n_pair);
     b.first = arena.take<int>(c.n_expert + 1);
     b.slot_middle = arena.take<T>(n_pair * padded(c.n_ff_exp));
-    b.slot_out = arena.take<float>(n_pair * d);
+    // Three that are never needed together: q, k, v until qkv_norm(); from then to layer_end() the experts'
+    // outputs; z from lm_head() to the soft embedding of the next step.
+    const int64_t n_z = int64_t{c.n_canvas} * vocab_stride(c.n_vocab);
+    const int64_t z_floats = (n_z * int64_t{sizeof(T)} + 3) / 4;
+    const int64_t n_k = (n * kv + 63) / 64 * 64;  // v begins at a multiple of 256 bytes, as k does
+    float* shared = arena.take<float>(std::max({n * q + 2 * n_k, n_pair * d, z_floats}));
+    b.q = b.slot_out = shared;
+    b.k = shared ? b.q + n * q : nullptr;
+    b.v = shared ? b.k + n_k : nullptr;
+    b.z = reinterpret_cast<T*>(shared);
     for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa}) *p = arena.take<float>(n * half);
     b.attention = arena.take<float>(attention);
     b.soft = arena.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab));
-    b.z = arena.take<T>(int64_t{c.n_canvas} * vocab_stride(c.n_vocab));
     b.stats = arena.take<TileStats>(int64_t{c.n_canvas} * n_vocab_tile(c.n_vocab));
     b.live = arena.take<uint8_t>(n_vocab_tile(c.n_vocab));
     b.rows = arena.take<RowStats>(c.n_canvas);
@@ -332,9 +337,8 @@ DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t 
 std::string offload_cost(const MemoryPlan& p) {
     const double gb = static_cast<double>(p.host) / 1e9;
     return fmt::format(
-        "{:.2f} GB of experts stay in the host's memory and cross the bus at every step: {:.0f} ms at 25 "
-        "GB/s "
-        "(PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
+        "{:.2f} GB of experts stay in the host's memory and cross the bus at every step: {:.0f} ms at "
+        "25 GB/s (PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
         gb, gb / 25 * 1e3, gb / 55 * 1e3);
 }
 

@@ -97,7 +97,8 @@ constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
     return before(layer + 1) != before(layer);
 }
 
-// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded.
+// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded. q, k and v, slot_out, and z
+// lie in the same place: see lay_out_buffers().
 template <class T>
 struct Buffers {
     float *x, *h, *router_in, *dense, *o;  // [n, n_embd]

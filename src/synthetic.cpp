@@ -1,5 +1,7 @@
 // synthetic.cpp: models of real shapes with random weights, for `easel bench`. No file, no training, same
 // cost.
+#include "synthetic.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -108,12 +110,8 @@ class Maker {
 
 }  // namespace
 
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type, bool with_weights);
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
-    return synthetic_model(shape, type, true);
-}
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type,
-                                             bool with_weights) {
+static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::string_view type,
+                                                   bool with_weights) {
     require(shape == "mid" || shape == "26b-a4b", "no synthetic model \"{}\", expected mid or 26b-a4b",
             shape);
     const bool real = shape == "26b-a4b";
@@ -162,6 +160,13 @@ std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string
     model->output = model->token_embd;
     model->rope_freqs.assign(c.max_head_dim() / 2, 1.0f);
     return model;
+}
+
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
+    return make_synthetic(shape, type, true);
+}
+std::shared_ptr<const Model> synthetic_shapes(std::string_view shape, std::string_view type) {
+    return make_synthetic(shape, type, false);
 }
 
 }  // namespace easel

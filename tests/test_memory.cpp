@@ -10,11 +10,9 @@
 #include "easel.h"
 #include "golden.h"
 #include "layout.h"
+#include "synthetic.h"
 
 using namespace easel;
-namespace easel {
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type, bool with_weights);
-}
 
 namespace {
 
@@ -84,7 +82,7 @@ TEST_CASE("memory: a prompt far beyond the window, on the CPU, in calls of any s
 TEST_CASE("memory: a prompt far beyond the window, on the device, in calls of any size", "[slow]") {
     const Config& c = tiny()->config;
     const auto backend = device_backend(tiny(), {.n_context = 128, .exact = true});
-    check_chunks(*backend, c, 5 * c.window, 1e-6);
+    check_chunks(*backend, c, 3 * c.window + 5, 1e-6);
 }
 
 // Calls of one size, but passes of another: the ring of a sliding layer is as long as its window and a pass.
@@ -105,23 +103,25 @@ TEST_CASE("memory: a prompt in passes of several sizes", "[slow]") {
 
 TEST_CASE("memory: a backend takes what the plan says and no more") {
     const auto mixed = load_model(fixture("mixed.gguf"));
-    for (const auto& model : {tiny(), mixed}) {
-        for (DeviceOptions o : {DeviceOptions{.n_context = 200},
-                                {.n_context = 90, .n_encode = 40, .n_offload = 3},
-                                {.n_context = 90, .exact = true}}) {
-            const MemoryPlan plan = plan_gpu(*model, o);
-            INFO("context " << o.n_context << ", plan " << plan.total());
-            o.memory_limit = plan.total();  // so more would have failed
-            const auto before = device_memory().used;
-            const auto backend = device_backend(model, o);
-            two_canvases(*backend, model->config);
-            const double peak = static_cast<double>(device_memory().peak - before);
-            CHECK(peak > 0.98 * static_cast<double>(plan.total()));
-            CHECK(backend->plan().total() == plan.total());
-            CHECK(backend->n_context() == o.n_context);
-        }
-        limit_device_memory(0);
-    }
+    const auto check = [](const std::shared_ptr<const Model>& model, DeviceOptions o) {
+        const MemoryPlan plan = plan_gpu(*model, o);
+        INFO("context " << o.n_context << ", plan " << plan.total());
+        o.memory_limit = plan.total();  // so more would have failed
+        const auto before = device_memory().used;
+        const auto backend = device_backend(model, o);
+        backend->encode(random_ids(5, 1, model->config.n_vocab));
+        GenerateParams params;
+        params.sampler.max_steps = 1;
+        backend->generate(params, {});
+        CHECK(static_cast<double>(device_memory().peak - before) > 0.98 * static_cast<double>(plan.total()));
+        CHECK(backend->plan().total() == plan.total());
+        CHECK(backend->n_context() == o.n_context);
+    };
+    check(tiny(), {.n_context = 200});
+    check(tiny(), {.n_context = 90, .n_encode = 40, .n_offload = 3});
+    check(tiny(), {.n_context = 90, .exact = true});
+    check(mixed, {.n_context = 90});
+    limit_device_memory(0);
 }
 
 TEST_CASE("memory: a context that does not fit is refused with the largest that does") {
@@ -171,11 +171,11 @@ TEST_CASE("memory: a limit on the CPU bounds what is beside the mapped file") {
 
 // The published model's shapes and types. A 24 GB card has 25.7e9 bytes; desktops take up to 1.
 TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
-    const auto model = synthetic_model("26b-a4b", "q4_k_m", false);
+    const auto model = synthetic_shapes("26b-a4b", "q4_k_m");
     const MemoryPlan p = plan_gpu(*model, {.n_context = 8192});
     INFO(p.weights << " " << p.kv << " " << p.scratch);
     CHECK(p.total() + kDeviceSlack < int64_t{20'000'000'000});
-    CHECK(p.total() - p.weights < int64_t{1'600'000'000});
+    CHECK(p.total() - p.weights < int64_t{1'500'000'000});
     CHECK(fit_gpu(*model, {}, int64_t{24'000'000'000} - kDeviceSlack).n_context >= 131072);
     // Sliding layers are flat, global ones linear: 20 KiB a token; nothing else grows.
     const MemoryPlan large = plan_gpu(*model, {.n_context = 65536});
@@ -205,7 +205,7 @@ TEST_CASE("memory: offloaded experts change no bit", "[slow]") {
     const auto prompt = random_ids(30, 1, c.n_vocab);
     std::vector<float> expected;
     std::vector<int32_t> tokens;
-    for (const int n : {0, 1, 2, 5, 6}) {
+    for (const int n : {0, 1, 5, 6}) {
         for (const bool graph_loop : {true, false}) {
             if (!graph_loop && n != 5) continue;
             INFO(n << " layers, graph " << graph_loop);
@@ -231,13 +231,14 @@ TEST_CASE("memory: offloaded layers are spread, and two places suffice for all")
         if (l > 0) CHECK_FALSE((is_offloaded(l, 30, 15) && is_offloaded(l - 1, 30, 15)));
     }
     CHECK(n == 7);
-    const auto model = synthetic_model("26b-a4b", "q4_k_m", false);
+    const auto model = synthetic_shapes("26b-a4b", "q4_k_m");
     const MemoryPlan none = plan_gpu(*model, {.n_context = 1000}),
                      all = plan_gpu(*model, {.n_context = 1000, .n_offload = 30});
     CHECK(all.host > int64_t{15'000'000'000});
     CHECK(none.weights - all.weights > all.host * 27 / 30);
     CHECK(none.weights - all.weights < all.host * 29 / 30);
-    CHECK(offload_cost(all).find("15.1 GB") != std::string::npos);
+    INFO(offload_cost(all));
+    CHECK(offload_cost(all).find("15.1") == 0);
 }
 
 #ifndef EASEL_CUDA
