@@ -67,6 +67,9 @@ struct FetchFlags {
 };
 int run_fetch(const FetchFlags& flags);
 
+std::string version_number();  // "0.1"
+std::string version_text();    // version, commit, devices, compilers: a line each
+
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
 
