@@ -3,6 +3,7 @@
 #   make test       all tests            make asan     the unit tests under AddressSanitizer and UBSan
 #   make fuzz       longer fuzzing       make format   clang-format over the tree
 #   make cuda-build all of it through nvcc, for one architecture
+#   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
 #   make test-gpu   the kernel and loop tests on a GPU      make ptxas   registers and spills of every kernel
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
@@ -27,6 +28,7 @@ ARCHS := $(if $(filter all,$(ARCH)),$(ALL_ARCHS),$(ARCH))
 endif
 
 DEPS := build/deps
+VERSION := 0.1
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 WARN := -Wall -Wextra -Wno-missing-field-initializers -Wno-stringop-overflow -Wno-unknown-warning-option
 CPPFLAGS := -Iinclude -Icuda -isystem $(DEPS)/usr/include
@@ -43,18 +45,20 @@ CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
+NVCC_VERSION := $(shell $(NVCC) --version | sed -n 's/^Cuda compilation tools, release \([^,]*\),.*/nvcc \1/p')
 CUDA_OBJ := $(BUILD)/obj/cuda/$(subst $(eval ) ,-,$(strip $(ARCHS)))
 DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile device_cuda))
 else
 BACKENDS := CPU
+NVCC_VERSION := no nvcc
 DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile device_sim)) $(BUILD)/obj/no_cuda.o
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
-SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp)
+SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo test test-gpu unit-gpu cuda-build ptxas unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu unit-gpu cuda-build ptxas unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -91,12 +95,44 @@ $(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
 
-# The demo model is part of the program; the commit is part of --version.
+# The demo model is part of the program. What --version tells is compiled anew when it changes.
 $(BUILD)/obj/demo.o: src/demo.gguf
 $(BUILD)/obj/models.o: models.txt
 $(BUILD)/obj/line_input.o: CPPFLAGS += $$(cat $(DEPS)/edit.flags)
 $(BUILD)/obj/trace_page.o: src/trace.html
-$(BUILD)/obj/main.o: CPPFLAGS += -DEASEL_COMMIT='"$(COMMIT)"'
+FACTS := -DEASEL_VERSION='"$(VERSION)"' -DEASEL_COMMIT='"$(COMMIT)"' -DEASEL_CUDA_COMPILER='"$(NVCC_VERSION)"'
+$(BUILD)/obj/version.o: CPPFLAGS += $(FACTS)
+$(BUILD)/obj/version.o: $(BUILD)/obj/version.facts
+$(BUILD)/obj/version.facts: FORCE
+	@mkdir -p $(@D)
+	@echo "$(FACTS)" | cmp -s - $@ || echo "$(FACTS)" >$@
+
+# The library and all of the program for others. The headers are what easel.h includes.
+PREFIX ?= /usr/local
+ROOT := $(DESTDIR)$(PREFIX)
+HEADERS := easel.h backend.h chat.h gguf.h model.h quant.h sampler.h tokenizer.h
+INSTALLED := bin/easel lib/libeasel.a lib/pkgconfig/easel.pc share/man/man1/easel.1 \
+  share/bash-completion/completions/easel share/zsh/site-functions/_easel share/fish/vendor_completions.d/easel.fish \
+  $(addprefix include/easel/,$(HEADERS))
+lib: $(BUILD)/libeasel.a
+$(BUILD)/libeasel.a: $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
+	rm -f $@
+	$(AR) rcs $@ $(filter %.o,$^)
+install: $(EASEL) $(BUILD)/libeasel.a
+	mkdir -p $(sort $(dir $(addprefix $(ROOT)/,$(INSTALLED))))
+	install -m 755 $(EASEL) $(ROOT)/bin/easel
+	install -m 644 $(BUILD)/libeasel.a $(ROOT)/lib
+	install -m 644 $(addprefix include/,$(HEADERS)) $(ROOT)/include/easel
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: easel' 'Description: DiffusionGemma from GGUF files (C++20)' \
+	  'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' \
+	  'Libs: -L$${prefix}/lib -leasel -pthread $(CUDA_LIBS)' >$(ROOT)/lib/pkgconfig/easel.pc
+	$(EASEL) man >$(ROOT)/share/man/man1/easel.1
+	$(EASEL) completion bash >$(ROOT)/share/bash-completion/completions/easel
+	$(EASEL) completion zsh >$(ROOT)/share/zsh/site-functions/_easel
+	$(EASEL) completion fish >$(ROOT)/share/fish/vendor_completions.d/easel.fish
+uninstall:
+	rm -f $(addprefix $(ROOT)/,$(INSTALLED))
+	-rmdir $(ROOT)/include/easel
 
 deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh

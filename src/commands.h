@@ -97,6 +97,9 @@ struct TraceFlags {
 };
 int run_trace(const TraceFlags& flags);
 
+std::string version_number();  // "0.1"
+std::string version_text();    // version, commit, devices, compilers: a line each
+
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
 // All of a file. Error if it cannot be read.

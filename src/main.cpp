@@ -10,22 +10,18 @@
 
 #include "check.h"
 #include "commands.h"
-
-#ifndef EASEL_COMMIT
-#define EASEL_COMMIT "unknown"
-#endif
+#include "help.h"
 
 namespace {
 
 using namespace easel;
 
-constexpr const char* kModelText =
-    "GGUF file, or the name of a fetched model (default: the built-in demo model)";
+constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo model)";
 
 // Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
 // settings.
 void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConfig&)>>& changes) {
-    constexpr const char* group = "Sampler (default: what the model file says)";
+    constexpr const char* group = "Sampler settings (default: the model's; man easel tells what they do)";
     const auto option = [&]<class T>(const char* name, T SamplerConfig::*setting, const char* text) {
         const auto note = [&changes, setting](const T& v) {
             changes.push_back([setting, v](SamplerConfig& s) { s.*setting = v; });
@@ -82,7 +78,7 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
-    app.add_option("-m,--model", e.model, kModelText);
+    app.add_option("-m,--model", e.model, kModelText)->type_name(kModel);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
     app.add_option(
@@ -124,24 +120,28 @@ void add_view_flags(CLI::App& app, ViewFlags& v) {
 }
 
 int run(int argc, char** argv) {
-    CLI::App app{
-        "easel: DiffusionGemma from a GGUF file. Denoises a canvas of tokens at once.\n"
-        "Example: easel generate -p \"What is 47 + 35?\""};
+    CLI::App app{"DiffusionGemma from a GGUF file: denoises a canvas of tokens at once."};
+    app.formatter(help_formatter());
+    app.footer(
+        "Examples: easel generate -p \"What is 47 + 35?\"\n"
+        "          easel COMMAND --help");
     app.require_subcommand(1);
-    app.set_version_flag("--version", std::string("easel (") + EASEL_COMMIT + ", " + backends() + ")");
+    app.set_version_flag("--version", version_text(), "what this program is and was built by");
+    app.get_help_ptr()->description("this text");
 
     GenerateFlags generate;
     auto* g =
         app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
     add_engine_flags(*g, generate.engine);
     g->add_option("-p,--prompt", generate.prompt, "the prompt; - reads it from stdin");
-    g->add_option("-f,--file", generate.prompt_file, "read the prompt from a file");
-    g->add_option("--prompt-ids", generate.prompt_ids, "file of token ids, used as they are");
+    g->add_option("-f,--file", generate.prompt_file, "read the prompt from a file")->type_name(kFile);
+    g->add_option("--prompt-ids", generate.prompt_ids, "file of token ids, used as they are")
+        ->type_name(kFile);
     g->add_option("-s,--system", generate.system, "system text");
     g->add_flag("--think,!--no-think", generate.think, "let the model think first (default: no)");
     g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
     g->add_option("-n,--tokens", generate.n_token,
-                  "answer tokens at most (default: 2048, or what the context has room for)")
+                  "answer tokens at most (default: 2048 or what there is room for)")
         ->check(CLI::Range(1, 1 << 30));
     add_seed_flag(*g, generate.seed);
     g->add_option("--canvas", generate.canvas,
@@ -155,12 +155,13 @@ int run(int argc, char** argv) {
     g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer")
         ->disable_flag_override();
     g->add_flag("--show-steps", generate.show_steps,
-                "one line a denoise step on stderr: the canvas as it settles")
+                "a line a denoise step on stderr: the canvas as it settles")
         ->disable_flag_override();
     g->add_flag("-v,--verbose", generate.verbose, "on stderr: memory, and where the time of loading went")
         ->disable_flag_override();
-    g->add_option("--trace", generate.trace, "file to write every denoise step to, for easel trace");
-    g->add_option("--print", generate.print, "text, ids or json")
+    g->add_option("--trace", generate.trace, "file to write every denoise step to, for easel trace")
+        ->type_name(kFile);
+    g->add_option("--print", generate.print, "what goes to stdout (default: text)")
         ->check(CLI::IsMember({"text", "ids", "json"}));
     add_view_flags(*g, generate.view);
     add_sampler_flags(*g, generate.sampler_changes);
@@ -190,7 +191,7 @@ int run(int argc, char** argv) {
 
     InfoFlags info;
     auto* i = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
-    i->add_option("file,-m,--model", info.model, kModelText);
+    i->add_option("file,-m,--model", info.model, kModelText)->type_name(kModel);
     i->add_option("-c,--context", info.n_context,
                   "context for the memory figures (default: 8192, or the most within --memory-limit)")
         ->check(CLI::Range(1, 1 << 30));
@@ -200,7 +201,7 @@ int run(int argc, char** argv) {
 
     TokenizeFlags tokenize;
     auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
-    t->add_option("-m,--model", tokenize.model, kModelText);
+    t->add_option("-m,--model", tokenize.model, kModelText)->type_name(kModel);
     t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens")
         ->disable_flag_override();
     t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout")->disable_flag_override();
@@ -209,20 +210,24 @@ int run(int argc, char** argv) {
     auto* l =
         app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
     add_engine_flags(*l, logits.engine);
-    l->add_option("--prompt-ids", logits.prompt_ids, "file of token ids to encode first");
-    l->add_option("--canvas-ids", logits.canvas_ids, "file with the canvas' token ids")->required();
+    l->add_option("--prompt-ids", logits.prompt_ids, "file of token ids to encode first")->type_name(kFile);
+    l->add_option("--canvas-ids", logits.canvas_ids, "file with the canvas' token ids")
+        ->required()
+        ->type_name(kFile);
     l->add_option("--prev-logits", logits.prev_logits,
-                  "an earlier output: the step before, for self-conditioning");
+                  "an earlier output: the step before, for self-conditioning")
+        ->type_name(kFile);
     l->add_option("--prev-temperature", logits.prev_temperature, "that step's temperature")
         ->check(CLI::Range(1e-3, 1e3));
-    l->add_option("-o,--output", logits.output, "file to write")->required();
+    l->add_option("-o,--output", logits.output, "file to write")->required()->type_name(kFile);
 
     ConvertFlags convert;
     auto* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
     c->add_option("source", convert.source,
                   "folder with config.json and model*.safetensors, a GGUF file, or a fetched model's name")
-        ->required();
-    c->add_option("target", convert.target, "GGUF file to write")->required();
+        ->required()
+        ->type_name(kModel);
+    c->add_option("target", convert.target, "GGUF file to write")->required()->type_name(kFile);
     c->add_option("--type", convert.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
 
     BenchFlags bench;
@@ -230,7 +235,8 @@ int run(int argc, char** argv) {
         app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
     b->add_option("what", bench.what, "step: a denoise step on a GPU, part by part; cpu; all (default)")
         ->check(CLI::IsMember({"step", "cpu", "all"}));
-    b->add_option("-m,--model", bench.model, "GGUF file or name (default: models made up for the purpose)");
+    b->add_option("-m,--model", bench.model, "GGUF file or name (default: models made up for the purpose)")
+        ->type_name(kModel);
     b->add_option("--synthetic", bench.synthetic,
                   "26b-a4b or mid, then :q4_k_m, :q8_0 ...: random weights of that shape (GPU default: "
                   "26b-a4b:q4_k_m)");
@@ -242,31 +248,63 @@ int run(int argc, char** argv) {
     b->add_option("--repeat", bench.n_repeat,
                   "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
         ->check(CLI::Range(1, 1000));
-    b->add_option("--json", bench.json, "also write the figures to this file");
+    b->add_option("--json", bench.json, "also write the figures to this file")->type_name(kFile);
 
     FetchFlags fetch;
     auto* f = app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
-    f->add_option("name", fetch.name, "a name of the list");
+    f->add_option("name", fetch.name, "a name of the list")->type_name(kModel);
     f->add_option("--list", fetch.list,
-                  "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)");
+                  "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)")
+        ->type_name(kFile);
     f->add_flag("-q,--quiet", fetch.quiet, "no progress on stderr")->disable_flag_override();
 
     TraceFlags trace;
     auto* tr =
         app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
-    tr->add_option("file", trace.file, "file that generate --trace has written")->required();
-    tr->add_option("-o,--output", trace.output, "file to write (default: stdout)");
+    tr->add_option("file", trace.file, "file that generate --trace has written")
+        ->required()
+        ->type_name(kFile);
+    tr->add_option("-o,--output", trace.output, "file to write (default: stdout)")->type_name(kFile);
     tr->add_flag("--svg", trace.svg, "a figure of all steps as SVG instead of an HTML page")
         ->disable_flag_override();
+    std::string shell;
+    auto* completion = app.add_subcommand("completion", "a script that completes easel's command line");
+    completion->add_option("shell", shell, "of this shell")
+        ->required()
+        ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+    auto* man = app.add_subcommand("man", "the manual page, for man -l -");
+
+    // Each command's last lines of --help.
+    constexpr std::pair<const char*, const char*> kExamples[] = {
+        {"generate",
+         "easel generate -p \"What is 47 + 35?\" --show-steps\n"
+         "easel generate -m q4_k_m -f question.txt -n 512 --seed 7 --print json"},
+        {"chat", "easel chat -m q4_k_m\neasel chat --system \"Answer in one word.\" --seed 7"},
+        {"trace",
+         "easel generate -p \"What is 47 + 35?\" --trace steps.jsonl\n"
+         "easel trace steps.jsonl -o steps.html"},
+        {"pipe",
+         "echo '{\"id\": 1, \"prompt\": \"What is 47 + 35?\"}' | easel pipe\n"
+         "easel pipe -m q4_k_m <requests.jsonl >answers.jsonl"},
+        {"info", "easel info q4_k_m -c 32768"},
+        {"tokenize", "echo hello | easel tokenize -m q4_k_m\necho 9259 | easel tokenize -m q4_k_m --decode"},
+        {"logits", "easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32"},
+        {"convert", "easel convert FOLDER model.gguf --type q4_k_m"},
+        {"bench", "easel bench step --synthetic 26b-a4b:q4_k_m\neasel bench cpu --json cpu.json"},
+        {"fetch", "easel fetch q4_k_m\neasel generate -m q4_k_m -p \"Why is the sky blue?\""},
+        {"completion", "eval \"$(easel completion bash)\""},
+        {"man", "easel man | man -l -"},
+    };
+    for (const auto& [name, text] : kExamples) app.get_subcommand(name)->footer(text);
 
     // CLI11 would only say that a subcommand is missing.
     const auto commands = app.get_subcommands({});
     const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
-    if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named))
-        fail(
-            "there is no command \"{}\", expected generate, chat, info, tokenize, logits, convert, pipe, "
-            "fetch, trace or bench",
-            argv[1]);
+    if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
+        std::vector<std::string> names;
+        for (const CLI::App* command : commands) names.push_back(command->get_name());
+        fail("there is no command \"{}\", expected one of {}", argv[1], fmt::join(names, ", "));
+    }
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
@@ -288,6 +326,8 @@ int run(int argc, char** argv) {
     if (*c) return run_convert(convert);
     if (*f) return run_fetch(fetch);
     if (*tr) return run_trace(trace);
+    if (*completion) return write_stdout(completion_script(app, shell)), 0;
+    if (*man) return write_stdout(manual_page(app, version_number())), 0;
     return run_bench(bench);
 }
 

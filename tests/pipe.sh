@@ -251,6 +251,33 @@ done_ids "$dir/answers" | sort -n >"$dir/ids"
 seq 2000 >"$dir/expected"
 same "no id is lost or doubled" "$dir/ids" "$dir/expected"
 
+# ---- Under GNU parallel, as the README says it, with one killed on the way
+
+if command -v parallel >/dev/null; then
+    cat >"$dir/easel" <<END
+#!/bin/sh
+if mkdir "$dir/once" 2>/dev/null; then
+    head -n 30 | "$easel" "\$@"
+    kill -KILL \$\$
+fi
+exec "$easel" "\$@"
+END
+    chmod +x "$dir/easel"
+    lines 1 400 >"$dir/in.jsonl"
+    here=$PWD
+    program=$(cd "$(dirname "$easel")" && pwd)/$(basename "$easel")
+    sed -i "s|\"$easel\"|\"$program\"|" "$dir/easel"
+    (cd "$dir" && split -l 100 in.jsonl part. && HOME=$dir parallel --will-cite -j 2 -k --retries 3 \
+        "./easel pipe -t 1 -m $here/$tiny <{} 2>>err.parallel" ::: part.* >out.jsonl 2>"$dir/err")
+    check "GNU parallel" $? -eq 0
+    check "with an easel that is killed" -d "$dir/once"
+    done_ids "$dir/out.jsonl" >"$dir/ids"
+    seq 400 >"$dir/expected"
+    same "every id once, in order" "$dir/ids" "$dir/expected"
+else
+    skip "GNU parallel" "needs parallel"
+fi
+
 # ---- Closed stdout, a full disk
 
 : >"$dir/status"

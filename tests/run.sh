@@ -57,6 +57,8 @@ script fetch
 script pipe
 script memory
 script trace
+script install
+script spark
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then
