@@ -39,11 +39,16 @@ Json number(float x) {
 }  // namespace
 
 std::string trace_page(const Trace& t) {
-    Json j{{"model", t.model},        {"device", t.device},
-           {"prompt", t.prompt},      {"canvas", t.n_canvas},
-           {"vocabulary", t.n_vocab}, {"seed", std::to_string(t.seed)},  // a double has no 64 bits
-           {"confidence", number(t.confidence)},    {"end_ids", t.end_ids},
-           {"finish", t.finish},      {"text", t.text},
+    Json j{{"model", t.model},
+           {"device", t.device},
+           {"prompt", t.prompt},
+           {"canvas", t.n_canvas},
+           {"vocabulary", t.n_vocab},
+           {"seed", std::to_string(t.seed)},  // a double has no 64 bits
+           {"confidence", number(t.confidence)},
+           {"end_ids", t.end_ids},
+           {"finish", t.finish},
+           {"text", t.text},
            {"thought", t.thought}};
     Json& pieces = j["pieces"] = Json::object();
     for (const auto& [id, piece] : t.pieces) pieces[std::to_string(id)] = piece_json(piece);

@@ -121,7 +121,7 @@ class Browser:
             self.pump(0.05)
         return False
 
-    def open(self, url, width=1000, height=900, dark=False, scale=1):
+    def open(self, url, width=1000, height=800, dark=False, scale=1):
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600)
         self.send("Emulation.setEmulatedMedia",
                   features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
