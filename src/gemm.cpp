@@ -305,8 +305,14 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
         for (int64_t a = 0; a < n_active; a += kRows) {
             const int64_t n = std::min(kRows, n_active - a);
             for (int64_t r = 0; r < n; r++) row_segment(w, active[a + r], c, n_col, panel + r * kStride);
-            for (int64_t t = 0; t < p.n_row; t++)
-                for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = p.data[t * p.stride + active[a + r]];
+            const bool all = active[a + n - 1] - active[a] == n - 1;  // none is left out in between
+            for (int64_t t = 0; t < p.n_row; t++) {
+                const float* from = p.data + t * p.stride;
+                if (all)
+                    std::copy_n(from + active[a], n, packed.data() + t * kRows);
+                else
+                    for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = from[active[a + r]];
+            }
             for (int64_t j = 0; j < n_col; j += kLanes)
                 multiply(packed.data(), kRows, p.n_row, panel + j, kStride, n, y + c + j, y_stride,
                          std::min<int64_t>(kLanes, n_col - j), true);
