@@ -1,10 +1,10 @@
 // gemm.cpp: y = x W^T for weights of any block type, the one fast part of the CPU backend. Called by
 // reference.cpp.
 //
-// A task owns kTileRows rows of W: it turns kTileCols columns of them into floats, transposes those into
-// panels of 16 rows, and multiplies every token with them before it goes on. So a weight is dequantised once
-// a pass, the panels (64 KiB) stay in the core's own cache, and y gathers one partial sum per kTileCols
-// columns, always in that order.
+// A task owns kTileRows rows of W: it turns kTileCols columns of them into floats (or int8 codes, see
+// int8.h), transposes those into panels of 16 rows, and multiplies every token with them before it goes on.
+// So a weight is dequantised once a pass, the panels (64 KiB) stay in the core's own cache, and y gathers one
+// partial sum per kTileCols columns, always in that order.
 #include "gemm.h"
 
 #include <algorithm>
@@ -24,7 +24,7 @@ constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
 constexpr int kLanes = 16;                          // rows in a panel
 constexpr int kTokens = 6;                          // 6 x 16 sums fill 12 of 16 vector registers
 constexpr int64_t kGroup = 8 * kTokens;  // tokens that are multiplied with all panels before the next ones
-constexpr int64_t kStride = kTileCols + kLanes;  // of copied rows: off a power of two, see gemm_tile()
+constexpr int64_t kStride = kTileCols + kLanes;  // of copied rows: off a power of two, see pack_rows()
 
 typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -36,11 +36,15 @@ void store8(float* p, Vec8 v) {
 }
 
 // out[t, j] (+)= sum over k of x[t, k] * panel[k, j], t < n, j < 16. Sums of kSpan products are added up one
-// after the other: the rounding of long sums is that of short ones.
+// after the other: the rounding of long sums is that of short ones. They add up on the stack, not in out,
+// whose rows may lie a power of two apart.
 template <int n>
 void micro_kernel(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride, int64_t n_k,
                   float* out, int64_t out_stride, bool add) {
     constexpr int64_t kSpan = 32;
+    Vec8 total[n][2];
+    for (int t = 0; t < n; t++)
+        for (int h = 0; h < 2; h++) total[t][h] = add ? load8(out + t * out_stride + 8 * h) : Vec8{};
     for (int64_t k0 = 0; k0 < n_k; k0 += kSpan) {
         const int64_t end = std::min(n_k, k0 + kSpan);
         Vec8 sum[n][2] = {};
@@ -52,12 +56,11 @@ void micro_kernel(const float* x, int64_t x_stride, const float* panel, int64_t 
                 sum[t][1] += a * w1;
             }
         }
-        for (int t = 0; t < n; t++) {
-            float* y = out + t * out_stride;
-            store8(y, add || k0 > 0 ? load8(y) + sum[t][0] : sum[t][0]);
-            store8(y + 8, add || k0 > 0 ? load8(y + 8) + sum[t][1] : sum[t][1]);
-        }
+        for (int t = 0; t < n; t++)
+            for (int h = 0; h < 2; h++) total[t][h] += sum[t][h];
     }
+    for (int t = 0; t < n; t++)
+        for (int h = 0; h < 2; h++) store8(out + t * out_stride + 8 * h, total[t][h]);
 }
 
 void run_kernel(int n, const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
@@ -130,28 +133,40 @@ void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
     to_float(w.type, w.data + r * w.stride() + row_bytes(w.type, c), out, n);
 }
 
-// One task: rows [r0, r0 + n_row) of the job's matrix, n_row <= kTileRows.
-void gemm_tile(const GemmJob& job, int64_t r0, int64_t n_row) {
+// Rows [t0, t1) of x [n_row, n_col] in pieces of kTileCols columns: piece c of row t at (c * n_row + t) *
+// kStride. A copy, because rows that lie a power of two apart would push each other out of the nearest cache.
+void pack_rows(const Rows& x, int64_t n_col, int64_t t0, int64_t t1, float* out) {
+    for (int64_t c = 0; c < n_col; c += kTileCols, out += x.n_row * kStride)
+        for (int64_t t = t0; t < t1; t++)
+            std::copy_n(x.data + t * x.stride + c, std::min(kTileCols, n_col - c), out + t * kStride);
+}
+
+int64_t n_piece(const GemmJob& job) {
+    return (job.w.n_col + kTileCols - 1) / kTileCols;
+}
+
+// One task: rows [r0, r0 + n_row) of the job's matrix, n_row <= kTileRows; x: from pack_rows().
+void gemm_tile(const GemmJob& job, const float* x, int64_t r0, int64_t n_row) {
     alignas(64) thread_local float rows[kLanes * kTileCols];
     alignas(64) thread_local float panels[kTileRows * kTileCols];
-    alignas(64) thread_local float x[kGroup * kStride];
     const Matrix& w = job.w;
-    for (int64_t c = 0; c < w.n_col; c += kTileCols) {
+    for (int64_t c = 0; c < w.n_col; c += kTileCols, x += job.x.n_row * kStride) {
         const int64_t n_k = std::min(kTileCols, w.n_col - c);
         for (int64_t p = 0; p < n_row; p += kLanes) {
             const int64_t width = std::min<int64_t>(kLanes, n_row - p);
+            if (w.type == Type::F32 && width == kLanes) {
+                const uint8_t* first = w.data + (r0 + p) * w.stride() + c * 4;
+                transpose_panel(reinterpret_cast<const float*>(first), w.n_col, n_k, panels + p * kTileCols);
+                continue;
+            }
             for (int64_t i = 0; i < width; i++) row_segment(w, r0 + p + i, c, n_k, rows + i * kTileCols);
             std::fill(rows + width * kTileCols, rows + kLanes * kTileCols, 0.0f);
             transpose_panel(rows, kTileCols, n_k, panels + p * kTileCols);
         }
-        // A few tokens at a time through all panels, from a copy: rows that lie a power of two apart would
-        // push each other out of the nearest cache.
         for (int64_t t = 0; t < job.x.n_row; t += kGroup) {
             const int64_t n_token = std::min(kGroup, job.x.n_row - t);
-            for (int64_t i = 0; i < n_token; i++)
-                std::copy_n(job.x.data + (t + i) * job.x.stride + c, n_k, x + i * kStride);
             for (int64_t p = 0; p < n_row; p += kLanes)
-                multiply(x, kStride, n_token, panels + p * kTileCols, kLanes, n_k,
+                multiply(x + t * kStride, kStride, n_token, panels + p * kTileCols, kLanes, n_k,
                          job.y + t * job.y_stride + r0 + p, job.y_stride,
                          std::min<int64_t>(kLanes, n_row - p), c > 0);
         }
@@ -196,58 +211,75 @@ bool in_int8(const GemmJob& job, CpuMath math) {
     return math == CpuMath::Int8 && has_int8(job.w.type);
 }
 
-// The activations of all jobs that want them in int8: where each job's begin. Jobs beside each other often
-// have the same.
-std::vector<const Int8Activations*> round_activations(std::span<const GemmJob> jobs, CpuMath math) {
-    thread_local std::vector<Int8Activations> kept;
+// A job's activations as its tiles read them: one of the two.
+struct Activations {
+    const float* packed = nullptr;  // pack_rows()
+    const Int8Activations* int8 = nullptr;
+};
+
+// The activations of every job. Jobs beside each other often have the same.
+std::vector<Activations> prepare(std::span<const GemmJob> jobs, CpuMath math) {
+    thread_local std::vector<float> kept_floats;
+    thread_local std::vector<Int8Activations> kept_int8;
     constexpr int64_t kRowsAtOnce = 8;
     struct Input {
         const GemmJob* job;
-        int64_t first_task, at;
+        bool int8;
+        int64_t first_task, at;  // at: floats, or pieces of int8
     };
-    const auto n_piece = [](const GemmJob& job) { return (job.w.n_col + kTileCols - 1) / kTileCols; };
     std::vector<Input> inputs;
-    std::vector<int64_t> at(jobs.size());
-    int64_t n_task = 0, n = 0;
-    const GemmJob* last = nullptr;
+    std::vector<size_t> input(jobs.size());  // which one a job reads
+    int64_t n_task = 0, n_float = 0, n_int8 = 0;
     for (size_t i = 0; i < jobs.size(); i++) {
         const GemmJob& job = jobs[i];
-        if (!in_int8(job, math)) continue;
-        if (!last || last->x.data != job.x.data || last->x.n_row != job.x.n_row ||
-            last->x.stride != job.x.stride || last->w.n_col != job.w.n_col) {
-            inputs.push_back({&job, n_task, n});
+        const bool int8 = in_int8(job, math);
+        const auto same = [&](const Input& in) {
+            return in.int8 == int8 && in.job->x.data == job.x.data && in.job->x.n_row == job.x.n_row &&
+                   in.job->x.stride == job.x.stride && in.job->w.n_col == job.w.n_col;
+        };
+        if (inputs.empty() || !same(inputs.back())) {
+            int64_t& n = int8 ? n_int8 : n_float;
+            inputs.push_back({&job, int8, n_task, n});
             n_task += (job.x.n_row + kRowsAtOnce - 1) / kRowsAtOnce;
-            n += job.x.n_row * n_piece(job);
-            last = &job;
+            n += job.x.n_row * n_piece(job) * (int8 ? 1 : kStride);
         }
-        at[i] = inputs.back().at;
+        input[i] = inputs.size() - 1;
     }
-    if (kept.size() < size_t(n)) kept.resize(n);
-    Int8Activations* out = kept.data();
+    if (kept_floats.size() < size_t(n_float)) kept_floats.resize(n_float);
+    if (kept_int8.size() < size_t(n_int8)) kept_int8.resize(n_int8);
+    float* floats = kept_floats.data();
+    Int8Activations* pieces = kept_int8.data();
     parallel_for(n_task, [&](int64_t task) {
         const Input& in = *std::prev(std::upper_bound(
             inputs.begin(), inputs.end(), task, [](int64_t t, const Input& i) { return t < i.first_task; }));
         const Rows& x = in.job->x;
-        const int64_t t0 = (task - in.first_task) * kRowsAtOnce;
-        for (int64_t t = t0; t < std::min(x.n_row, t0 + kRowsAtOnce); t++)
-            int8_activations(x.data + t * x.stride, in.job->w.n_col, out + in.at + t, x.n_row);
+        const int64_t t0 = (task - in.first_task) * kRowsAtOnce, t1 = std::min(x.n_row, t0 + kRowsAtOnce);
+        if (!in.int8) return pack_rows(x, in.job->w.n_col, t0, t1, floats + in.at);
+        for (int64_t t = t0; t < t1; t++)
+            int8_activations(x.data + t * x.stride, in.job->w.n_col, pieces + in.at + t, x.n_row);
     });
-    std::vector<const Int8Activations*> begin(jobs.size());
-    for (size_t i = 0; i < jobs.size(); i++) begin[i] = in_int8(jobs[i], math) ? out + at[i] : nullptr;
-    return begin;
+    std::vector<Activations> out(jobs.size());
+    for (size_t i = 0; i < jobs.size(); i++) {
+        const Input& in = inputs[input[i]];
+        if (in.int8)
+            out[i].int8 = pieces + in.at;
+        else
+            out[i].packed = floats + in.at;
+    }
+    return out;
 }
 
 int64_t n_tiles(const GemmJob& job, int64_t n_row) {
     return job.x.n_row ? (job.w.n_row + n_row - 1) / n_row : 0;
 }
 
-// Tile number `tile` of n_row rows; x: the job's activations in int8, or null.
-void run_tile(const GemmJob& job, const Int8Activations* x, int64_t tile, int64_t n_row) {
+// Tile number `tile` of n_row rows.
+void run_tile(const GemmJob& job, const Activations& x, int64_t tile, int64_t n_row) {
     const int64_t r0 = tile * n_row, n = std::min(n_row, job.w.n_row - r0);
-    if (x)
-        gemm_tile_int8(job, x, r0, n);
+    if (x.int8)
+        gemm_tile_int8(job, x.int8, r0, n);
     else
-        gemm_tile(job, r0, n);
+        gemm_tile(job, x.packed, r0, n);
 }
 
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
@@ -273,8 +305,14 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
         for (int64_t a = 0; a < n_active; a += kRows) {
             const int64_t n = std::min(kRows, n_active - a);
             for (int64_t r = 0; r < n; r++) row_segment(w, active[a + r], c, n_col, panel + r * kStride);
-            for (int64_t t = 0; t < p.n_row; t++)
-                for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = p.data[t * p.stride + active[a + r]];
+            const bool all = active[a + n - 1] - active[a] == n - 1;  // none is left out in between
+            for (int64_t t = 0; t < p.n_row; t++) {
+                const float* from = p.data + t * p.stride;
+                if (all)
+                    std::copy_n(from + active[a], n, packed.data() + t * kRows);
+                else
+                    for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = from[active[a + r]];
+            }
             for (int64_t j = 0; j < n_col; j += kLanes)
                 multiply(packed.data(), kRows, p.n_row, panel + j, kStride, n, y + c + j, y_stride,
                          std::min<int64_t>(kLanes, n_col - j), true);
@@ -294,7 +332,7 @@ void gemm(std::span<const GemmJob> jobs, CpuMath math) {
     }
     std::vector<int64_t> first(1, 0);  // first[i]: number of tiles before job i
     for (const GemmJob& job : jobs) first.push_back(first.back() + n_tiles(job, n_row));
-    const std::vector<const Int8Activations*> x = round_activations(jobs, math);
+    const std::vector<Activations> x = prepare(jobs, math);
     parallel_for(n_tile, [&](int64_t i) {
         const size_t j = std::upper_bound(first.begin(), first.end(), i) - first.begin() - 1;
         run_tile(jobs[j], x[j], i - first[j], n_row);
@@ -307,8 +345,11 @@ void gemm(float* y, Rows x, const Matrix& w, CpuMath math) {
 }
 
 void gemm_serial(const GemmJob& job) {
+    thread_local std::vector<float> x;
+    x.resize(job.x.n_row * n_piece(job) * kStride);
+    pack_rows(job.x, job.w.n_col, 0, job.x.n_row, x.data());
     for (int64_t r0 = 0; job.x.n_row && r0 < job.w.n_row; r0 += kTileRows)
-        gemm_tile(job, r0, std::min(kTileRows, job.w.n_row - r0));
+        gemm_tile(job, x.data(), r0, std::min(kTileRows, job.w.n_row - r0));
 }
 
 void gemm_transposed(float* y, Rows p, const Matrix& w, float skip) {

@@ -251,7 +251,7 @@ void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token, c
 #ifdef __clang__
 #define NEON_DOT __attribute__((target("dotprod")))
 #else
-#define NEON_DOT __attribute__((target("+dotprod")))
+#define NEON_DOT __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 
 template <int kSpan, bool kMin, int n>

@@ -49,12 +49,27 @@ struct Scratch {
     Rotation rotation, rotation_swa;              // of global and of sliding layers
 };
 
+// The sum of f(i), i < n, in double: eight sums side by side, which become vector code, then those in order.
+template <class F>
+double sum_of(int64_t n, F f) {
+    constexpr int64_t kLanes = 8;
+    double lane[kLanes] = {}, sum = 0;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t j = 0; j < kLanes; j++) lane[j] += f(i + j);
+    for (; i < n; i++) sum += f(i);
+    for (double s : lane) sum += s;
+    return sum;
+}
+
 // out = x / sqrt(mean(x^2) + eps) * w, statistics in double; w may be null (no weight). out may be x.
 void rms_norm(float* out, const float* x, const float* w, int64_t n, float eps) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += double{x[i]} * x[i];
+    const double sum = sum_of(n, [x](int64_t i) { return double{x[i]} * x[i]; });
     const float scale = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(n) + eps));
-    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * (w ? w[i] : 1.0f);
+    if (w)
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * w[i];
+    else
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale;
 }
 
 // The same for every row of x [n_row, n]. An empty w: no weight.
@@ -99,14 +114,29 @@ void linear(Floats& y, const Floats& x, const Matrix& w, CpuMath math) {
     gemm(y.data(), in, w, math);
 }
 
+// f(i) for every i < n, in pieces on all cores.
+template <class F>
+void for_all(size_t n, F f) {
+    constexpr size_t kPiece = 4096;
+    parallel_for(static_cast<int64_t>((n + kPiece - 1) / kPiece), [&](int64_t p) {
+        const size_t end = std::min(n, (p + 1) * kPiece);
+        for (size_t i = p * kPiece; i < end; i++) f(i);
+    });
+}
+
+// x *= scale
+void scale_all(Floats& x, float scale) {
+    for_all(x.size(), [x = x.data(), scale](size_t i) { x[i] *= scale; });
+}
+
+// a += b
+void add_all(Floats& a, const Floats& b) {
+    for_all(a.size(), [a = a.data(), b = b.data()](size_t i) { a[i] += b[i]; });
+}
+
 // a = gelu(a) * b
 void gelu_product(Floats& a, const Floats& b) {
-    constexpr int64_t kPiece = 4096;
-    const int64_t n = static_cast<int64_t>(a.size());
-    parallel_for((n + kPiece - 1) / kPiece, [&](int64_t p) {
-        const int64_t end = std::min(n, (p + 1) * kPiece);
-        for (int64_t i = p * kPiece; i < end; i++) a[i] = gelu(a[i]) * b[i];
-    });
+    for_all(a.size(), [a = a.data(), b = b.data()](size_t i) { a[i] = gelu(a[i]) * b[i]; });
 }
 
 // out = D (gelu(G x) * (U x)) for all rows of x.
@@ -123,11 +153,14 @@ void mlp(Floats& out, const Floats& x, const Matrix& gate, const Matrix& up, con
 
 // Weights of the softmax over one row of scores, in place; entries at -inf become 0.
 void softmax(float* x, int64_t n) {
-    const float max = *std::max_element(x, x + n);
+    float lane[8], max = x[0];  // eight side by side, as in sum_of()
+    std::fill_n(lane, 8, max);
+    for (int64_t i = 0; i + 8 <= n; i += 8)
+        for (int64_t j = 0; j < 8; j++) lane[j] = std::max(lane[j], x[i + j]);
+    for (float l : lane) max = std::max(max, l);
+    for (int64_t i = n & ~int64_t{7}; i < n; i++) max = std::max(max, x[i]);
     for (int64_t i = 0; i < n; i++) x[i] = exp_approx(x[i] - max);
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += x[i];
-    const float scale = static_cast<float>(1 / sum);
+    const float scale = static_cast<float>(1 / sum_of(n, [x](int64_t i) { return double{x[i]}; }));
     for (int64_t i = 0; i < n; i++) x[i] *= scale;
 }
 
@@ -337,7 +370,7 @@ class CpuBackend final : public Backend {
         gemm_transposed(soft.data(), rows(probs, c_.n_vocab), m_.token_embd,
                         std::numeric_limits<float>::min());
         const float scale = std::sqrt(static_cast<float>(c_.n_embd));
-        for (float& x : soft) x *= scale;
+        scale_all(soft, scale);
     }
 
     // One denoise pass: canvas tokens and the soft embedding of the step before (empty: none) in, softcapped
@@ -348,7 +381,7 @@ class CpuBackend final : public Backend {
             rms_norm_rows(s_.a, soft, m_.self_cond_norm, c_.n_embd, c_.rms_eps);
             mlp(s_.branch, s_.a, m_.self_cond_gate, m_.self_cond_up, m_.self_cond_down, s_.gate, s_.up,
                 math_);
-            for (size_t i = 0; i < s_.x.size(); i++) s_.x[i] += s_.branch[i];
+            add_all(s_.x, s_.branch);
         }
         rms_norm_rows(s_.x, s_.x, {}, c_.n_embd, c_.rms_eps);
         layers(Mask::Canvas, c_.n_canvas);
@@ -356,7 +389,8 @@ class CpuBackend final : public Backend {
         rms_norm_rows(s_.a, s_.x, m_.output_norm, c_.n_embd, c_.rms_eps);
         linear(z, s_.a, m_.output, math_);
         parallel_for(c_.n_canvas, [&](int64_t t) {
-            for (float& v : row(z, t)) v = c_.softcap * tanh_approx(v / c_.softcap);
+            const float cap = c_.softcap;
+            for (float& v : row(z, t)) v = cap * tanh_approx(v / cap);
         });
     }
 
@@ -376,11 +410,12 @@ class CpuBackend final : public Backend {
             attention(w.shape, cache_[l], mask, n);
             linear(s_.a, s_.o, w.o, math_);
             rms_norm_rows(s_.a, s_.a, w.post_attention_norm, c_.n_embd, c_.rms_eps);
-            s_.h.resize(s_.x.size());
-            for (size_t i = 0; i < s_.x.size(); i++) s_.h[i] = s_.x[i] + s_.a[i];
+            s_.h = s_.x;
+            add_all(s_.h, s_.a);
             feed_forward(w);
             const float scale = mask == Mask::Canvas ? w.output_scale : w.enc_output_scale;
-            for (size_t i = 0; i < s_.x.size(); i++) s_.x[i] = (s_.h[i] + s_.branch[i]) * scale;
+            for_all(s_.x.size(), [x = s_.x.data(), h = s_.h.data(), branch = s_.branch.data(),
+                                  scale](size_t i) { x[i] = (h[i] + branch[i]) * scale; });
         }
         s_.rotation = s_.rotation_swa = {};
     }
@@ -472,7 +507,7 @@ class CpuBackend final : public Backend {
         rms_norm_rows(s_.a, s_.h, w.pre_ffw_norm_2, d, c_.rms_eps);
         mix_experts(w);
         rms_norm_rows(s_.experts, s_.experts, w.post_ffw_norm_2, d, c_.rms_eps);
-        for (size_t i = 0; i < s_.branch.size(); i++) s_.branch[i] += s_.experts[i];
+        add_all(s_.branch, s_.experts);
         rms_norm_rows(s_.branch, s_.branch, w.post_ffw_norm, d, c_.rms_eps);
     }
 
@@ -482,12 +517,13 @@ class CpuBackend final : public Backend {
         const int64_t d = c_.n_embd, n = static_cast<int64_t>(s_.h.size()) / d, k = c_.n_expert_used;
         const float scale = 1 / std::sqrt(static_cast<float>(d));
         rms_norm_rows(s_.a, s_.h, w.router_scale, d, c_.rms_eps);
-        for (float& v : s_.a) v *= scale;
+        scale_all(s_.a, scale);
         linear(s_.router, s_.a, w.router, math_);
         s_.chosen.resize(n * k);
         s_.weight.resize(n * k);
-        std::vector<int> order(c_.n_expert);
-        for (int64_t t = 0; t < n; t++) {
+        parallel_for(n, [&](int64_t t) {
+            thread_local std::vector<int> order;
+            order.resize(c_.n_expert);
             const float* logit = s_.router.data() + t * c_.n_expert;
             std::iota(order.begin(), order.end(), 0);
             std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) {
@@ -500,7 +536,7 @@ class CpuBackend final : public Backend {
                 s_.chosen[t * k + i] = order[i];
                 weight[i] *= w.down_exps_scale[order[i]];
             }
-        }
+        });
     }
 
     // experts[t] = sum over its experts of weight * D_e (gelu(G_e a) * (U_e a)). The pairs are grouped by
