@@ -66,37 +66,46 @@ int64_t parse_bytes(const std::string& text) {
     return static_cast<int64_t>(bytes);
 }
 
+// --help only names the options of these groups.
+constexpr const char* kDeviceGroup = "Device and memory (man easel tells what they do)";
+constexpr const char* kDisplayGroup = "Display (man easel tells what they do)";
+
 void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
     app.add_option_function<std::string>(
-        "--memory-limit", note,
-        "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file");
+           "--memory-limit", note,
+           "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
+        ->type_name("BYTES")
+        ->group(kDeviceGroup);
     app.add_option(
            "--expert-offload", n_offload,
            "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
-        ->check(CLI::Range(0, 1 << 20));
+        ->check(CLI::Range(0, 1 << 20))
+        ->group(kDeviceGroup);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, kModelText)->type_name(kModel);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
-    app.add_option(
-           "-c,--context", e.n_context,
-           "tokens of prompt and answer together (default: the model's, or the most that memory allows)")
+    app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
         ->check(CLI::Range(1, 1 << 30));
-    app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)");
+    app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)")
+        ->group(kDeviceGroup);
     add_memory_flags(app, e.memory_limit, e.n_offload);
     app.add_option_function<std::string>(
            "--cpu-math",
            [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
            "on a CPU: float (default) or int8: activations in 8 bits, faster, nearly the same logits")
-        ->check(CLI::IsMember({"float", "int8"}));
+        ->check(CLI::IsMember({"float", "int8"}))
+        ->group(kDeviceGroup);
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
-        ->disable_flag_override();
+        ->disable_flag_override()
+        ->group(kDeviceGroup);
     app.add_flag("--host-loop{false}", e.graph_loop,
                  "on a GPU: the host launches each step, not one graph all")
-        ->disable_flag_override();
+        ->disable_flag_override()
+        ->group(kDeviceGroup);
 }
 
 void add_seed_flag(CLI::App& app, uint64_t& seed) {
@@ -111,12 +120,15 @@ void add_seed_flag(CLI::App& app, uint64_t& seed) {
 void add_view_flags(CLI::App& app, ViewFlags& v) {
     app.add_option("--view", v.view,
                    "show the canvas while it settles: auto (default: on a terminal), on or off")
-        ->check(CLI::IsMember({"auto", "on", "off"}));
+        ->check(CLI::IsMember({"auto", "on", "off"}))
+        ->group(kDisplayGroup);
     app.add_option("--color", v.color,
                    "auto (default: on a terminal unless $NO_COLOR is set), always or never")
-        ->check(CLI::IsMember({"auto", "always", "never"}));
+        ->check(CLI::IsMember({"auto", "always", "never"}))
+        ->group(kDisplayGroup);
     app.add_option("--view-delay", v.delay_ms, "milliseconds to stand still after each step shown")
-        ->check(CLI::Range(0, 60000));
+        ->check(CLI::Range(0, 60000))
+        ->group(kDisplayGroup);
 }
 
 int run(int argc, char** argv) {
@@ -140,27 +152,23 @@ int run(int argc, char** argv) {
     g->add_option("-s,--system", generate.system, "system text");
     g->add_flag("--think,!--no-think", generate.think, "let the model think first (default: no)");
     g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
-    g->add_option("-n,--tokens", generate.n_token,
-                  "answer tokens at most (default: 2048 or what there is room for)")
+    g->add_option("-n,--tokens", generate.n_token, "answer tokens at most (default: 2048, if they fit)")
         ->check(CLI::Range(1, 1 << 30));
     add_seed_flag(*g, generate.seed);
-    g->add_option("--canvas", generate.canvas,
-                  "the answer with holes: [[8]] of 8 tokens, [[A|B]] one of these, [[*]] what follows");
-    g->add_option("--choices", generate.choices, "HOLE=A|B: texts for a hole by number; repeatable")
+    g->add_option("--canvas", generate.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
+    g->add_option("--choices", generate.choices, "HOLE=A|B: texts for a hole by number")
         ->allow_extra_args(false);
-    g->add_option("--retry-empty", generate.n_retry, "tries with other seeds while the answer is empty")
+    g->add_option("--retry-empty", generate.n_retry, "other seeds while the answer is empty")
         ->check(CLI::Range(0, 1000));
     g->add_option("--best-of", generate.n_best, "answers, of which the most probable is kept")
         ->check(CLI::Range(1, 1000));
     g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer")
         ->disable_flag_override();
-    g->add_flag("--show-steps", generate.show_steps,
-                "a line a denoise step on stderr: the canvas as it settles")
+    g->add_flag("--show-steps", generate.show_steps, "the canvas as it settles, a line a step")
         ->disable_flag_override();
-    g->add_flag("-v,--verbose", generate.verbose, "on stderr: memory, and where the time of loading went")
+    g->add_flag("-v,--verbose", generate.verbose, "memory and time of loading, on stderr")
         ->disable_flag_override();
-    g->add_option("--trace", generate.trace, "file to write every denoise step to, for easel trace")
-        ->type_name(kFile);
+    g->add_option("--trace", generate.trace, "where to write each step, for easel trace")->type_name(kFile);
     g->add_option("--print", generate.print, "what goes to stdout (default: text)")
         ->check(CLI::IsMember({"text", "ids", "json"}));
     add_view_flags(*g, generate.view);
