@@ -55,6 +55,8 @@ script() {
 script cli
 script fetch
 script pipe
+script chat
+script view
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then
