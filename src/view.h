@@ -35,9 +35,9 @@ struct ViewStatus {
     double tokens_per_s = 0;
 };
 
-// The canvas up to the first end-of-generation id that is accepted: accepted draws, and what would be
-// committed elsewhere. Ids past the last one that has a text are left out.
-std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& frame, bool color);
+// The canvas up to the first end-of-generation id that is accepted (all of it if `ignore_end`): accepted
+// draws, and what would be committed elsewhere. Ids past the last one that has a text are left out.
+std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& frame, bool color, bool ignore_end);
 
 // Rows of at most `width` columns, broken where a terminal breaks them. Tabs become blanks, other control
 // bytes and stray bytes U+FFFD. Each row sets its attributes and ends without any.
