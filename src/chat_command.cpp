@@ -246,7 +246,7 @@ class Chat {
                 engine_.n_context(), n_prompt, n_canvas);
         if (room > 0) r.n_token = std::min(r.n_token, room);  // else the engine says what is too long
 
-        View view(engine_.tokenizer(), flags_.view, sampler_.max_steps);
+        View view(engine_.tokenizer(), flags_.view, sampler_.max_steps, false);
         interrupted = 0;
         answering = 1;
         const auto keep_going = [&] { return !interrupted; };
@@ -268,6 +268,7 @@ class Chat {
         }
         answering = 0;
         view.finish();
+        result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms());
         n_drawn_ += view.n_drawn();
         n_frame_ += view.n_frame();
         view_ms_ += view.spent_ms();
@@ -289,18 +290,15 @@ class Chat {
         n_prompt_ += r.n_prompt;
         n_reused_ += r.n_reused;
         n_token_ += static_cast<int64_t>(r.ids.size());
-        std::string line =
-            fmt::format("reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
-                        r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
-                        ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
-        if (r.finish == Finish::Length) line += " | cut, the limit is reached";
+        last_ = fmt::format("reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
+                            r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
+                            ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
+        note(last_);
+        if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
         // Of a stopped answer, canvases that were finished are kept; where there is none, the question goes
         // too.
         const bool kept = !cancelled || !r.text.empty();
-        if (cancelled)
-            line += kept ? " | stopped, what is above is kept" : " | stopped, the question is forgotten";
-        note(line);
-        last_ = line;
+        if (cancelled) note(kept ? "stopped: what is above is kept" : "stopped: the question is forgotten");
         if (!kept) return;
         turns_.push_back({Role::User, text});
         turns_.push_back({Role::Model, valid_utf8(r.text)});  // a cut answer can end inside a character

@@ -262,9 +262,9 @@ int run_generate(const GenerateFlags& flags) {
     catch_interrupt();
     ViewFlags view_flags = flags.view;
     if (flags.show_steps) view_flags.view = "off";
-    View view(engine.tokenizer(), view_flags, request.sampler->max_steps);
+    View view(engine.tokenizer(), view_flags, request.sampler->max_steps, request.ignore_eos);
     ProgressLine progress;
-    const Result result = engine.generate(
+    Result result = engine.generate(
         request,
         [&](const Frame& f) {
             if (trace) trace->step(f);
@@ -287,6 +287,7 @@ int run_generate(const GenerateFlags& flags) {
     progress.clear();
     view.finish();
     if (trace) trace->end(result);
+    result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms());
     const bool to_terminal = isatty(STDOUT_FILENO);
     const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)

@@ -135,13 +135,13 @@ std::string valid_utf8(std::string_view text) {
     return out;
 }
 
-std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& f, bool color) {
+std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& f, bool color, bool ignore_end) {
     std::vector<Piece> pieces;
     size_t n_text = 0;  // pieces up to the last one that is a token's text
     for (size_t i = 0; i < f.tokens.size(); i++) {
         const bool sure = f.accepted[i] || f.last;
         const int32_t id = f.accepted[i] && !f.last ? f.tokens[i] : f.argmax[i];
-        if (tokenizer.is_end(id)) {
+        if (tokenizer.is_end(id) && !ignore_end) {
             if (sure) break;
             pieces.push_back({std::string(kDot), Ink::Noise});
             continue;
@@ -317,10 +317,11 @@ void abandon_view() {
     echo_off = 0;
 }
 
-View::View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps)
+View::View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps, bool ignore_end)
     : tokenizer_(tokenizer),
       max_steps_(max_steps),
       delay_ms_(flags.delay_ms),
+      ignore_end_(ignore_end),
       on_(flags.view == "on"    ? std::getenv("TERM") && std::strcmp(std::getenv("TERM"), "dumb") != 0
           : flags.view == "off" ? false
                                 : is_screen(STDERR_FILENO) && isatty(STDOUT_FILENO)),
@@ -371,7 +372,7 @@ void View::frame(const Frame& f) {
         status.tokens_per_s =
             static_cast<double>(committed_.size() + static_cast<size_t>(status.n_accepted)) /
             std::max(seconds, 1e-6);
-        std::vector<Piece> pieces = frame_pieces(tokenizer_, f, color_);
+        std::vector<Piece> pieces = frame_pieces(tokenizer_, f, color_, ignore_end_);
         pieces.insert(pieces.begin(), {settled_, Ink::Settled});
         write(draw(pieces, status_text(status, s.width - 1), s));
         drawn_ = now;
@@ -383,8 +384,10 @@ void View::frame(const Frame& f) {
     }
     spent_ms_ += std::chrono::duration<double, std::milli>(Clock::now() - now).count();
     if (delay_ms_ > 0 && drawn_ == now) {
-        poll(nullptr, 0, delay_ms_);   // a signal ends it
-        began_ += Clock::now() - now;  // not the model's time
+        poll(nullptr, 0, delay_ms_);  // a signal ends it
+        const auto pause = Clock::now() - now;
+        began_ += pause;  // not the model's time
+        paused_ms_ += std::chrono::duration<double, std::milli>(pause).count();
     }
 }
 

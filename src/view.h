@@ -35,9 +35,9 @@ struct ViewStatus {
     double tokens_per_s = 0;
 };
 
-// The canvas up to the first end-of-generation id that is accepted: accepted draws, and what would be
-// committed elsewhere. Ids past the last one that has a text are left out.
-std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& frame, bool color);
+// The canvas up to the first end-of-generation id that is accepted (all of it if `ignore_end`): accepted
+// draws, and what would be committed elsewhere. Ids past the last one that has a text are left out.
+std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& frame, bool color, bool ignore_end);
 
 // Rows of at most `width` columns, broken where a terminal breaks them. Tabs become blanks, other control
 // bytes and stray bytes U+FFFD. Each row sets its attributes and ends without any.
@@ -77,10 +77,10 @@ struct ViewFlags {
 
 // Redraws the canvas on stderr. Does nothing where the flags, or what stdout and stderr are, say so. What it
 // draws stays between the place where the cursor is and the screen's end, so nothing of it gets into the
-// scrollback; the terminal does not echo keys meanwhile.
+// scrollback, unless the screen is made too small for it meanwhile; the terminal does not echo keys then.
 class View {
   public:
-    View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps);
+    View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps, bool ignore_end);
     ~View() { finish(); }
     View(const View&) = delete;
     View& operator=(const View&) = delete;
@@ -93,7 +93,8 @@ class View {
 
     int n_drawn() const { return n_drawn_; }
     int n_frame() const { return n_frame_; }
-    double spent_ms() const { return spent_ms_; }  // drawing, delays not counted
+    double spent_ms() const { return spent_ms_; }    // drawing
+    double paused_ms() const { return paused_ms_; }  // standing still
 
   private:
     using Clock = std::chrono::steady_clock;
@@ -102,12 +103,12 @@ class View {
 
     const Tokenizer& tokenizer_;
     const int max_steps_, delay_ms_;
-    bool on_, color_;
+    const bool ignore_end_, on_, color_;
     std::vector<int32_t> committed_;                // ids of finished canvases
     std::string settled_;                           // their text
     Clock::time_point began_, drawn_, last_drawn_;  // the answer; any redraw; one of a canvas' last step
     int n_drawn_ = 0, n_frame_ = 0;
-    double spent_ms_ = 0;
+    double spent_ms_ = 0, paused_ms_ = 0;
 };
 
 // For a signal handler that ends the program at once: takes the drawing away and restores the terminal.

@@ -203,9 +203,9 @@ fi
 keys "clear; $easel chat --device cpu $slow 300; echo exit \$?" Enter
 wait_screen "a chat to stop" "Ctrl-D ends"
 keys 'What is 47 + 35?' Enter
-wait_screen "a canvas to stop" "canvas 1 | step 3"
+wait_screen "a canvas to stop" "canvas 1 | step [2-9]"
 keys C-c
-wait_screen "Ctrl-C stops the answer" "stopped, the question is forgotten"
+wait_screen "Ctrl-C stops the answer" "stopped: the question is forgotten"
 check "and clears the screen" "$(screen | grep -c 'canvas 1')" -eq 0
 keys "/save $dir/empty.json" Enter
 wait_screen "the stopped question is forgotten" "^0 messages written"

@@ -59,6 +59,8 @@ script memory
 script trace
 script install
 script spark
+script chat
+script view
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then

@@ -255,9 +255,9 @@ struct Canvas {
     Frame frame(int step, bool last) const {
         return {0, step, tokens, argmax, entropy, entropy, accepted, 1, 1, 0, last};
     }
-    std::string text(bool last, bool color) const {
+    std::string text(bool last, bool color, bool ignore_end = false) const {
         std::string out;
-        for (const Piece& p : frame_pieces(tokenizer, frame(0, last), color))
+        for (const Piece& p : frame_pieces(tokenizer, frame(0, last), color, ignore_end))
             out += std::to_string(static_cast<int>(p.ink)) + p.text;
         return out;
     }
@@ -279,6 +279,7 @@ TEST_CASE("A frame shows accepted draws, and the best guess elsewhere", "[view]"
     CHECK(c.text(false, false) == "1a2\u00b73\u00b74\u00b74\u00b7");
     CHECK(c.text(true, true) == "1b2b3b");  // what is committed: up to the first end
     CHECK(c.text(true, false) == "1b2b3b");
+    CHECK(c.text(true, true, true) == "1b2b3b4b");  // ends are control tokens then
     c.tokens[2] = end;
     c.accepted[2] = true;
     CHECK(c.text(false, true) == "1a2b");
@@ -296,7 +297,7 @@ TEST_CASE("Redraws are few, and the last step of a canvas is one of them", "[vie
     setenv("TERM", "xterm", 1);
     setenv("COLUMNS", "30", 1);
     {
-        View view(c.tokenizer, {"on", "always", 0}, 200);
+        View view(c.tokenizer, {"on", "always", 0}, 200, false);
         const auto began = std::chrono::steady_clock::now();
         for (int step = 0; step < 199; step++) view.frame(c.frame(step, false));
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
@@ -305,11 +306,11 @@ TEST_CASE("Redraws are few, and the last step of a canvas is one of them", "[vie
         view.frame(c.frame(199, true));
         CHECK(view.n_drawn() == n + 1);
         CHECK(view.n_frame() == 200);
-        View off(c.tokenizer, {"auto", "auto", 0}, 200);  // stderr is a file
+        View off(c.tokenizer, {"auto", "auto", 0}, 200, false);  // stderr is a file
         off.frame(c.frame(0, true));
         CHECK(off.n_drawn() == 0);
         setenv("TERM", "dumb", 1);
-        CHECK_FALSE(View(c.tokenizer, {"on", "auto", 0}, 200).on());
+        CHECK_FALSE(View(c.tokenizer, {"on", "auto", 0}, 200, false).on());
     }
     dup2(old, STDERR_FILENO);
     close(old);
