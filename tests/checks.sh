@@ -1,4 +1,4 @@
-# checks.sh: what the shell tests share; read by all of them. Counts into passed and failed.
+# checks.sh: what the shell tests share; read by each of them. Counts into passed and failed.
 passed=0 failed=0
 
 ok() { passed=$((passed + 1)); echo "ok $1"; }

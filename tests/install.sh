@@ -103,7 +103,7 @@ END
         easel "$command" --help | grep -o -e '^  \(-[a-z], \)\?--[a-z-]*' | grep -o -e '--[a-z-]*' >"$dir/flags"
         n=0
         while read -r flag; do
-            grep -qe "^        words=.*[\" ]$flag[ \"]" "$root/share/bash-completion/completions/easel" || n=$((n + 1))
+            grep -qe "^        words=.*[\" ]${flag}[ \"]" "$root/share/bash-completion/completions/easel" || n=$((n + 1))
         done <"$dir/flags"
         check "bash knows every flag of $command" $n -eq 0
     done

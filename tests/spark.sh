@@ -69,6 +69,9 @@ check("a line without an id has its number", out[1]["id"] == 1 and out[1]["type"
 check("bad lines are errors", all(out[n]["type"] == "error" for n in (2, 3, 5, 6, 7)), out)
 check("a cancel is refused", "expected a request" in out[5]["message"], out)
 
+raised = Exception("Job aborted:\nTraceback\n  PipeError: easel on vm ended\nDriver stacktrace:\n  at java.base")
+check("a task's error is one line", spark_pipe.reason(raised) == "easel on vm ended", spark_pipe.reason(raised))
+
 with spark_pipe.task_gpu({"gpu": Space(addresses=["3"])}, 0, 0) as (flags, fds):
     check("the GPU that Spark gives", flags == ["--device", "cuda:3"], flags)
 with spark_pipe.task_gpu({}, 0, 5) as (flags, fds):
@@ -195,9 +198,5 @@ spark 'local[1]' --ship --easel "$easel" "$dir/twice" "$dir/out2"
 check "an id that is there twice: exit 1" $? -eq 1
 has "and where" 'spark_pipe: id "a" is on line 1 and on line 3, expected every id once' "$dir/log"
 check "nothing is written" ! -e "$dir/out2"
-head -n 2 "$dir/twice" >"$dir/once"
-spark 'local[1]' --ship --easel "$easel" "$dir/once" "$dir/out3" -- --max-steps 0
-check "a flag that easel refuses: exit 1" $? -eq 1
-has "and why" "ended with exit code 1 at line 1 of the input, attempt 1: easel: max steps is 0" "$dir/log"
 rm -rf "$SPARK_HOME/work"  # the executors' logs
 end
