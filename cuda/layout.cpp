@@ -272,6 +272,9 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
 }
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {
+    require(options.n_offload >= 0 && options.n_offload <= model.config.n_layer,
+            "the experts of {} layers are to stay in the host's memory, expected 0 to {}", options.n_offload,
+            model.config.n_layer);
     return options.exact ? plan<float>(model, options) : plan<F16>(model, options);
 }
 
@@ -290,9 +293,6 @@ int largest_that_fits(int least, int most, const std::function<bool(int)>& fits)
 DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available) {
     constexpr int kComfortable = 8192;  // a context worth smaller passes
     const Config& c = model.config;
-    require(options.n_offload >= 0 && options.n_offload <= c.n_layer,
-            "the experts of {} layers are to stay in the host's memory, expected 0 to {}", options.n_offload,
-            c.n_layer);
     const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
     const int wanted = options.n_context ? options.n_context : std::min(c.n_context, kComfortable);
     DeviceOptions o = options;

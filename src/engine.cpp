@@ -152,6 +152,8 @@ void Engine::open_backend(const EngineOptions& options) {
             fail("there is no device {}: {}", name, why);
         }
     }
+    require(!options.n_offload || name != "cpu",
+            "--expert-offload is for a GPU; on a CPU all experts stay in the mapped file");
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
     backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);

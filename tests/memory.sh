@@ -58,7 +58,8 @@ error "a limit below the minimum" "no context fits" info "$tiny" --device cuda -
 run info "$tiny" --device cuda --expert-offload 4
 has "offloading tells its cost" "cross the bus at every step" "$dir/out"
 error "more layers than there are" "the experts of 7 layers" \
-    info "$tiny" --device cuda --memory-limit 1G --expert-offload 7
+    info "$tiny" --device cuda --expert-offload 7
+error "offloading on a CPU" "is for a GPU" generate -m "$tiny" -p hi --device cpu --expert-offload 1
 for value in 0 -1 x 16GB 1e30 ""; do
     error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"
 done

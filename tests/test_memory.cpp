@@ -64,7 +64,7 @@ std::vector<int32_t> two_canvases(Backend& backend, const Config& c) {
     backend.encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
     params.n_canvas = 2;
-    params.sampler.max_steps = 3;
+    params.sampler.max_steps = 2;
     return backend.generate(params, {}).tokens;
 }
 
@@ -250,7 +250,7 @@ TEST_CASE("memory: where a driver refuses the graph, the host launches the steps
     backend->encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
     params.n_canvas = 2;
-    params.sampler.max_steps = 3;
+    params.sampler.max_steps = 2;
     const Answer answer = backend->generate(params, {});
     sim::no_conditional_nodes = false;
     CHECK(answer.tokens == expected);
