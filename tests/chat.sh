@@ -116,7 +116,7 @@ has "a full disk is told" "old.json: cannot be written: File too large" "$dir/er
 check "and the old file is as it was" "$(cat "$dir/old.json")" = old
 
 # The context: 64 tokens have room for a few turns of the demo model, whose canvas has 32.
-printf 'hello\nhello\nhello\nhello\n/drop 9\n/clear\nhello\n' | chat -c 96
+printf 'Hello\nHello\nHello\nHello\n/drop 9\n/clear\nHello\n' | chat -c 96
 has "a full context is told" "the context of 96 tokens is full: this message would make " "$dir/err"
 has "with the way out" "/drop forgets the oldest turn, /clear all of them" "$dir/err"
 has "and answers go on after /clear" "a new conversation" "$dir/err"
