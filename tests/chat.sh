@@ -120,7 +120,7 @@ printf 'Hello\nHello\nHello\nHello\n/drop 9\n/clear\nHello\n' | chat -c 96
 has "a full context is told" "the context of 96 tokens is full: this message would make " "$dir/err"
 has "with the way out" "/drop forgets the oldest turn, /clear all of them" "$dir/err"
 has "and answers go on after /clear" "a new conversation" "$dir/err"
-check "the last one is answered" "$(tail -n 1 "$dir/err" | cut -c 1-6)" = reused
+check "the last one is answered" "$(sed '1,/a new conversation/d' "$dir/err" | grep -c '^reused')" -eq 1
 printf '%0300d\n' 1 | chat -c 96
 has "one message that is too long" "the context has 96: shorten the prompt" "$dir/err"
 chat -c 96 -n 2048 <<'END'

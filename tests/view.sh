@@ -77,7 +77,7 @@ same "the answer is left, once, and nothing else" "$dir/text" "$dir/expected"
 
 # Colours: accepted ones bright; without colours dots for what is not accepted.
 screen_colors() { tm capture-pane -p -e | grep -q "$(printf '\033')\[1m$1"; }
-start "$easel $short --view-delay 250"
+start "$easel $short --view-delay 400"
 if wait_for screen_colors '{"name":"A'; then ok "accepted tokens are bright"; else bad "accepted tokens are bright" "$(tm capture-pane -p -e | head -n 3)"; fi
 left "in colours" short
 for way in "NO_COLOR=1 $easel $short" "$easel $short --color never"; do
