@@ -1,6 +1,7 @@
 """Times `easel pipe` beside the same answers made in one process through the library (tests/library/example.cpp).
 
-    make install DESTDIR= PREFIX=build/stage    # or any other place; then build tests/library/example.cpp against it
+    make install PREFIX=build/stage
+    g++ -std=c++20 -O2 tests/library/example.cpp -Ibuild/stage/include -Lbuild/stage/lib -leasel -pthread -o build/example
     python3 tools/pipe_bench.py --easel build/easel --example build/example [-n 1000] [--rounds 5] [--json FILE]
 
 Both run by turns on the demo model with one thread, each over n prompts, the start of the program included. What counts
