@@ -309,9 +309,9 @@ steps=$(sed -n 's/.* \([0-9]*\) steps, .*/\1/p' "$dir/err")
 check "--show-steps shows every step on stderr" "$(grep -c 'step' "$dir/err")" -ge "${steps:-1000}"
 works "a system text and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
 works "the built-in model" generate -p "What is 2 + 2?" -n 16
-cp "$dir/out" "$dir/answer"
+cp "$dir/out" "$dir/demo"
 works "the built-in model in int8" generate -p "What is 2 + 2?" -n 16 --cpu-math int8
-same "int8 gives the demo model's answer" "$dir/out" "$dir/answer"
+same "int8 gives the demo model's answer" "$dir/out" "$dir/demo"
 
 # ---- tokenize
 
