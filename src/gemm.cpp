@@ -285,7 +285,7 @@ void run_tile(const GemmJob& job, const Activations& x, int64_t tile, int64_t n_
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
-    constexpr int64_t kRows = 64, kScan = 256;
+    constexpr int64_t kRows = 128, kScan = 256;
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
     packed.resize(p.n_row * kRows);

@@ -96,6 +96,7 @@ error "flag without its value" "--seed" generate -m "$tiny" -p hi --seed
 error "not a number" "--seed" generate -m "$tiny" -p hi --seed abc
 error "seed below 0" "seed" generate -m "$tiny" -p hi --seed -1
 error "seed past 64 bits" "seed" generate -m "$tiny" -p hi --seed 18446744073709551616
+error "unknown arithmetic" "float,int8" generate -m "$tiny" -p hi --cpu-math int4
 error "no threads" "--threads" generate -m "$tiny" -p hi -t 0
 error "many threads" "in range 1 to 4096" generate -m "$tiny" -p hi -t 5000
 error "no tokens" "--tokens" generate -m "$tiny" -p hi -n 0
@@ -343,6 +344,9 @@ steps=$(sed -n 's/.* \([0-9]*\) steps, .*/\1/p' "$dir/err")
 check "--show-steps shows every step on stderr" "$(grep -c 'step' "$dir/err")" -ge "${steps:-1000}"
 works "a system text and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
 works "the built-in model" generate -p "What is 2 + 2?" -n 16
+cp "$dir/out" "$dir/demo"
+works "the built-in model in int8" generate -p "What is 2 + 2?" -n 16 --cpu-math int8
+same "int8 gives the demo model's answer" "$dir/out" "$dir/demo"
 
 # ---- tokenize
 
