@@ -156,6 +156,18 @@ TEST_CASE("memory: a context that does not fit is refused with the largest that 
     limit_device_memory(0);
 }
 
+TEST_CASE("memory: where memory is short, passes are smaller before a context is refused") {
+    const auto total = [](int n_encode) {
+        return plan_gpu(*tiny(), {.n_context = 4000, .n_encode = n_encode}).total();
+    };
+    const DeviceOptions o{.n_context = 4000};
+    CHECK(fit_gpu(*tiny(), o, total(2048)).n_encode == 2048);
+    CHECK(fit_gpu(*tiny(), o, total(2048) - 1).n_encode == 1024);
+    CHECK(fit_gpu(*tiny(), o, total(512)).n_encode == 512);
+    CHECK_THROWS_WITH(fit_gpu(*tiny(), o, total(512) - 1), Catch::Contains("a context of 4000 needs"));
+    CHECK(fit_gpu(*tiny(), {}, total(512)).n_context >= 4000);
+}
+
 TEST_CASE("memory: a limit on the CPU bounds what is beside the mapped file") {
     const auto beside = [](int n) {
         const MemoryPlan p = plan_cpu(*tiny(), n);
