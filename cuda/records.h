@@ -1,6 +1,7 @@
 // records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
-// file; weight_gemm.h, linear.cu and embed.cu read them with decode(). A permutation of the file's bits: no
-// type grows but by padding to whole records (zeros).
+// file; weight_gemm.h, linear.cu and embed.cu read them with decode(). A permutation of the file's bits.
+// Types grow by padding to whole records (zeros), and Q4_K and Q5_K by 4 bytes in 144 and 176: their scales
+// are unpacked from 6 bits to 8, which decode() would otherwise do for every chunk.
 //
 // A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record
 // is the tile's scales, then one chunk for every 64 columns. Records of a tile follow each other, then comes
@@ -15,7 +16,9 @@
 //   float        [16 rows][64 columns]
 // Scales:
 //   blocks of 32  f16 d [2][16 rows], a row's two blocks of the chunk; Q5_1: then f16 m likewise
-//   Q4_K, Q5_K    [16 rows] 16 bytes as in the file: f16 d, f16 dmin, 12 bytes of 6-bit scales and minima
+//   Q4_K, Q5_K    [chunk][16 rows] 4 bytes: scales, then minima of a row's two sub-blocks of the chunk, 6
+//   bits
+//                 each; then [16 rows] f16 d, f16 dmin
 //   Q6_K          [16 rows] 16 int8 scales, then [16 rows] f16 d
 #pragma once
 #include <type_traits>
@@ -49,9 +52,9 @@ struct Record<Type::Q8_0> : RecordShape<64, 64, 1024, 8, 128> {};
 template <>
 struct Record<Type::IQ4_NL> : RecordShape<64, 64, 512, 4, 0> {};
 template <>
-struct Record<Type::Q4_K> : RecordShape<256, 256, 512, 4, 0> {};
+struct Record<Type::Q4_K> : RecordShape<256, 320, 512, 4, 0> {};
 template <>
-struct Record<Type::Q5_K> : RecordShape<256, 256, 640, 5, 0> {};
+struct Record<Type::Q5_K> : RecordShape<256, 320, 640, 5, 0> {};
 template <>
 struct Record<Type::Q6_K> : RecordShape<256, 288, 768, 6, 32> {};
 template <>
@@ -108,40 +111,60 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
 
 #ifndef EASEL_CUDA  // that is host code
 
-// Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk.
+// Bytes `low` and `high` of x with 0x64 above each: 1024 + byte as two f16.
+template <int LOW, int HIGH>
+DEVICE uint32_t bytes_plus_1024(uint32_t x) {
+    return __byte_perm(x, 0x64646464, 0x4040 | LOW | HIGH << 8);
+}
+// (x & mask) | bits, in one instruction: the compiler makes two of it where both are constants.
+DEVICE uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+    return lop3<0xea>(x, mask, bits);
+}
+// x >> n, or << -n.
+DEVICE uint32_t shift(uint32_t x, int n) {
+    return n >= 0 ? x >> n : x << -n;
+}
+// Half 0 or 1 of x in both halves.
+template <int HALF>
+DEVICE uint32_t twice(uint32_t x) {
+    return __byte_perm(x, 0, HALF ? 0x3232 : 0x1010);
+}
+
+// Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk: an f16 twice. Products
+// of an f16 and a small integer, rounded once.
 struct ChunkScales {
-    float scale[4][2], min[4][2];
+    uint32_t scale[4][2], min[4][2];
 };
 
 template <Type TYPE>
 DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int g) {
+    constexpr uint32_t k1024 = 0x64006400, k1152 = 0x64806480, kMinus = 0x80008000;
     UNROLL for (int h = 0; h < 2; h++) {
         const int row = g + 8 * h;
         if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {
-            const uint4 v = load16(scales + row * 16);
-            const float d = half_to_float(v.x & 0xffff), dmin = half_to_float(v.x >> 16);
-            // Sub-blocks 2 chunk and 2 chunk + 1 of 8; bytes 0-3, 4-7, 8-11 of the 12 are v.y, v.z, v.w.
-            const uint32_t s = chunk < 2 ? v.y & 0x3f3f3f3f : (v.w & 0x0f0f0f0f) | (v.y >> 2 & 0x30303030);
-            const uint32_t m =
-                chunk < 2 ? v.z & 0x3f3f3f3f : (v.w >> 4 & 0x0f0f0f0f) | (v.z >> 2 & 0x30303030);
+            const auto* words = reinterpret_cast<const uint32_t*>(scales);
+            const uint32_t six_bits = words[chunk * 16 + row], d = words[64 + row];
+            const uint32_t scale = hmul2(hsub2(bytes_plus_1024<0, 1>(six_bits), k1024), twice<0>(d));
+            const uint32_t min = hmul2(hsub2(bytes_plus_1024<2, 3>(six_bits), k1024), twice<1>(d) ^ kMinus);
             UNROLL for (int step = 0; step < 4; step++) {
-                const int shift = 8 * (chunk % 2 * 2 + step / 2);
-                out.scale[step][h] = d * static_cast<float>(s >> shift & 255);
-                out.min[step][h] = -dmin * static_cast<float>(m >> shift & 255);
+                out.scale[step][h] = step < 2 ? twice<0>(scale) : twice<1>(scale);
+                out.min[step][h] = step < 2 ? twice<0>(min) : twice<1>(min);
             }
         } else if constexpr (TYPE == Type::Q6_K) {
-            const float d = half_to_float(reinterpret_cast<const uint16_t*>(scales + 256)[row]);
+            // Signed bytes; with the upper bit flipped, 128 more than their value.
+            const uint32_t s = reinterpret_cast<const uint32_t*>(scales)[row * 4 + chunk] ^ 0x80808080;
+            const uint32_t d = twice<0>(reinterpret_cast<const uint16_t*>(scales + 256)[row]);
+            const uint32_t scale[2] = {hmul2(hsub2(bytes_plus_1024<0, 1>(s), k1152), d),
+                                       hmul2(hsub2(bytes_plus_1024<2, 3>(s), k1152), d)};
             UNROLL for (int step = 0; step < 4; step++) {
-                out.scale[step][h] =
-                    d *
-                    static_cast<float>(reinterpret_cast<const int8_t*>(scales)[row * 16 + chunk * 4 + step]);
+                out.scale[step][h] = step % 2 ? twice<1>(scale[step / 2]) : twice<0>(scale[step / 2]);
                 out.min[step][h] = 0;
             }
         } else {
             const auto* d = reinterpret_cast<const uint16_t*>(scales);
             UNROLL for (int step = 0; step < 4; step++) {
-                out.scale[step][h] = half_to_float(d[step / 2 * 16 + row]);
-                out.min[step][h] = TYPE == Type::Q5_1 ? half_to_float(d[32 + step / 2 * 16 + row]) : 0;
+                out.scale[step][h] = twice<0>(d[step / 2 * 16 + row]);
+                out.min[step][h] = TYPE == Type::Q5_1 ? twice<0>(d[32 + step / 2 * 16 + row]) : 0;
             }
         }
     }
@@ -183,25 +206,35 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
         }
         UNROLL for (int s = 0; s < 4; s++) {
             UNROLL for (int i = 0; i < 4; i++) {
-                uint32_t code;  // two of them, 16 bits apart
-                if constexpr (R::code_bits == 8)
-                    code = low[2 * s + i / 2] >> (8 * (i % 2)) & 0x00ff00ff;
-                else
-                    code = low[s] >> (4 * i) & 0x000f000f;
-                if constexpr (R::code_bits == 5) code |= (high[0] >> (4 * s + i) & 0x00010001) << 4;
-                if constexpr (R::code_bits == 6)
-                    code |= (high[s / 2] >> (2 * (s % 2 * 4 + i)) & 0x00030003) << 4;
+                // q = the code less its offset, twice, in f16. 0x6400 is 1024, whose last mantissa bit is 1:
+                // with a code in its last bits it is 1024 + code, 4 bits further up 1024 + 16 code; what
+                // follows is exact.
                 constexpr bool iq4 = TYPE == Type::IQ4_NL;
-                if constexpr (iq4) code = iq4_value(code & 15) | iq4_value(code >> 16) << 16;
-                // 0x6400 is 1024, whose last mantissa bit is 1: code + 1024 as f16, and both steps are exact.
-                constexpr uint32_t zero = 0x6400 + (iq4 ? 128 : R::offset);
-                const uint32_t q = hsub2(code | 0x64006400, zero | zero << 16);
-                const float scale = f.scale[s][i % 2], min = f.min[s][i % 2];
+                constexpr uint32_t k1024 = 0x64006400, kOffset = k1024 + (iq4 ? 128 : R::offset) * 0x10001;
+                uint32_t q;
+                if constexpr (R::code_bits == 8) {
+                    const uint32_t word = low[2 * s + i / 2];
+                    q = hsub2(i % 2 ? bytes_plus_1024<1, 3>(word) : bytes_plus_1024<0, 2>(word), kOffset);
+                } else if constexpr (R::code_bits == 4 && !iq4) {
+                    constexpr uint32_t k16th = 0x2c002c00, kMinus = 0xd400d400 + R::offset * 0x00100010;
+                    const uint32_t word = low[s] >> (i / 2 * 8);  // -(64 + offset)
+                    q = i % 2 ? hfma2(and_or(word, 0x00f000f0, k1024), k16th, kMinus)
+                              : hsub2(and_or(word, 0x000f000f, k1024), kOffset);
+                } else {
+                    uint32_t code = and_or(low[s] >> (4 * i), 0x000f000f, iq4 ? 0 : k1024);
+                    // Bits past the fourth, moved to where they belong.
+                    if constexpr (R::code_bits == 5)
+                        code = and_or(shift(high[0], 4 * s + i - 4), 0x00100010, code);
+                    if constexpr (R::code_bits == 6)
+                        code = and_or(shift(high[s / 2], 2 * (s % 2 * 4 + i) - 4), 0x00300030, code);
+                    if constexpr (iq4) code = (iq4_value(code & 15) | iq4_value(code >> 16) << 16) | k1024;
+                    q = hsub2(code, kOffset);
+                }
                 constexpr bool has_min = TYPE == Type::Q4_K || TYPE == Type::Q5_K || TYPE == Type::Q5_1;
                 if constexpr (has_min)
-                    a[s][i] = hfma2(q, pack_f16(scale, scale), pack_f16(min, min));
+                    a[s][i] = hfma2(q, f.scale[s][i % 2], f.min[s][i % 2]);
                 else
-                    a[s][i] = hmul2(q, pack_f16(scale, scale));
+                    a[s][i] = hmul2(q, f.scale[s][i % 2]);
             }
         }
     }

@@ -128,13 +128,18 @@ struct Blocks<Type::Q3_K> : BlockShape<256, 110> {
 };
 // Of Q4_K and Q5_K: the block begins with d, dmin and 12 bytes `s` of 6-bit scales and minima of 8
 // sub-blocks.
-DEVICE float value_k(const uint8_t* b, int k, uint32_t code) {
+struct KScale {
+    int scale, min;
+};
+DEVICE KScale k_scale(const uint8_t* b, int i) {  // of sub-block i
     const uint8_t* s = b + 4;
-    const int i = k / 32;
-    const int sc = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
-    const int mn = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
-    return scaled(half_at(b) * static_cast<float>(sc), static_cast<int>(code),
-                  -(half_at(b + 2) * static_cast<float>(mn)));
+    if (i < 4) return {s[i] & 63, s[i + 4] & 63};
+    return {(s[i + 4] & 15) | s[i - 4] >> 6 << 4, s[i + 4] >> 4 | s[i] >> 6 << 4};
+}
+DEVICE float value_k(const uint8_t* b, int k, uint32_t code) {
+    const KScale s = k_scale(b, k / 32);
+    return scaled(half_at(b) * static_cast<float>(s.scale), static_cast<int>(code),
+                  -(half_at(b + 2) * static_cast<float>(s.min)));
 }
 template <>
 struct Blocks<Type::Q4_K> : BlockShape<256, 144> {
@@ -214,7 +219,16 @@ DEVICE void write_scales(uint8_t* out, const TileRows<TYPE>& rows, int col, int 
         return static_cast<uint16_t>(b ? word16(b + offset) : 0);
     };
     if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {
-        for (int i = lane; i < 128; i += 32) words[i] = field(i / 8, 0, i % 8 * 2);
+        for (int i = lane; i < 16 * 4; i += 32) {
+            const int row = i % 16, chunk = i / 16;
+            const uint8_t* b = rows.block(row, col / Blocks<TYPE>::elems);
+            for (int j = 0; j < 2; j++) {
+                const KScale s = b ? k_scale(b, 2 * chunk + j) : KScale{0, 0};
+                out[4 * i + j] = static_cast<uint8_t>(s.scale);
+                out[4 * i + 2 + j] = static_cast<uint8_t>(s.min);
+            }
+        }
+        words[128 + lane] = field(lane / 2, 0, lane % 2 * 2);
     } else if constexpr (TYPE == Type::Q6_K) {
         for (int i = lane; i < 128; i += 32) words[i] = field(i / 8, 0, 192 + i % 8 * 2);
         if (lane < 16) words[128 + lane] = field(lane, 0, 208);

@@ -48,24 +48,34 @@ struct WeightGemm {
         uint8_t* const data = shared + warp * R::chunk_bytes;
         X* const x_smem = reinterpret_cast<X*>(shared + STAGES * data_bytes);
         uint8_t* const scales = shared + STAGES * (data_bytes + x_bytes) + warp * R::scale_bytes;
-        const uint8_t* const own =
+        const uint8_t* src =
             records + int64_t{min(tile + warp, n_tile - 1)} * (n_chunk / R::n_chunk) * R::bytes;
 
-        const auto load = [&](int chunk) {
-            const int stage = chunk % STAGES, record = chunk / R::n_chunk;
-            const uint8_t* src = own + int64_t{record} * R::bytes;
-            if (chunk % R::n_chunk == 0)
+        // A thread copies the same 16 bytes of the same rows of every chunk.
+        constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
+        constexpr int N_COPY = 8 * NT / row_step;
+        static_assert(N_COPY * row_step == 8 * NT);
+        const int row = thread / n_part, part = thread % n_part * (16 / int{sizeof(X)});
+        const int n_copied_row = (n_row + 15) / 16 * 16;
+        int from[N_COPY];  // elements of x
+        UNROLL for (int i = 0; i < N_COPY; i++) from[i] = row_of[row + i * row_step] * ldx + part;
+        X* const to = x_smem + row * LDX + part;
+
+        const auto load = [&](int chunk) {  // the next one
+            const int stage = chunk % STAGES;
+            if (chunk % R::n_chunk == 0) {
                 for (int i = lane; i < R::scale_bytes / 16; i += 32)
-                    cp_async<16>(scales + record % N_SCALE * (N_WARP * R::scale_bytes) + i * 16,
+                    cp_async<16>(scales + chunk / R::n_chunk % N_SCALE * (N_WARP * R::scale_bytes) + i * 16,
                                  src + i * 16);
-            src += R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes;
+                src += R::scale_bytes;
+            }
             UNROLL for (int i = 0; i < R::chunk_bytes / 16; i += 32) if (i + lane < R::chunk_bytes / 16)
                 cp_async<16>(data + stage * data_bytes + (i + lane) * 16, src + (i + lane) * 16);
-            constexpr int n_part = kChunk * int{sizeof(X)} / 16;  // 16-byte parts of a row
-            for (int i = thread; i < min(8 * NT, (n_row + 15) / 16 * 16) * n_part; i += N_THREAD) {
-                const int row = i / n_part, part = i % n_part * (16 / int{sizeof(X)});
-                cp_async<16>(x_smem + stage * (8 * NT * LDX) + row * LDX + part,
-                             x + int64_t{row_of[row]} * ldx + chunk * kChunk + part);
+            src += R::chunk_bytes;
+            UNROLL for (int i = 0; i < N_COPY; i++) {
+                if (row + i * row_step < n_copied_row)
+                    cp_async<16>(to + (stage * 8 * NT + i * row_step) * LDX, x + from[i]);
+                from[i] += kChunk;
             }
         };
 

@@ -221,7 +221,18 @@ std::vector<uint8_t> block_of(Type type, const std::vector<uint32_t>& q, const u
             break;
         case Type::Q4_K:
         case Type::Q5_K: {
-            std::memcpy(b.data(), record + 16 * row, 16);
+            std::memcpy(b.data(), record + 256 + 4 * row, 4);
+            for (int i = 0; i < 8; i++) {  // sub-block i's scale and minimum into their 6-bit places
+                const uint8_t* two = record + i / 2 * 64 + 4 * row + i % 2;
+                const int place[] = {4 + i % 4, 8 + i % 4};
+                if (i < 4) {
+                    b[place[0]] |= two[0], b[place[1]] |= two[2];
+                } else {
+                    b[12 + i % 4] |= static_cast<uint8_t>((two[0] & 15) | (two[2] & 15) << 4);
+                    b[place[0]] |= static_cast<uint8_t>(two[0] >> 4 << 6);
+                    b[place[1]] |= static_cast<uint8_t>(two[2] >> 4 << 6);
+                }
+            }
             uint8_t* qs = b.data() + (type == Type::Q5_K ? 48 : 16);
             for (int k = 0; k < 256; k++) {
                 qs[k / 64 * 32 + k % 32] |= static_cast<uint8_t>((q[k] & 15) << (k / 32 % 2 * 4));
