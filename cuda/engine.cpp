@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <thread>
+#include <utility>
 
 #include "backend.h"
 #include "check.h"
@@ -143,7 +144,7 @@ class DeviceBackend final : public Backend {
         b_ = lay_out_buffers<T>(c_, room_, arena);
         const auto start = Clock::now();
         load(options.on_load);
-        load_ms_ = ms_between(start, Clock::now());
+        load_times_.ms = ms_between(start, Clock::now());
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
@@ -239,7 +240,40 @@ class DeviceBackend final : public Backend {
         return answer;
     }
 
-    StepProfile profile(int n_prefix, int n_repeat);
+    // What profile.cpp and kernels.cpp measure.
+    Measured<T> measured() {
+        return {*this,
+                c_,
+                room_,
+                w_,
+                b_,
+                cache_,
+                stream_.s,
+                load_times_,
+                [this](const GenerateParams& params) {
+                    const LoopState state = start_state(params);
+                    copy_to_device(stream_.s, b_.state, &state, sizeof state);
+                    ring_.reset();
+                    begin_canvas(stream_.s, {});
+                    finish(stream_.s);
+                },
+                [this](Marks& marks) {
+                    marks_ = &marks;
+                    denoise_step(stream_.s, {});
+                    marks_ = nullptr;
+                    marks.add(stream_.s, Part::End);
+                    finish(stream_.s);
+                    ring_.poll([](const Frame&) {});
+                },
+                [this](const GenerateParams& params, bool graph) {
+                    const bool before = std::exchange(graph_loop_, graph);
+                    Answer answer = generate(params, {});
+                    graph_loop_ = before;
+                    return answer;
+                },
+                [this] { return step_->n_launch(); },
+                graph_loop_};
+    }
 
   private:
     // What the frames of an answer add up to.
@@ -315,7 +349,7 @@ class DeviceBackend final : public Backend {
         for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
         fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
         fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
-        load_bytes_ = load_records(stream_.s, w_.records, on_load);
+        load_times_ = load_records(stream_.s, w_.records, on_load);
         if constexpr (std::is_same_v<T, F16>) {
             scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
             for (int l = 0; l < c_.n_layer; l++) {
@@ -539,7 +573,7 @@ class DeviceBackend final : public Backend {
     const Config& c_;
     const Room room_;
     const int index_;
-    const bool graph_loop_;
+    bool graph_loop_;
     OwnStream stream_;
     Memory memory_;
     HostRing ring_;
@@ -548,74 +582,22 @@ class DeviceBackend final : public Backend {
     std::vector<KvLayer<T>> cache_;
     std::unique_ptr<Graph> whole_, step_, commit_;
     Marks* marks_ = nullptr;  // while a step is profiled
-    double load_ms_ = 0;
-    int64_t load_bytes_ = 0;
+    LoadTimes load_times_;
     int n_cached_ = 0;
     int n_slot_ = INT32_MAX;  // of the smallest layer
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
 
-// ---- profile --------------------------------------------------------------------------------------------
-
-template <class T>
-StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
-    StepProfile out;
-    out.load_ms = load_ms_;
-    out.load_bytes = load_bytes_;
-    measure_ceilings(stream_.s, out);
-    std::vector<int32_t> prompt(n_prefix);
-    for (int i = 0; i < n_prefix; i++)
-        prompt[i] = random_token(random_word(1, i, 0, 0, RandomStream::Init), c_.n_vocab);
-    std::vector<double> encode_ms;
-    for (int i = 0; i < 3; i++) {
-        truncate(0);
-        const auto start = Clock::now();
-        encode(prompt);
-        encode_ms.push_back(ms_between(start, Clock::now()));
-    }
-    out.encode_ms = median(encode_ms);
-
-    // A canvas that does not end; its first step has no self-conditioning and is not counted.
-    GenerateParams params;
-    params.sampler.max_steps = n_repeat + 1;
-    params.sampler.confidence = 0;
-    check_generate(c_, params, n_cached_, room_.n_context);
-    const LoopState state = start_state(params);
-    copy_to_device(stream_.s, b_.state, &state, sizeof state);
-    ring_.reset();
-    begin_canvas(stream_.s, {});
-    Marks marks;
-    std::vector<std::vector<double>> times(kParts);
-    for (int i = 0; i <= n_repeat; i++) {
-        marks.clear();
-        marks_ = &marks;
-        denoise_step(stream_.s, {});
-        marks_ = nullptr;
-        marks.add(stream_.s, Part::End);
-        finish(stream_.s);
-        ring_.poll([](const Frame&) {});
-        const auto sums = marks.sums();
-        for (int p = 0; p < kParts && i > 0; p++) times[p].push_back(sums[p]);
-    }
-    out.parts = step_parts(c_, w_, n_prefix, sizeof(T));
-    for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
-
-    generate(params, {});  // builds the graph
-    const Answer answer = generate(params, {});
-    out.step_ms = answer.denoise_ms / std::max(1, answer.n_step());
-    return out;
-}
-
 #ifdef EASEL_CUDA
-StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                         int n_repeat) {
+DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
+                           const ProfilePlan& plan) {
     use_device(options.index);
 #else
-StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                              int n_repeat) {
+DeviceProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options,
+                                const ProfilePlan& plan) {
 #endif
-    if (options.exact) return DeviceBackend<float>(std::move(model), options).profile(n_prefix, n_repeat);
-    return DeviceBackend<F16>(std::move(model), options).profile(n_prefix, n_repeat);
+    if (options.exact) return measure(DeviceBackend<float>(std::move(model), options).measured(), plan);
+    return measure(DeviceBackend<F16>(std::move(model), options).measured(), plan);
 }
 
 #ifdef EASEL_CUDA

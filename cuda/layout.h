@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench.h"
 #include "model.h"
 #include "ops.h"
 #include "records.h"
@@ -110,9 +111,10 @@ Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena)
 template <class T>
 std::vector<KvLayer<T>> lay_out_cache(const Config& config, const Room& room, Arena& arena);
 
-// Brings all of it to the device (load.cpp); on return the last of it may still be on its way in the stream.
-// Returns the bytes read.
-int64_t load_records(Stream stream, const std::vector<RecordSource>& sources, const LoadProgressFn& on_load);
+// Brings all of it to the device (load.cpp) and waits for it. Returns the bytes and the stages' times, but
+// for the time of all.
+LoadTimes load_records(Stream stream, const std::vector<RecordSource>& sources,
+                       const LoadProgressFn& on_load);
 
 AttentionShape attention_shape(const Config& config, int layer);
 // Parts that the keys of a denoise pass are split into.

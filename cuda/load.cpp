@@ -1,5 +1,6 @@
 // load.cpp: weights from the mapped file to records on the device, see layout.h. Called by engine.cpp.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "../src/parallel.h"
@@ -42,7 +43,8 @@ class Loader {
         for (int tile = 0; tile < source.n_tile; tile += n_piece) {
             const int n = std::min(n_piece, source.n_tile - tile);
             Slot& slot = slots_[n_used_++ % std::size(slots_)];
-            slot.used.wait();
+            take(slot);
+            const auto start = Clock::now();
             RowTiles rows = source.rows;
             const int per_tile = source.gated ? 8 : 16;  // rows of low, and of high, to the next tile
             rows.n_low = std::min(rows.n_low - per_tile * tile, per_tile * n);
@@ -74,25 +76,54 @@ class Loader {
                 rows.low = slot.device;
                 rows.high = slot.device + 8 * low_bytes;
             }
+            times_.read_ms += ms_since(start);
+            slot.start.record(stream_);
             copy_to_device(stream_, slot.device, slot.host, bytes);
+            slot.copied.record(stream_);
             repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
             slot.used.record(stream_);
+            slot.full = true;
             done_ += bytes;
             require(!progress_ || progress_(std::min(done_, total_), total_), "loading was stopped");
         }
     }
 
+    // Waits for what is on its way.
+    LoadTimes finished() {
+        for (Slot& s : slots_) take(s);
+        times_.bytes = total_;
+        return times_;
+    }
+
   private:
+    using Clock = std::chrono::steady_clock;
+    static double ms_since(Clock::time_point start) {
+        return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+    }
+
     // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
     static constexpr int64_t kSlotBytes = 16 << 20;
     struct Slot {
         uint8_t *host = nullptr, *device = nullptr;
-        Event used;  // the device is done with it
+        bool full = false;
+        Event start{true}, copied{true}, used{true};  // the device takes it, has it, is done with it
         ~Slot() {
             pinned_free(host);
             device_free(device);
         }
     };
+
+    // Waits until the slot can be filled again.
+    void take(Slot& slot) {
+        const auto start = Clock::now();
+        slot.used.wait();
+        times_.wait_ms += ms_since(start);
+        if (slot.full) {
+            times_.transfer_ms += slot.copied.ms_since(slot.start);
+            times_.repack_ms += slot.used.ms_since(slot.copied);
+        }
+        slot.full = false;
+    }
 
     static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
         constexpr int64_t kPiece = 1 << 20;
@@ -106,17 +137,19 @@ class Loader {
     const int64_t total_;
     int64_t done_ = 0;
     Slot slots_[3];
+    LoadTimes times_;
     int n_used_ = 0;
 };
 
 }  // namespace
 
-int64_t load_records(Stream stream, const std::vector<RecordSource>& sources, const LoadProgressFn& on_load) {
+LoadTimes load_records(Stream stream, const std::vector<RecordSource>& sources,
+                       const LoadProgressFn& on_load) {
     int64_t total = 0;
     for (const RecordSource& r : sources) total += r.bytes();
     Loader loader(stream, on_load, total);
     for (const RecordSource& r : sources) loader.load(r);
-    return total;
+    return loader.finished();
 }
 
 }  // namespace easel

@@ -53,7 +53,9 @@ struct ConvertFlags {
 int run_convert(const ConvertFlags& flags);
 
 struct BenchFlags {
-    std::string what = "all", model, synthetic, json, device = "cuda";
+    std::string what = "all", model, synthetic, device = "cuda", commit;
+    std::optional<std::string> json;  // file to write; empty: named after the device
+    double router_skew = 0;
     int n_thread = 0, n_prefix = 0, n_repeat = 0;  // 0: what suits the device
 };
 int run_bench(const BenchFlags& flags);
