@@ -2,6 +2,7 @@
 // simulator, or, built by `make test-gpu`, on a GPU.
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -173,6 +174,25 @@ TEST_CASE("device: an answer is the same again, in the graph, by the host, after
     params.seed = 0;
     CHECK(first == answer(*graph, prompt, params));
     CHECK(first == answer(*host, prompt, params));
+}
+
+TEST_CASE("device: the same passes give the same bits again") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const auto prompt = golden_prompt("tiny");
+    const auto prev = read_f32(fixture("tiny.logits0.f32"));
+    const std::vector<int32_t> canvas(prompt.begin(), prompt.begin() + model->config.n_canvas);
+    const auto run = [&](Backend& backend) {
+        backend.truncate(0);
+        backend.encode(prompt);
+        return two_passes(backend, model->config, canvas, prev);
+    };
+    const auto one = device_backend(model, {}), other = device_backend(model, {});
+    const auto first = run(*one);
+    for (Backend* backend : {one.get(), other.get()}) {
+        const auto again = run(*backend);
+        REQUIRE(again.size() == first.size());
+        CHECK(std::memcmp(again.data(), first.data(), first.size() * sizeof(float)) == 0);
+    }
 }
 
 TEST_CASE("device: the sampler's approximations are the CPU's", "[slow]") {

@@ -100,7 +100,8 @@ def time_step(model, prompt, repeat):
         end = staticmethod(lambda: None)
 
     model.generate(prompt, streamer=Clock, generation_config=DiffusionGemmaGenerationConfig(
-        max_new_tokens=model.config.canvas_length, max_denoising_steps=repeat + 1, sampler_config=EntropyBoundSamplerConfig(0.1),
+        max_new_tokens=model.config.canvas_length, max_denoising_steps=repeat + 1,
+        sampler_config=EntropyBoundSamplerConfig(0.1),
         confidence_threshold=1e-9))
     return median((b - a) * 1e3 for a, b in zip(marks, marks[1:]))
 
