@@ -72,5 +72,40 @@ else
     has "a file of something else: says so" "bad.json: not what easel bench writes" "$dir/err"
 fi
 
+# ---- instructions of a loop, of a disassembly made up for the purpose
+
+if command -v python3 >/dev/null; then
+    cat >"$dir/listing" <<'END'
+	.section	.text.kernel,"ax",@progbits
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0020*/              @P0  BRA `(.L_x_2) ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R25], desc[UR10][R20.64] ;
+.L_x_2:
+        /*0040*/                   LDGDEPBAR ;
+        /*0050*/              @P1  BRA `(.L_x_3) ;
+        /*0060*/                   HADD2 R1, R2, R3 ;
+        /*0070*/                   FMUL R1, R2, R3 ;
+        /*0080*/                   BRA `(.L_x_4) ;
+.L_x_3:
+        /*0090*/                   SHF.R.U32.HI R1, RZ, 0x8, R3 ;
+.L_x_4:
+        /*00a0*/              @P0  HMMA.16816.F32 R48, R60.reuse, R64, R48 ;
+        /*00b0*/              @!P0 BRA `(.L_x_1) ;
+        /*00c0*/                   EXIT ;
+END
+    python3 - "$dir/listing" >"$dir/out" 2>"$dir/err" <<'END'
+import sys
+sys.path.insert(0, "tools")
+import sass
+loop = sass.main_loop(sass.functions(open(sys.argv[1]).read())["kernel"])
+cut = loop.index("LDGDEPBAR")
+way = sass.longest_way(loop[cut + 1:])
+print(len(sass.longest_way(loop[:cut])), len(way), sorted(sass.count(way).items()))
+END
+    has "instructions of a loop" "3 6 [('float', 1), ('half', 1), ('mma', 1), ('other', 3)]" "$dir/out"
+fi
+
 echo "bench: $passed passed, $failed failed"
 [ $failed -eq 0 ]
