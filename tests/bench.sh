@@ -10,12 +10,12 @@ root=$(pwd)
 case $easel in /*) ;; *) easel=$root/$easel ;; esac
 
 error() {  # error NAME TEXT ARGUMENTS...: exit 1 and one line with TEXT
-    name=$1 text=$2
+    case=$1 text=$2
     shift 2
     $limit "$easel" "$@" >"$dir/out" 2>"$dir/err" </dev/null
-    check "$name: exit 1" $? -eq 1
-    check "$name: one line" "$(wc -l <"$dir/err")" -eq 1
-    has "$name: says why" "$text" "$dir/err"
+    check "$case: exit 1" $? -eq 1
+    check "$case: one line" "$(wc -l <"$dir/err")" -eq 1
+    has "$case: says why" "$text" "$dir/err"
 }
 
 # ---- without a GPU
@@ -51,13 +51,13 @@ if ! command -v python3 >/dev/null; then
     skip "the picture" "needs python3"
 else
     picture() {  # picture NAME FILE TEXT...: an SVG whose texts are these and more
-        name=$1 file=$2
+        case=$1 from=$2
         shift 2
-        python3 tools/plot_bench.py "$file" -o "$dir/x.svg" 2>"$dir/err"
-        check "$name: exit 0" $? -eq 0
+        python3 tools/plot_bench.py "$from" -o "$dir/x.svg" 2>"$dir/err"
+        check "$case: exit 0" $? -eq 0
         if python3 -c 'import sys, xml.dom.minidom as x; x.parse(sys.argv[1])' "$dir/x.svg" 2>"$dir/err"
-        then ok "$name: well-formed"; else bad "$name: well-formed" "$(tail -n 1 "$dir/err")"; fi
-        for text in "$@"; do has "$name: shows $text" ">$text<" "$dir/x.svg"; done
+        then ok "$case: well-formed"; else bad "$case: well-formed" "$(tail -n 1 "$dir/err")"; fi
+        for text in "$@"; do has "$case: shows $text" ">$text<" "$dir/x.svg"; done
     }
     picture "a CPU's picture" "$file" "encode 64" "denoise 32" "prefill 64" "sum"
     if [ -n "${EASEL_BENCH_JSON:-}" ]; then

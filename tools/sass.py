@@ -3,8 +3,8 @@
 
     sass.py NVCC ARCH FLAGS...        (make sass)
 
-A warp's turn of that loop multiplies a chunk, 16 rows x 64 columns of weights, with up to 64 or 128 rows of
-activations (cuda/weight_gemm.h). Counted is the longest way through a turn, loops inside once: first the loads
+A warp's turn of that loop multiplies a chunk, 16 rows x 64 columns of weights, with up to 32, 64 or 128 rows
+of activations (cuda/weight_gemm.h). Counted is the longest way through a turn, loops inside once: first the loads
 of a later chunk (cp.async; the longest way has every remainder, most turns take a shorter one), then decoding
 and mma, by kind. A lane's share of a chunk is 32 weights: `a weight` is decoding alone, without mma and
 ldmatrix. Needs nvdisasm: in the CUDA Toolkit, or the PyPI package nvidia-cuda-nvdisasm.
