@@ -4,7 +4,8 @@
 #   make fuzz       longer fuzzing       make format   clang-format over the tree
 #   make cuda-build all of it through nvcc, for one architecture
 #   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
-#   make test-gpu   the kernel and loop tests on a GPU      make ptxas   registers and spills of every kernel
+#   make test-gpu   the kernel and loop tests on a GPU
+#   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
 BUILD ?= build
@@ -47,18 +48,18 @@ NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-w
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
 NVCC_VERSION := $(shell $(NVCC) --version | sed -n 's/^Cuda compilation tools, release \([^,]*\),.*/nvcc \1/p')
 CUDA_OBJ := $(BUILD)/obj/cuda/$(subst $(eval ) ,-,$(strip $(ARCHS)))
-DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile device_cuda))
+DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_cuda))
 else
 BACKENDS := CPU
 NVCC_VERSION := no nvcc
 DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
-SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile device_sim)) $(BUILD)/obj/no_cuda.o
+SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo lib install uninstall test test-gpu unit-gpu cuda-build ptxas unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu unit-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -180,10 +181,13 @@ else
 	$(BUILD)/cuda/easel info
 endif
 
-# Registers and spills of every kernel, for one architecture.
+# Registers, spills and occupancy of every kernel, and the instructions of the main loops, for one architecture.
 PTXAS_ARCH ?= 90a
-ptxas:
-	@sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(filter-out -gencode arch=% -t0,$(NVCC_FLAGS))
+PTXAS_FLAGS = $(filter-out -gencode arch=% -t0,$(NVCC_FLAGS))
+ptxas: | $(DEPS)/ready
+	@CXX=$(CXX) sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
+sass:
+	@python3 tools/sass.py "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
 
 # libFuzzer targets; clang only. FUZZ_SECONDS a target.
 FUZZ_SECONDS ?= 60

@@ -127,6 +127,9 @@ class Graph {
     void loop(Condition while_true, const Body& body);
     void branch(Condition if_true, const Body& body);
 
+    // Launches, copies and fills of the graph itself, without its loops' and branches'.
+    int n_launch() const;
+
     void instantiate();
     // Adds a run to the stream and returns; the simulator runs it in a thread of its own.
     void run(Stream stream);

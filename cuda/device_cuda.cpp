@@ -312,6 +312,11 @@ void Graph::loop(Condition while_true, const Body& body) {
 void Graph::branch(Condition if_true, const Body& body) {
     impl_->add(if_true, cudaGraphCondTypeIf, body);
 }
+int Graph::n_launch() const {
+    size_t n = 0;
+    CUDA(cudaGraphGetNodes(impl_->graph, nullptr, &n));
+    return static_cast<int>(n);
+}
 void Graph::instantiate() {
     CUDA(cudaGraphInstantiate(&impl_->exec, impl_->graph, 0));
 }

@@ -217,6 +217,11 @@ void Graph::loop(Condition while_true, const Body& body) {
 void Graph::branch(Condition if_true, const Body& body) {
     impl_->add(if_true, false, body);
 }
+int Graph::n_launch() const {
+    size_t n = 0;
+    for (const auto& node : impl_->nodes) n += node.launches.size();
+    return static_cast<int>(n);
+}
 void Graph::instantiate() {
     const bool conditional = std::any_of(impl_->nodes.begin(), impl_->nodes.end(),
                                          [](const Impl::Node& n) { return n.body != nullptr; });

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <thread>
+#include <utility>
 
 #include "backend.h"
 #include "check.h"
@@ -254,7 +255,43 @@ class DeviceBackend final : public Backend {
         return answer;
     }
 
-    StepProfile profile(int n_prefix, int n_repeat);
+    // What profile.cpp and kernels.cpp measure.
+    Measured<T> measured() {
+        return {*this,
+                c_,
+                room_,
+                w_,
+                b_,
+                cache_,
+                stream_.s,
+                load_stats_,
+                [this](const GenerateParams& params) {
+                    const LoopState state = start_state(params);
+                    copy_to_device(stream_.s, b_.state, &state, sizeof state);
+                    ring_.reset();
+                    begin_canvas(stream_.s, {});
+                    finish(stream_.s);
+                },
+                [this](Marks& marks) {
+                    marks_ = &marks;
+                    denoise_step(stream_.s, {});
+                    marks_ = nullptr;
+                    marks.add(stream_.s, Part::End);
+                    finish(stream_.s);
+                    ring_.poll([](const Frame&) {});
+                },
+                [this](const GenerateParams& params, bool graph) {
+                    const bool before = std::exchange(graph_loop_, graph);
+                    Answer answer = generate(params, {});
+                    graph_loop_ = before;
+                    return answer;
+                },
+                [this] { return step_->n_launch(); },
+                [this] {
+                    if (graph_loop_ && !whole_) prepare_graph();
+                    return graph_loop_;
+                }};
+    }
 
   private:
     // What the frames of an answer add up to.
@@ -612,58 +649,6 @@ class DeviceBackend final : public Backend {
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
 
-// ---- profile --------------------------------------------------------------------------------------------
-
-template <class T>
-StepProfile DeviceBackend<T>::profile(int n_prefix, int n_repeat) {
-    StepProfile out;
-    out.load = load_stats_;
-    out.load_ms = load_stats_.total_ms;
-    out.load_bytes = load_stats_.bytes;
-    measure_ceilings(stream_.s, out);
-    std::vector<int32_t> prompt(n_prefix);
-    for (int i = 0; i < n_prefix; i++)
-        prompt[i] = random_token(random_word(1, i, 0, 0, RandomStream::Init), c_.n_vocab);
-    std::vector<double> encode_ms;
-    for (int i = 0; i < 3; i++) {
-        truncate(0);
-        const auto start = Clock::now();
-        encode(prompt);
-        encode_ms.push_back(ms_between(start, Clock::now()));
-    }
-    out.encode_ms = median(encode_ms);
-
-    // A canvas that does not end; its first step has no self-conditioning and is not counted.
-    GenerateParams params;
-    params.sampler.max_steps = n_repeat + 1;
-    params.sampler.confidence = 0;
-    check_generate(c_, params, n_cached_, room_.n_context);
-    const LoopState state = start_state(params);
-    copy_to_device(stream_.s, b_.state, &state, sizeof state);
-    ring_.reset();
-    begin_canvas(stream_.s, {});
-    Marks marks;
-    std::vector<std::vector<double>> times(kParts);
-    for (int i = 0; i <= n_repeat; i++) {
-        marks.clear();
-        marks_ = &marks;
-        denoise_step(stream_.s, {});
-        marks_ = nullptr;
-        marks.add(stream_.s, Part::End);
-        finish(stream_.s);
-        ring_.poll([](const Frame&) {});
-        const auto sums = marks.sums();
-        for (int p = 0; p < kParts && i > 0; p++) times[p].push_back(sums[p]);
-    }
-    out.parts = step_parts(c_, w_, n_prefix, sizeof(T));
-    for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
-
-    generate(params, {});  // builds the graph
-    const Answer answer = generate(params, {});
-    out.step_ms = answer.denoise_ms / std::max(1, answer.n_step());
-    return out;
-}
-
 // The options with what fits into the device's memory.
 static DeviceOptions fitted(const Model& model, const DeviceOptions& options) {
     check_limits(model.config);
@@ -675,16 +660,16 @@ static DeviceOptions fitted(const Model& model, const DeviceOptions& options) {
 }
 
 #ifdef EASEL_CUDA
-StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                         int n_repeat) {
+DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
+                           const ProfilePlan& plan) {
     use_device(options.index);
 #else
-StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                              int n_repeat) {
+DeviceProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options,
+                                const ProfilePlan& plan) {
 #endif
     const DeviceOptions o = fitted(*model, options);
-    if (o.exact) return DeviceBackend<float>(std::move(model), o).profile(n_prefix, n_repeat);
-    return DeviceBackend<F16>(std::move(model), o).profile(n_prefix, n_repeat);
+    if (o.exact) return measure(DeviceBackend<float>(std::move(model), o).measured(), plan);
+    return measure(DeviceBackend<F16>(std::move(model), o).measured(), plan);
 }
 
 #ifdef EASEL_CUDA

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench.h"
 #include "model.h"
 #include "ops.h"
 #include "records.h"

@@ -1,17 +1,25 @@
-// profile.cpp: ceilings of the device, and the costs of a step's parts, see profile.h.
+// profile.cpp: ceilings of the device, a denoise step part by part and inside an answer, prompts; see
+// profile.h.
 #include "profile.h"
 
+#include <time.h>
+
 #include <algorithm>
+#include <chrono>
 
 namespace easel {
 
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v.empty() ? 0 : v[v.size() / 2];
+namespace {
+
+// Milliseconds of this thread on a processor.
+double thread_ms() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) * 1e3 + static_cast<double>(t.tv_nsec) * 1e-6;
 }
 
 // The device's ceilings: GB/s of a copy, TFLOP/s of tensor cores. Best of some runs.
-void measure_ceilings(Stream s, StepProfile& out) {
+void measure_ceilings(Stream s, DeviceProfile& out) {
 #ifdef EASEL_CUDA
     constexpr int64_t kCopy = int64_t{1} << 30;
     constexpr int kStep = 20000, kBlocks = 2048;
@@ -38,39 +46,154 @@ void measure_ceilings(Stream s, StepProfile& out) {
     }
 }
 
-// Bytes and products of each part of a step after n_prefix tokens.
-std::vector<StepPart> step_parts(const Config& c, const ModelWeights& w, int n_prefix, int value_bytes) {
-    std::vector<StepPart> parts(kParts);
+// Bytes and products of each part of a step after n_prefix tokens; activations and KV of value_bytes each.
+std::vector<Timing> step_parts(const Config& c, const ModelWeights& w, int n_prefix, int value_bytes) {
+    std::vector<Timing> parts(kParts);
     for (int p = 0; p < kParts; p++) parts[p].name = kPartNames[p];
-    const auto weights = [&](Part part, const Weights& m, double n_row) {  // n_row rows of activations
-        if (!m.data) return;
-        parts[static_cast<int>(part)].bytes += static_cast<double>(m.expert_bytes() * m.n_expert);
-        parts[static_cast<int>(part)].flop += 2.0 * m.n_row * m.n_col * n_row;
+    const auto add = [&](Part part, const Timing& t) {
+        parts[static_cast<int>(part)].bytes += t.bytes;
+        parts[static_cast<int>(part)].flop += t.flop;
     };
     const double n = c.n_canvas;
-    weights(Part::SoftEmbedding, w.embd, n);
-    weights(Part::SelfCond, w.self_cond_gate_up, n);
-    weights(Part::SelfCond, w.self_cond_down, n);
-    weights(Part::Head, w.output, n);
+    add(Part::SoftEmbedding, product(w.embd, n));
+    add(Part::SelfCond, product(w.self_cond_gate_up, n));
+    add(Part::SelfCond, product(w.self_cond_down, n));
+    add(Part::Head, product(w.output, n));
     for (const LayerWeights& l : w.layers) {
-        for (const Weights* m : {&l.q, &l.k, &l.v}) weights(Part::Qkv, *m, n);
-        weights(Part::AttentionOut, l.o, n);
-        weights(Part::DenseUp, l.gate_up, n);
-        weights(Part::DenseDown, l.down, n);
-        weights(Part::ExpertUp, l.expert_gate_up, n * c.n_expert_used);
-        weights(Part::ExpertDown, l.expert_down, n * c.n_expert_used);
-        parts[static_cast<int>(Part::Router)].bytes += 4.0 * c.n_expert * c.n_embd;
-        parts[static_cast<int>(Part::Router)].flop += 2.0 * c.n_expert * c.n_embd * n;
-        const double n_key = n + (l.shape.window ? std::min(n_prefix, l.shape.window - 1) : n_prefix);
-        parts[static_cast<int>(Part::Attention)].bytes +=
-            2.0 * value_bytes * l.shape.n_head_kv * l.shape.head_dim * n_key;
-        parts[static_cast<int>(Part::Attention)].flop += 4.0 * l.shape.n_head * l.shape.head_dim * n * n_key;
+        for (const Weights* m : {&l.q, &l.k, &l.v}) add(Part::Qkv, product(*m, n));
+        add(Part::Attention, attention_cost(l.shape, c.n_canvas, n_prefix, value_bytes));
+        add(Part::AttentionOut, product(l.o, n));
+        add(Part::DenseUp, product(l.gate_up, n));
+        add(Part::DenseDown, product(l.down, n));
+        add(Part::ExpertUp, product(l.expert_gate_up, n * c.n_expert_used));
+        add(Part::ExpertDown, product(l.expert_down, n * c.n_expert_used));
+        add(Part::Router, {"", 0, 4.0 * c.n_expert * c.n_embd, 2.0 * c.n_expert * c.n_embd * n});
     }
     const double z = n * vocab_stride(c.n_vocab) * value_bytes;
-    parts[static_cast<int>(Part::SoftEmbedding)].bytes += z;
-    parts[static_cast<int>(Part::Head)].bytes += z;
-    parts[static_cast<int>(Part::Sample)].bytes += 2 * z;  // read, and the probabilities written
+    add(Part::SoftEmbedding, {"", 0, z, 0});
+    add(Part::Head, {"", 0, z, 0});
+    add(Part::Sample, {"", 0, 2 * z, 0});  // read, and the probabilities written
     return parts;
 }
+
+std::vector<int32_t> random_prompt(int n, int n_vocab) {
+    std::vector<int32_t> prompt(n);
+    for (int i = 0; i < n; i++)
+        prompt[i] = random_token(random_word(1, i, 0, 0, RandomStream::Init), n_vocab);
+    return prompt;
+}
+
+// Median of up to n_repeat; what takes more than two seconds is not repeated.
+template <class T>
+Timing time_prompt(const Measured<T>& m, int n, int n_repeat) {
+    const auto prompt = random_prompt(n, m.config.n_vocab);
+    std::vector<double> times;
+    for (int i = 0; i <= n_repeat; i++) {
+        m.backend.truncate(0);
+        const auto start = std::chrono::steady_clock::now();
+        m.backend.encode(prompt);
+        const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - start;
+        if (i > 0 || ms.count() > 2000) times.push_back(ms.count());  // the first one warms up
+        if (ms.count() > 2000) break;
+    }
+    return {"encode", median(times), 0, 0, n};
+}
+
+// A canvas that does not end, step by step; its first step has no self-conditioning and is not counted.
+template <class T>
+void time_parts(const Measured<T>& m, const GenerateParams& params, int n_repeat, DeviceProfile& out) {
+    Marks marks;
+    m.begin(params);
+    std::vector<std::vector<double>> times(kParts);
+    for (int i = 0; i <= n_repeat; i++) {
+        marks.clear();
+        m.step(marks);
+        const auto sums = marks.sums();
+        for (int p = 0; p < kParts && i > 0; p++) times[p].push_back(sums[p]);
+    }
+    for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
+}
+
+// Where a step's tokens go: read after the router of each layer, in a step of its own.
+template <class T>
+void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProfile& out) {
+    const Config& c = m.config;
+    std::vector<int> first(c.n_expert + 1);
+    Marks marks;
+    marks.on_mark = [&](Stream s, Part part) {
+        if (part != Part::ExpertUp) return;
+        copy_to_host(s, first.data(), m.buffers.first, first.size() * sizeof(int));
+        finish(s);
+        int used = 0, most = 0;
+        for (int e = 0; e < c.n_expert; e++) {
+            const int n = first[e + 1] - first[e];
+            used += n > 0;
+            most = std::max(most, n);
+        }
+        out.experts_used += double(used) / c.n_layer;
+        out.expert_tokens += double(most) / c.n_layer;
+    };
+    m.begin(params);
+    m.step(marks);
+}
+
+template <class T>
+LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool graph) {
+    m.answer(params, graph);  // makes the graph
+    const double start = thread_ms();
+    const Answer answer = m.answer(params, graph);
+    const double n = std::max(1, answer.n_step());
+    return {answer.denoise_ms / n, (thread_ms() - start) / n, graph ? 1 / n : 1};
+}
+
+}  // namespace
+
+double median(std::vector<double> v) {
+    std::sort(v.begin(), v.end());
+    return v.empty() ? 0 : v[v.size() / 2];
+}
+
+Timing product(const Weights& w, double n_row) {
+    if (!w.data) return {};
+    return {"", 0, static_cast<double>(w.expert_bytes() * w.n_expert), 2.0 * w.n_row * w.n_col * n_row};
+}
+
+Timing attention_cost(const AttentionShape& shape, int n_canvas, int n_prefix, int value_bytes) {
+    const double n_key = n_canvas + (shape.window ? std::min(n_prefix, shape.window - 1) : n_prefix);
+    return {"", 0, 2.0 * value_bytes * shape.n_head_kv * shape.head_dim * n_key,
+            4.0 * shape.n_head * shape.head_dim * n_canvas * n_key};
+}
+
+template <class T>
+DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
+    DeviceProfile out;
+    out.load = {m.load};
+    if (!plan.step && !plan.kernels && plan.prefill.empty()) return out;
+    measure_ceilings(m.stream, out);
+    for (const int n : plan.prefill) out.prefill.push_back(time_prompt(m, n, std::min(plan.n_repeat, 3)));
+    if (!plan.step && !plan.kernels) return out;
+
+    m.backend.truncate(0);
+    m.backend.encode(random_prompt(plan.n_prefix, m.config.n_vocab));
+    GenerateParams params;
+    params.sampler.max_steps = plan.n_repeat + 1;
+    params.sampler.confidence = 0;
+    check_generate(m.config, params, m.backend.n_cached(), m.room.n_context);
+    out.parts = step_parts(m.config, m.weights, plan.n_prefix, sizeof(T));
+    read_routing(m, params, out);
+    if (plan.step) {
+        time_parts(m, params, plan.n_repeat, out);
+        out.host = time_loop(m, params, false);
+        out.n_launch = m.n_launch();
+        if (m.has_graph()) out.graph = time_loop(m, params, true);
+    } else {
+        out.parts.clear();
+    }
+    if (plan.kernels) out.kernels = time_kernels(m, plan.n_prefix, plan.n_repeat);
+    return out;
+}
+
+template DeviceProfile measure(const Measured<F16>&, const ProfilePlan&);
+template DeviceProfile measure(const Measured<float>&, const ProfilePlan&);
 
 }  // namespace easel

@@ -1,10 +1,13 @@
-// profile.h: where the time of a denoise step goes: the names of its parts, marks on the device's clock
-// between them, and what each part has to move and compute. engine.cpp marks; `easel bench step` prints.
+// profile.h: the CUDA backend as `easel bench` measures it: the names of a step's parts, marks on the
+// device's clock between them, and the backend's insides. engine.cpp marks and opens up; profile.cpp and
+// kernels.cpp measure.
 #pragma once
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "backend.h"
+#include "bench.h"
 #include "device.h"
 #include "layout.h"
 
@@ -55,8 +58,12 @@ constexpr int kParts = static_cast<int>(Part::End);
 // When each part of a step began, on the device's clock.
 class Marks {
   public:
+    // Called before each mark, if set: what it launches counts to the part before.
+    std::function<void(Stream, Part)> on_mark;
+
     void clear() { n_ = 0; }
     void add(Stream s, Part part) {
+        if (on_mark) on_mark(s, part);
         if (n_ == events_.size()) events_.push_back(std::make_unique<Event>(true));
         events_[n_]->record(s);
         parts_.resize(n_ + 1);
@@ -76,11 +83,39 @@ class Marks {
     size_t n_ = 0;
 };
 
+// The insides of a backend; T as in engine.cpp.
+template <class T>
+struct Measured {
+    Backend& backend;
+    const Config& config;
+    const Room& room;
+    const ModelWeights& weights;
+    const Buffers<T>& buffers;
+    const std::vector<KvLayer<T>>& cache;
+    Stream stream;
+    LoadStats load;
+    std::function<void(const GenerateParams&)> begin;  // a canvas whose steps the host launches
+    std::function<void(Marks&)> step;                  // one of them; waits for its end
+    std::function<Answer(const GenerateParams&, bool graph)>
+        answer;                       // generate(), in the graph or by the host
+    std::function<int()> n_launch;    // of a step, once the host has launched an answer
+    std::function<bool()> has_graph;  // answer() may be asked for one
+};
+
+// All that the plan asks for.
+template <class T>
+DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan);
+
 double median(std::vector<double> v);
-// The device's ceilings into copy_gbs and mma_tflops: the best of some runs of a large copy and of mma.sync.
-void measure_ceilings(Stream s, StepProfile& out);
-// Bytes and products of each part of a step after n_prefix tokens; activations and KV of value_bytes each.
-std::vector<StepPart> step_parts(const Config& config, const ModelWeights& weights, int n_prefix,
-                                 int value_bytes);
+// What a product with all of a matrix costs; n_row rows of activations.
+Timing product(const Weights& weights, double n_row);
+// What attention of a layer costs in a denoise pass after n_prefix tokens; keys and values of value_bytes.
+Timing attention_cost(const AttentionShape& shape, int n_canvas, int n_prefix, int value_bytes);
+
+// Each kernel of a step alone (kernels.cpp), by the buffers that a step has left: its cache holds n_prefix
+// tokens. Weights come from memory: layers take turns, or what would stay in the L2 cache is pushed out of
+// it.
+template <class T>
+std::vector<Timing> time_kernels(const Measured<T>& m, int n_prefix, int n_repeat);
 
 }  // namespace easel

@@ -164,31 +164,6 @@ struct DeviceOptions {
     bool graph_loop = true;    // the whole answer in one graph; else the host launches each step
     LoadProgressFn on_load;
 };
-// Where the time of a denoise step goes on a GPU, for `easel bench`.
-struct StepPart {
-    std::string name;  // one of the step's kinds of launches, all layers together
-    double ms = 0;     // median of the repeats
-    double bytes = 0;  // that must be read at least: weights, keys and values
-    double flop = 0;   // of its products
-};
-struct StepProfile {
-    std::vector<StepPart> parts;
-    double step_ms = 0;    // a step inside an answer, where nothing is measured in between
-    double encode_ms = 0;  // of the prefix
-    double load_ms = 0;    // weights from the file to records
-    int64_t load_bytes = 0;
-    LoadStats load;         // the same, stage by stage
-    double copy_gbs = 0;    // a large copy on the device, bytes read and written
-    double mma_tflops = 0;  // mma.m16n8k16 in F16 and nothing else
-};
-// A backend of its own: n_prefix random tokens encoded, n_repeat denoise steps part by part, as many in the
-// loop.
-StepProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                         int n_repeat);
-StepProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options, int n_prefix,
-                              int n_repeat);
-// One line a part, beside the floor that its bytes and products set on this device, and their sum.
-std::string profile_table(const StepProfile& profile, int n_canvas, int n_prefix);
 // What the CUDA backend takes on the device with these options, n_context and n_encode as they are. Its
 // construction and answers stay within that; logits() takes more for what it returns.
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options);

@@ -91,9 +91,12 @@ struct Model {
 };
 
 // A model of the given shape with random weights of the types that a file of `type` has (see plan_types()),
-// made in memory: for timing, where only shapes and types matter. Shapes known: "mid" (0.58 B parameters, for
-// CPUs), "26b-a4b" (the published model; its experts share one expert's memory).
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type);
+// made in memory: for timing, where only shapes and types matter. Shapes known: "toy" (for tests), "mid"
+// (0.58 B parameters, for CPUs), "26b-a4b" (the published model; its experts share one expert's memory).
+// router_skew: an expert's share of the tokens falls as the power -router_skew of its rank, up to 45 % of
+// them; 0: all have the same.
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type,
+                                             double router_skew = 0);
 
 // The model that is part of the program.
 std::span<const uint8_t> demo_model();

@@ -1,8 +1,12 @@
-// bench.cpp: `easel bench`: encode and denoise passes beside what the machine's cores can do; on a GPU, every
-// part of a step beside its floor. Called by main.
+// bench.cpp: `easel bench`: encode and denoise passes beside what the machine's cores can do; on a GPU, what
+// bench.h measures there. Called by main.
+#include "bench.h"
+
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -19,6 +23,7 @@ namespace easel {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -65,85 +70,124 @@ double measure_gemm_peak(int n_repeat) {
     return 2.0 * static_cast<double>(n_token * n_row * n_col) / median(times);
 }
 
-// Multiply-adds of the layers a token goes through, attention over `n_key` keys included (a window at most on
-// sliding layers), times two.
-double layer_flop(const Config& c, double n_key) {
-    double n = 0;
+// A denoise step with self-conditioning: layers with attention to the prefix (its window on sliding layers)
+// and the canvas, its MLP, the soft embedding and the lm head.
+double denoise_flop(const Config& c, int n_prefix) {
+    double n = 2.0 * c.n_vocab * c.n_embd + 3.0 * c.n_embd * c.n_ff;
     for (const LayerShape& l : c.layers) {
         const double hd = l.head_dim, d = c.n_embd;
+        const int n_key = c.n_canvas + (l.global ? n_prefix : std::min(n_prefix, c.window - 1));
         n += d * hd * (2.0 * c.n_head + (l.global ? 1 : 2) * l.n_head_kv);
-        n += 2 * hd * c.n_head * (l.global ? n_key : std::min(n_key, double(c.window) + c.n_canvas));
+        n += 2 * hd * c.n_head * n_key;
         n += 3 * d * c.n_ff + 3.0 * d * c.n_ff_exp * c.n_expert_used + d * c.n_expert;
     }
-    return 2 * n;
+    return 2 * n * c.n_canvas;
 }
 
-// A denoise step with self-conditioning: layers, its MLP, the soft embedding and the lm head.
-double denoise_flop(const Config& c, int n_prefix) {
-    const double per_token =
-        layer_flop(c, n_prefix + c.n_canvas) + 2 * (2.0 * c.n_vocab * c.n_embd + 3.0 * c.n_embd * c.n_ff);
-    return per_token * c.n_canvas;
-}
-
-// "26b-a4b:q8_0"; q4_k_m if no type is named.
-std::shared_ptr<const Model> synthetic(const std::string& name) {
-    const size_t colon = name.find(':');
-    return synthetic_model(name.substr(0, colon),
-                           colon == std::string::npos ? "q4_k_m" : name.substr(colon + 1));
-}
-
-struct Figures {
-    double encode_ms, denoise_ms, encode_flop, denoise_flop;
+// The model of -m, or of --synthetic: "26b-a4b:q8_0", q4_k_m if no type is named; else `name`.
+struct Named {
+    std::string name;
+    std::shared_ptr<const Model> model;
 };
+Named named_model(const BenchFlags& flags, const std::string& name) {
+    if (!flags.model.empty()) return {flags.model, std::make_shared<Model>(open_model(flags.model))};
+    const std::string s = flags.synthetic.empty() ? name : flags.synthetic;
+    const size_t colon = s.find(':');
+    return {s,
+            synthetic_model(s.substr(0, colon), colon == std::string::npos ? "q4_k_m" : s.substr(colon + 1),
+                            flags.router_skew)};
+}
 
-Figures measure(const std::shared_ptr<const Model>& model, int n_prefix, int n_repeat, CpuMath math) {
-    const Config& c = model->config;
-    require(n_prefix + c.n_canvas <= c.n_context,
-            "a prefix of {} and a canvas of {} exceed the context of {}", n_prefix, c.n_canvas, c.n_context);
-    const auto backend = make_cpu_backend(model, c.n_context, math);
+std::vector<int32_t> random_prompt(const Config& c, int n) {
     std::mt19937 random(1);
-    std::vector<int32_t> prompt(n_prefix);
+    std::vector<int32_t> prompt(n);
     for (int32_t& id : prompt) id = static_cast<int32_t>(random() % c.n_vocab);
-    std::vector<double> encode, denoise;
-    for (int i = 0; i < n_repeat; i++) {
-        backend->truncate(0);
+    return prompt;
+}
+
+// Milliseconds of a prompt's pass from an empty cache, median. What takes more than two seconds is not
+// repeated.
+double time_encode(Backend& backend, const Config& c, int n_token, int n_repeat) {
+    const auto prompt = random_prompt(c, n_token);
+    std::vector<double> times;
+    for (int i = 0; i < n_repeat && (i == 0 || times[0] < 2000); i++) {
+        backend.truncate(0);
         const auto start = Clock::now();
-        backend->encode(prompt);
-        encode.push_back(seconds_since(start));
+        backend.encode(prompt);
+        times.push_back(1e3 * seconds_since(start));
     }
-    // Steps of one canvas that never ends early; the first has no self-conditioning and is left out.
+    return median(times);
+}
+
+// Milliseconds of a step of one canvas that never ends early; the first has no self-conditioning and is left
+// out.
+double time_denoise(Backend& backend, int n_repeat) {
+    std::vector<double> times;
     GenerateParams params;
     params.sampler.max_steps = n_repeat + 1;
     params.sampler.confidence = 0;
     auto start = Clock::now();
-    backend->generate(params, [&](const Frame& f) {
-        if (f.step > 0) denoise.push_back(seconds_since(start));
+    backend.generate(params, [&](const Frame& f) {
+        if (f.step > 0) times.push_back(1e3 * seconds_since(start));
         start = Clock::now();
         return true;
     });
-    return {median(encode) * 1e3, median(denoise) * 1e3, layer_flop(c, n_prefix / 2.0) * n_prefix,
-            denoise_flop(c, n_prefix)};
+    return median(times);
+}
+
+// "nvidia-h200"
+std::string file_name(const std::string& device) {
+    std::string out;
+    for (const unsigned char ch : device) {
+        if (std::isalnum(ch))
+            out += static_cast<char>(std::tolower(ch));
+        else if (!out.empty() && out.back() != '-')
+            out += '-';
+    }
+    while (!out.empty() && out.back() == '-') out.pop_back();
+    return out;
+}
+
+// What Linux calls the processor, or "CPU".
+std::string cpu_name() {
+    std::ifstream in("/proc/cpuinfo");
+    for (std::string line; std::getline(in, line);)
+        if (line.starts_with("model name")) {
+            const size_t at = line.find_first_not_of(": \t", line.find(':'));
+            return at == std::string::npos ? "CPU" : line.substr(at);
+        }
+    return "CPU";
+}
+
+void require_room(const Config& c, int n_token, const char* what) {
+    require(n_token <= c.n_context, "{} needs {} tokens, the model's context has {}", what, n_token,
+            c.n_context);
 }
 
 }  // namespace
 
-// Encode and denoise passes of the CPU backend.
-static nlohmann::ordered_json bench_cpu(const BenchFlags& flags) {
-    const int n_repeat = flags.n_repeat ? flags.n_repeat : 5,
-              n_prefix_asked = flags.n_prefix ? flags.n_prefix : 256;
-    std::vector<std::pair<std::string, std::shared_ptr<const Model>>> models;
-    if (!flags.model.empty()) {
-        models.emplace_back(flags.model, std::make_shared<Model>(open_model(flags.model)));
-    } else if (!flags.synthetic.empty()) {
-        models.emplace_back(flags.synthetic, synthetic(flags.synthetic));
-    } else {
+// Prompts' and denoise passes of the CPU backend beside its peak; what: cpu (both), prefill.
+static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
+    const int n_repeat = flags.n_repeat ? flags.n_repeat : 5;
+    std::vector<Named> models;
+    if (denoise && flags.model.empty() && flags.synthetic.empty()) {
         const auto demo = std::make_shared<Gguf>(Gguf::from_memory(demo_model(), "demo"));
-        models.emplace_back("demo", std::make_shared<Model>(demo));
-        models.emplace_back("mid Q4_K_M", synthetic_model("mid", "q4_k_m"));
+        models.push_back({"demo", std::make_shared<Model>(demo)});
+    }
+    models.push_back(named_model(flags, "mid"));
+    std::vector<int> prompts;
+    if (prefill && flags.n_prefix) {
+        require_room(models.back().model->config, flags.n_prefix, "the prompt");
+        prompts = {flags.n_prefix};
+    } else if (prefill) {
+        prompts = {128, 512, 2048};
     }
     const double fma = measure_fma_peak(), peak = measure_gemm_peak(n_repeat);
-    nlohmann::ordered_json j{
-        {"threads", n_threads()}, {"fma_peak_gflops", fma / 1e9}, {"gemm_peak_gflops", peak / 1e9}};
+    Json j{{"device", cpu_name()},
+           {"threads", n_threads()},
+           {"fma_peak_gflops", fma / 1e9},
+           {"gemm_peak_gflops", peak / 1e9}};
+    if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
     fmt::print(
         "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); int8 by "
         "{}\n",
@@ -152,108 +196,116 @@ static nlohmann::ordered_json bench_cpu(const BenchFlags& flags) {
                "GFLOP/s", "of product");
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8
         const CpuMath math = i % 2 ? CpuMath::Int8 : CpuMath::Float;
-        const auto& model = models[i / 2].second;
-        const std::string name = models[i / 2].first + (math == CpuMath::Int8 ? " int8" : "");
-        const int n_prefix = std::min(n_prefix_asked, model->config.n_context - model->config.n_canvas);
-        const Figures f = measure(model, n_prefix, n_repeat, math);
+        const auto& model = models[i / 2].model;
+        const std::string name = models[i / 2].name + (math == CpuMath::Int8 ? " int8" : "");
+        const Config& c = model->config;
         const auto row = [&](const char* pass, int n_token, double ms, double flop) {
             const double gflops = flop / ms / 1e6;
             fmt::print("{:<16} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name, pass, n_token,
                        ms, n_token * 1e3 / ms, gflops, 100e9 * gflops / peak);
-            j["models"][name][pass] = {
-                {"tokens", n_token}, {"ms", ms}, {"tok_s", n_token * 1e3 / ms}, {"gflops", gflops}};
+            std::fflush(stdout);
+            return Json{{"tokens", n_token},
+                        {"ms", ms},
+                        {"tok_s", n_token * 1e3 / ms},
+                        {"gflops", gflops},
+                        {"floor_ms", flop / peak * 1e3}};
         };
-        row("encode", n_prefix, f.encode_ms, f.encode_flop);
-        row("denoise", model->config.n_canvas, f.denoise_ms, f.denoise_flop);
-        std::fflush(stdout);
+        Json& out = j["models"][name];
+        if (denoise) {
+            const int n_prefix = std::min(flags.n_prefix ? flags.n_prefix : 256, c.n_context - c.n_canvas);
+            const auto backend = make_cpu_backend(model, n_prefix + c.n_canvas, math);
+            out["encode"] = row("encode", n_prefix, time_encode(*backend, c, n_prefix, n_repeat),
+                                encode_flop(c, n_prefix));
+            out["denoise"] =
+                row("denoise", c.n_canvas, time_denoise(*backend, n_repeat), denoise_flop(c, n_prefix));
+        }
+        for (const int n : prompts) {
+            if (n > c.n_context) continue;
+            const auto backend = make_cpu_backend(model, n, math);
+            out["prefill"].push_back(
+                row("prefill", n, time_encode(*backend, c, n, n_repeat), encode_flop(c, n)));
+        }
     }
     return j;
 }
 
-std::string profile_table(const StepProfile& p, int n_canvas, int n_prefix) {
-    std::string out = fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (mma.sync f16)\n",
-                                  p.copy_gbs, p.mma_tflops);
-    out += fmt::format("{:<24} {:>9} {:>9} {:>9} {:>8} {:>9} {:>9} {:>6}\n", "part of a step", "ms", "MB",
-                       "GFLOP", "GB/s", "TFLOP/s", "floor ms", "of it");
-    StepPart sum{"sum"};
-    double floor_sum = 0;
-    const auto row = [&](const StepPart& s, double floor) {
-        out += fmt::format("{:<24} {:>9.3f} {:>9.1f} {:>9.2f} {:>8.0f} {:>9.2f} {:>9.3f} {:>5.0f}%\n", s.name,
-                           s.ms, s.bytes / 1e6, s.flop / 1e9, s.bytes / s.ms / 1e6, s.flop / s.ms / 1e9,
-                           floor, 100 * floor / s.ms);
-    };
-    for (const StepPart& s : p.parts) {
-        const double floor = std::max(s.bytes / p.copy_gbs / 1e6, s.flop / p.mma_tflops / 1e9);
-        row(s, floor);
-        sum.ms += s.ms;
-        sum.bytes += s.bytes;
-        sum.flop += s.flop;
-        floor_sum += floor;
-    }
-    row(sum, floor_sum);
-    out += fmt::format(
-        "a step inside an answer {:.3f} ms ({:.0f} tok/s at 16 steps a canvas, commits left out)\n",
-        p.step_ms, n_canvas * 1e3 / (16 * p.step_ms));
-    out += fmt::format(
-        "encode {} tokens {:.1f} ms ({:.0f} tok/s); load {:.2f} GB in {:.2f} s ({:.1f} GB/s)\n", n_prefix,
-        p.encode_ms, n_prefix * 1e3 / p.encode_ms, static_cast<double>(p.load_bytes) / 1e9, p.load_ms / 1e3,
-        static_cast<double>(p.load_bytes) / p.load_ms / 1e6);
-    return out;
-}
-
-// A denoise step on a GPU, part by part.
-static nlohmann::ordered_json bench_step(const BenchFlags& flags, const DeviceInfo& device) {
-    const std::string name = !flags.model.empty()       ? flags.model
-                             : !flags.synthetic.empty() ? flags.synthetic
-                                                        : "26b-a4b:q4_k_m";
-    const std::shared_ptr<const Model> model =
-        flags.model.empty() ? synthetic(name) : std::make_shared<Model>(open_model(flags.model));
-    const int n_canvas = model->config.n_canvas, n_prefix = flags.n_prefix ? flags.n_prefix : 1024;
+// On a GPU: a denoise step, its kernels, prompts, loading, as flags.what says.
+static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
+    const auto asked = [&](const char* what) { return flags.what == what || flags.what == "all"; };
+    const auto [name, model] = named_model(flags, "26b-a4b");
+    const Config& c = model->config;
     DeviceOptions options;
     options.index = device.index;
-    options.n_context = n_prefix + 2 * n_canvas;
     options.graph_loop = device.graph_loop;
-    const StepProfile p = profile_cuda(model, options, n_prefix, flags.n_repeat ? flags.n_repeat : 20);
-    fmt::print("{} (driver for CUDA {}.{}), {}, prefix {}, {}\n{}", device.name, device.driver / 1000,
-               device.driver % 1000 / 10, name, n_prefix,
-               device.graph_loop ? "an answer is one graph" : "steps launched by the host",
-               profile_table(p, n_canvas, n_prefix));
-    nlohmann::ordered_json j{{"device", device.name},      {"driver", device.driver},
-                             {"built", backends()},        {"model", name},
-                             {"prefix", n_prefix},         {"step_ms", p.step_ms},
-                             {"encode_ms", p.encode_ms},   {"load_ms", p.load_ms},
-                             {"load_bytes", p.load_bytes}, {"copy_gbs", p.copy_gbs},
-                             {"mma_tflops", p.mma_tflops}};
-    for (const StepPart& s : p.parts)
-        j["parts"].push_back({{"name", s.name}, {"ms", s.ms}, {"bytes", s.bytes}, {"flop", s.flop}});
+    ProfilePlan plan;
+    plan.step = asked("step");
+    plan.kernels = asked("kernels");
+    plan.n_prefix = flags.n_prefix ? flags.n_prefix : std::min(1024, c.n_context - 2 * c.n_canvas);
+    plan.n_repeat = flags.n_repeat ? flags.n_repeat : 20;
+    options.n_context = plan.n_prefix + 2 * c.n_canvas;
+    require_room(c, options.n_context, "the prefix and two canvases");
+    if (flags.what == "prefill" && flags.n_prefix) {
+        plan.prefill = {flags.n_prefix};
+    } else if (asked("prefill")) {
+        for (const int n : {512, 4096, 32768, 131072})
+            if (DeviceOptions o = options; n + c.n_canvas <= c.n_context) {
+                o.n_context = std::max(o.n_context, n + c.n_canvas);
+                if (plan_gpu(*model, o).total() < 0.9 * static_cast<double>(device.total_bytes))
+                    plan.prefill.push_back(n);
+            }
+    }
+    for (const int n : plan.prefill) options.n_context = std::max(options.n_context, n + c.n_canvas);
+    DeviceProfile p = profile_cuda(model, options, plan);
+    if (flags.what == "load") p.load.push_back(profile_cuda(model, options, {}).load[0]);
+    fmt::print("{} (driver for CUDA {}.{}), {}\n{}", device.name, device.driver / 1000,
+               device.driver % 1000 / 10, name, profile_tables(p, c, plan));
+    Json j{{"device", device.name}, {"driver", device.driver}, {"built", backends()}, {"model", name}};
+    if (flags.model.empty()) j["router_skew"] = flags.router_skew;
+    j.update(Json::parse(profile_json(p, c, plan)));
     return j;
 }
 
 int run_bench(const BenchFlags& flags) {
     require(flags.model.empty() || flags.synthetic.empty(), "both -m and --synthetic given, expected one");
+    require(flags.model.empty() || flags.router_skew == 0,
+            "--router-skew changes made-up weights, a model of a file has its own");
     set_threads(flags.n_thread);
-    nlohmann::ordered_json j;
-    if (flags.what != "cpu") {
+    const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
+    std::string name = cpu_name();
+    Json j{{"commit", version_commit()}};
+    bool on_gpu = false;
+    if (!cpu && flags.device != "cpu") {
         std::string why;
         const auto devices = cuda_devices(&why);
         const auto device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
             return flags.device == "cuda" || flags.device == fmt::format("cuda:{}", d.index);
         });
-        if (device != devices.end())
-            j["step"] = bench_step(flags, *device);
-        else if (flags.what == "step")
-            fail("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
-        else
-            fmt::print("step: SKIPPED, there is no device {}{}{}\n", flags.device, why.empty() ? "" : ": ",
-                       why);
+        on_gpu = device != devices.end();
+        const std::string missing =
+            fmt::format("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
+        require(on_gpu || all || prefill, "{}", missing);
+        if (on_gpu) {
+            name = device->name;
+            j["gpu"] = bench_gpu(flags, *device);
+        } else if (all) {
+            fmt::print("step, kernels, load: SKIPPED, {}\n", missing);
+        } else {
+            fmt::print("prefill on the CPU, {}\n", missing);
+        }
+    } else {
+        require(cpu || all || prefill, "bench {} needs a GPU, --device is cpu", flags.what);
     }
-    if (flags.what != "step") j["cpu"] = bench_cpu(flags);
-    if (!flags.json.empty()) {
-        std::ofstream out(flags.json);
-        out << j.dump(2) << "\n";
-        out.flush();
-        require(out.good(), "{}: cannot be written", flags.json);
+    if (cpu || all || !on_gpu) j["cpu"] = bench_cpu(flags, cpu || all, !on_gpu && (all || prefill));
+    if (!flags.json) return 0;
+    std::string path = *flags.json;
+    if (path.empty()) {
+        std::filesystem::create_directories("bench/results");
+        path = "bench/results/" + file_name(name) + ".json";
     }
+    std::ofstream out(path);
+    out << j.dump(2) << "\n";
+    out.flush();
+    require(out.good(), "{}: cannot be written", path);
     return 0;
 }
 

@@ -76,7 +76,9 @@ struct ConvertFlags {
 int run_convert(const ConvertFlags& flags);
 
 struct BenchFlags {
-    std::string what = "all", model, synthetic, json, device = "cuda";
+    std::string what = "all", model, synthetic, device = "cuda";
+    std::optional<std::string> json;  // file to write; empty: named after the device
+    double router_skew = 0;
     int n_thread = 0, n_prefix = 0, n_repeat = 0;  // 0: what suits the device
 };
 int run_bench(const BenchFlags& flags);
@@ -98,6 +100,7 @@ struct TraceFlags {
 int run_trace(const TraceFlags& flags);
 
 std::string version_number();  // "0.1"
+std::string version_commit();  // "1a2b3c4", "1a2b3c4-dirty" or "unknown"
 std::string version_text();    // version, commit, devices, compilers: a line each
 
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.

@@ -241,22 +241,32 @@ int run(int argc, char** argv) {
     BenchFlags bench;
     auto* b =
         app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
-    b->add_option("what", bench.what, "step: a denoise step on a GPU, part by part; cpu; all (default)")
-        ->check(CLI::IsMember({"step", "cpu", "all"}));
+    b->add_option("what", bench.what,
+                  "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
+                  "on a CPU: cpu, prefill; all (default)")
+        ->check(CLI::IsMember({"step", "kernels", "prefill", "load", "cpu", "all"}));
     b->add_option("-m,--model", bench.model, "GGUF file or name (default: models made up for the purpose)")
         ->type_name(kModel);
     b->add_option("--synthetic", bench.synthetic,
-                  "26b-a4b or mid, then :q4_k_m, :q8_0 ...: random weights of that shape (GPU default: "
-                  "26b-a4b:q4_k_m)");
-    b->add_option("--device", bench.device, "cuda or cuda:N, for step (default: cuda)");
+                  "26b-a4b, mid or toy, then :q4_k_m, :q8_0 ...: random weights of that shape (default: "
+                  "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)");
+    b->add_option("--router-skew", bench.router_skew,
+                  "random weights only: an expert's share of the tokens falls as this power of its rank "
+                  "(default: 0, all have the same)")
+        ->check(CLI::Range(0.0, 8.0));
+    b->add_option("--device", bench.device, "cuda, cuda:N, or cpu (default: cuda)");
     b->add_option("-t,--threads", bench.n_thread, "CPU threads (default: all cores)")
         ->check(CLI::Range(1, 4096));
-    b->add_option("--prefix", bench.n_prefix, "prompt tokens (default: 1024 on a GPU, 256 on a CPU)")
+    b->add_option("--prefix", bench.n_prefix,
+                  "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")
         ->check(CLI::Range(1, 1 << 20));
     b->add_option("--repeat", bench.n_repeat,
                   "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
         ->check(CLI::Range(1, 1000));
-    b->add_option("--json", bench.json, "also write the figures to this file")->type_name(kFile);
+    b->add_option("--json", bench.json,
+                  "also write the figures to this file (none named: bench/results/DEVICE.json)")
+        ->expected(0, 1)
+        ->type_name(kFile);
 
     FetchFlags fetch;
     auto* f = app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");

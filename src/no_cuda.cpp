@@ -1,5 +1,5 @@
 // no_cuda.cpp: what stands for the CUDA backend where the program is built without nvcc.
-#include "backend.h"
+#include "bench.h"
 #include "check.h"
 
 namespace easel {
@@ -19,7 +19,7 @@ std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model>, const D
     fail("{}", kWhy);
 }
 
-StepProfile profile_cuda(std::shared_ptr<const Model>, const DeviceOptions&, int, int) {
+DeviceProfile profile_cuda(std::shared_ptr<const Model>, const DeviceOptions&, const ProfilePlan&) {
     fail("{}", kWhy);
 }
 

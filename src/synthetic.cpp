@@ -56,6 +56,55 @@ Config real_config() {
     return c;
 }
 
+// Small enough for a test, wide enough for every block type.
+Config toy_config() {
+    Config c = mid_config();
+    c.n_layer = 2;
+    c.n_embd = 256;
+    c.n_head = 4;
+    c.n_ff = 256;
+    c.n_ff_exp = 256;
+    c.n_expert = 16;
+    c.n_expert_used = 2;
+    c.n_vocab = 400;
+    c.n_canvas = 32;
+    c.n_context = 4096;
+    c.window = 64;
+    c.layers = {{false, 2, 64}, {true, 1, 128}};
+    return c;
+}
+
+// The x between 0 and high where f, which rises, is y.
+template <class F>
+double solve(double high, double y, F f) {
+    double low = 0;
+    for (int i = 0; i < 200; i++) {
+        const double middle = (low + high) / 2;
+        (f(middle) < y ? low : high) = middle;
+    }
+    return low;
+}
+
+// Factors of the router's rows that give the r-th expert, in an order drawn with the seed, a share of the
+// tokens that falls as r^-skew, but at most 45 %: a token's logits are normal, with the factor of the row for
+// deviation, and an expert is chosen where its logit is above a bound.
+std::vector<float> router_scales(int n_expert, int n_used, double skew, uint32_t seed) {
+    const auto share = [&](double c, int r) { return std::min(0.45, c * std::pow(r + 1, -skew)); };
+    const double c = solve(n_expert * std::pow(n_expert, skew), n_used, [&](double c) {
+        double sum = 0;
+        for (int r = 0; r < n_expert; r++) sum += share(c, r);
+        return sum;
+    });
+    const auto deviations = [](double p) {  // that a normal value exceeds with probability p, below a half
+        return solve(40, -p, [](double x) { return -std::erfc(x / std::sqrt(2.0)) / 2; });
+    };
+    std::vector<float> out(n_expert);
+    for (int r = 0; r < n_expert; r++)
+        out[r] = static_cast<float>(deviations(double(n_used) / n_expert) / deviations(share(c, r)));
+    std::shuffle(out.begin(), out.end(), std::mt19937(seed));
+    return out;
+}
+
 // Makes tensors by name and remembers where each went.
 class Maker {
   public:
@@ -67,7 +116,11 @@ class Maker {
         if (n_expert > 1) ne.push_back(n_expert);
         plans_.push_back({name, ne, Type::F32});
         targets_.push_back(target);
+        rows_.push_back({});
     }
+    // Of the last one declared: so many different rows, or all different and each times its factor.
+    void distinct(int n) { rows_.back().n_distinct = n; }
+    void scale(std::vector<float> factors) { rows_.back() = {factors.size(), std::move(factors)}; }
 
     void make(bool with_weights) {
         plan_types(type_, plans_);
@@ -78,27 +131,33 @@ class Maker {
         model_.storage.resize(plans_.size());
         parallel_for(static_cast<int64_t>(plans_.size()), [&](int64_t i) {
             const TensorPlan& p = plans_[i];
-            model_.storage[i] = random_rows(p, static_cast<uint32_t>(i));
+            model_.storage[i] = random_rows(p, rows_[i], static_cast<uint32_t>(i));
             targets_[i]->data = model_.storage[i].data();
         });
     }
 
   private:
+    struct RandomRows {
+        size_t n_distinct = 16;
+        std::vector<float> factors;
+    };
+
     // A few rows of normal values are quantised and repeated in random order: a second, not minutes.
-    static std::vector<uint8_t> random_rows(const TensorPlan& p, uint32_t seed) {
-        constexpr int64_t kDistinct = 16;
+    static std::vector<uint8_t> random_rows(const TensorPlan& p, const RandomRows& rows, uint32_t seed) {
         const int64_t n_col = p.ne[0], n_row = p.ne[1] * (p.ne.size() > 2 ? p.ne[2] : 1),
                       bytes = row_bytes(p.type, n_col);
         std::mt19937 random(seed);
         std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(n_col)));
         std::vector<float> row(n_col);
-        std::vector<uint8_t> distinct(kDistinct * bytes), out(n_row * bytes);
-        for (int64_t r = 0; r < kDistinct; r++) {
-            std::generate(row.begin(), row.end(), [&] { return normal(random); });
+        std::vector<uint8_t> distinct(rows.n_distinct * bytes), out(n_row * bytes);
+        for (size_t r = 0; r < rows.n_distinct; r++) {
+            const float factor = rows.factors.empty() ? 1 : rows.factors[r];
+            std::generate(row.begin(), row.end(), [&] { return factor * normal(random); });
             from_float(p.type, row.data(), distinct.data() + r * bytes, n_col);
         }
+        if (!rows.factors.empty()) return distinct;
         for (int64_t r = 0; r < n_row; r++)
-            std::memcpy(out.data() + r * bytes, distinct.data() + random() % kDistinct * bytes, bytes);
+            std::memcpy(out.data() + r * bytes, distinct.data() + random() % rows.n_distinct * bytes, bytes);
         return out;
     }
 
@@ -106,23 +165,25 @@ class Maker {
     std::string_view type_;
     std::vector<TensorPlan> plans_;
     std::vector<Matrix*> targets_;
+    std::vector<RandomRows> rows_;
 };
 
 }  // namespace
 
 static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::string_view type,
-                                                   bool with_weights) {
-    require(shape == "mid" || shape == "26b-a4b", "no synthetic model \"{}\", expected mid or 26b-a4b",
-            shape);
+                                                   double router_skew, bool with_weights) {
+    require(shape == "toy" || shape == "mid" || shape == "26b-a4b",
+            "no synthetic model \"{}\", expected toy, mid or 26b-a4b", shape);
     const bool real = shape == "26b-a4b";
     auto model = std::make_shared<Model>();
-    model->config = real ? real_config() : mid_config();
+    model->config = real ? real_config() : shape == "mid" ? mid_config() : toy_config();
     // The experts of the large model are one and the same in host memory; on a GPU each has its own place.
     const int n_stored = real ? 1 : model->config.n_expert;
     const Config& c = model->config;
     const int64_t d = c.n_embd;
     Maker maker(*model, type);
     maker.add("token_embd.weight", &model->token_embd, c.n_vocab, d);
+    maker.distinct(1024);  // or equal tokens would make a few experts' tokens of all
     maker.add("self_cond_gate.weight", &model->self_cond_gate, c.n_ff, d);
     maker.add("self_cond_up.weight", &model->self_cond_up, c.n_ff, d);
     maker.add("self_cond_down.weight", &model->self_cond_down, d, c.n_ff);
@@ -142,11 +203,15 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
         maker.add(name("ffn_up"), &y.up, c.n_ff, d);
         maker.add(name("ffn_down"), &y.down, d, c.n_ff);
         maker.add(name("ffn_gate_inp"), &y.router, c.n_expert, d);
+        maker.scale(router_scales(c.n_expert, c.n_expert_used, router_skew, l));
         maker.add(name("ffn_gate_up_exps"), &gate_up[l], 2 * int64_t{c.n_ff_exp}, d, n_stored);
         maker.add(name("ffn_down_exps"), &y.down_exps.first, d, c.n_ff_exp, n_stored);
         y.q_norm = y.k_norm = std::vector<float>(hd, 0.3f);  // scores of a trained model's size
-        y.attn_norm = y.post_attention_norm = y.ffn_norm = y.post_ffw_norm_1 = y.router_scale =
-            y.pre_ffw_norm_2 = y.post_ffw_norm_2 = y.post_ffw_norm = std::vector<float>(d, 1.0f);
+        y.attn_norm = y.ffn_norm = y.post_ffw_norm_1 = y.router_scale = y.pre_ffw_norm_2 = y.post_ffw_norm_2 =
+            y.post_ffw_norm = std::vector<float>(d, 1.0f);
+        // Random attention gives all rows nearly the same: a layer of that size would send them to the same
+        // experts.
+        y.post_attention_norm.assign(d, 0.1f);
         y.down_exps_scale.assign(c.n_expert, 1.0f);
     }
     maker.make(with_weights);
@@ -162,11 +227,12 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
     return model;
 }
 
-std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type) {
-    return make_synthetic(shape, type, true);
+std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type,
+                                             double router_skew) {
+    return make_synthetic(shape, type, router_skew, true);
 }
 std::shared_ptr<const Model> synthetic_shapes(std::string_view shape, std::string_view type) {
-    return make_synthetic(shape, type, false);
+    return make_synthetic(shape, type, 0, false);
 }
 
 }  // namespace easel

@@ -42,6 +42,10 @@ std::string version_number() {
     return EASEL_VERSION;
 }
 
+std::string version_commit() {
+    return EASEL_COMMIT;
+}
+
 std::string version_text() {
     return std::string("easel ") + EASEL_VERSION + " (commit " EASEL_COMMIT ")\nruns on: " + backends() +
            "; CPU code for " + kProcessor + "\nbuilt by: " + kCompiler + ", " EASEL_CUDA_COMPILER;

@@ -28,6 +28,8 @@ if ! ${MAKE:-make} -j"$jobs" EASEL="$easel" $cpu_only "$easel" "$build/unit"; th
     finish
 fi
 
+# One of the tests leaves figures as a GPU's there, for bench.sh.
+export EASEL_BENCH_JSON="$build/bench.json"
 # Catch2 counts test cases; its closing line is one of two forms.
 "$build/unit" >"$build/unit.log" 2>&1
 status=$?
@@ -61,6 +63,7 @@ script install
 script spark
 script chat
 script view
+script bench
 
 for target in "$@"; do
     if ${MAKE:-make} -j"$jobs" "$target" >"$build/$target.log" 2>&1; then

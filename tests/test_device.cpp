@@ -1,8 +1,13 @@
 // test_device.cpp: the CUDA backend as a whole against the CPU backend and the golden results: on the
 // simulator, or, built by `make test-gpu`, on a GPU.
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "backend.h"
+#include "bench.h"
 #include "catch.h"
 #include "check.h"
 #include "easel.h"
@@ -171,6 +176,25 @@ TEST_CASE("device: an answer is the same again, in the graph, by the host, after
     CHECK(first == answer(*host, prompt, params));
 }
 
+TEST_CASE("device: the same passes give the same bits again") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const auto prompt = golden_prompt("tiny");
+    const auto prev = read_f32(fixture("tiny.logits0.f32"));
+    const std::vector<int32_t> canvas(prompt.begin(), prompt.begin() + model->config.n_canvas);
+    const auto run = [&](Backend& backend) {
+        backend.truncate(0);
+        backend.encode(prompt);
+        return two_passes(backend, model->config, canvas, prev);
+    };
+    const auto one = device_backend(model, {}), other = device_backend(model, {});
+    const auto first = run(*one);
+    for (Backend* backend : {one.get(), other.get()}) {
+        const auto again = run(*backend);
+        REQUIRE(again.size() == first.size());
+        CHECK(std::memcmp(again.data(), first.data(), first.size() * sizeof(float)) == 0);
+    }
+}
+
 TEST_CASE("device: the sampler's approximations are the CPU's", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
     const auto prompt = golden_prompt("tiny");
@@ -332,19 +356,28 @@ TEST_CASE("device: the demo model answers as on the CPU") {
     }
 }
 
+namespace {
+
+DeviceProfile profile(const std::shared_ptr<const Model>& model, const DeviceOptions& options,
+                      const ProfilePlan& plan) {
+#ifdef EASEL_CUDA
+    return profile_cuda(model, options, plan);
+#else
+    return profile_simulator(model, options, plan);
+#endif
+}
+
+}  // namespace
+
 // What `easel bench step` prints: every part is there, and the costs are those of the shapes.
 TEST_CASE("device: the profile of a step") {
     const auto model = load_model(fixture("mixed.gguf"));
     const Config& c = model->config;
-    const DeviceOptions options{.n_context = 200};
-#ifdef EASEL_CUDA
-    const StepProfile p = profile_cuda(model, options, 100, 2);
-#else
-    const StepProfile p = profile_simulator(model, options, 100, 2);
-#endif
+    const ProfilePlan plan{.step = true, .prefill = {30}, .n_prefix = 100, .n_repeat = 1};
+    const DeviceProfile p = profile(model, {.n_context = 200}, plan);
     REQUIRE(p.parts.size() == 18);
     double flop = 0;
-    for (const StepPart& part : p.parts) {
+    for (const Timing& part : p.parts) {
         INFO(part.name);
         CHECK(part.ms > 0);
         flop += part.flop;
@@ -358,12 +391,76 @@ TEST_CASE("device: the profile of a step") {
         expected += 3.0 * c.n_embd * (c.n_ff + c.n_ff_exp * c.n_expert_used);
     }
     CHECK(flop == Approx(2 * expected * c.n_canvas));
-    CHECK(p.step_ms > 0);
-    CHECK(p.encode_ms > 0);
+    CHECK(p.graph.ms > 0);
+    CHECK(p.host.ms > 0);
+    CHECK(p.host.launches == 1);
+    CHECK(p.graph.launches == 0.5);  // an answer of two steps
+    CHECK(p.n_launch > 12 * c.n_layer);
+    CHECK(p.n_launch < 20 * c.n_layer);
     CHECK(p.copy_gbs > 0);
     CHECK(p.mma_tflops > 0);
-    CHECK(p.load_bytes > 0);
-    const std::string table = profile_table(p, c.n_canvas, 100);
-    for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer"})
+    REQUIRE(p.prefill.size() == 1);
+    CHECK(p.prefill[0].ms > 0);
+    REQUIRE(p.load.size() == 1);
+    const LoadStats& load = p.load[0];
+    CHECK(load.bytes > 0);
+    CHECK(load.repack_ms > 0);
+    CHECK(load.read_ms + load.copy_ms + load.repack_ms <=
+          load.total_ms * 1.01);  // the simulator's do not overlap
+    const std::string table = profile_tables(p, c, plan);
+    for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer",
+                             "steps launched by the host", "prefill", "repack s"})
         CHECK(table.find(text) != std::string::npos);
+}
+
+// What `easel bench kernels` prints; the file of figures goes to $EASEL_BENCH_JSON for tests/bench.sh.
+TEST_CASE("device: each kernel alone, and the figures as JSON") {
+    const auto model = synthetic_model("toy", "q4_k_m");
+    const Config& c = model->config;
+    const ProfilePlan plan{.step = true, .kernels = true, .prefill = {64}, .n_prefix = 80, .n_repeat = 1};
+    const DeviceProfile p = profile(model, {.n_context = 160}, plan);
+    double bytes = 0, flop = 0, of_parts = 0;
+    for (const Timing& k : p.kernels) {
+        INFO(k.name);
+        CHECK(k.ms > 0);
+        bytes += k.n * k.bytes;
+        flop += k.n * k.flop;
+    }
+    for (const Timing& part : p.parts) of_parts += part.flop;
+    CHECK(flop == Approx(of_parts));
+    CHECK(bytes > static_cast<double>(p.load[0].bytes));  // every weight, and the embedding twice
+    const auto times = [&](const char* name) {
+        int n = 0;
+        for (const Timing& k : p.kernels) n += k.name.starts_with(name) ? k.n : 0;
+        return n;
+    };
+    CHECK(times("expert_gate_up Q4_K 512x256") == c.n_layer);
+    CHECK(times("attention 4 heads 64 keys 95") == 1);  // sliding: the window of 64, less one, and the canvas
+    CHECK(times("attention 4 heads 128 keys 112") == 1);
+    CHECK(times("lm_head") == 1);
+
+    const std::string table = profile_tables(p, c, plan);
+    for (const char* text : {"kernel alone", "expert_down", "sample"})
+        CHECK(table.find(text) != std::string::npos);
+    nlohmann::ordered_json j{{"commit", "test"}, {"gpu", {{"device", "simulator"}, {"model", "toy"}}}};
+    j["gpu"].update(nlohmann::ordered_json::parse(profile_json(p, c, plan)));
+    CHECK(j["gpu"]["step"]["parts"].size() == 18);
+    CHECK(j["gpu"]["kernels"].size() == p.kernels.size());
+    CHECK(j["gpu"]["prefill"][0]["tokens"] == 64);
+    CHECK(j["gpu"]["load"][0]["bytes"] == p.load[0].bytes);
+    if (const char* path = std::getenv("EASEL_BENCH_JSON")) std::ofstream(path) << j.dump(2) << "\n";
+}
+
+// With equal shares an expert has 4 of 32 tokens, the fullest of 16 by chance about 8. With shares that fall
+// as 1 / rank^2 most tokens want the same few experts, and some get none.
+TEST_CASE("device: made-up routers spread the tokens as asked") {
+    const ProfilePlan plan{.step = true, .n_repeat = 1};
+    const DeviceProfile even = profile(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
+    const DeviceProfile skewed = profile(synthetic_model("toy", "q8_0", 2), {.n_context = 64}, plan);
+    INFO("even: " << even.experts_used << " experts, the fullest " << even.expert_tokens
+                  << "; skewed: " << skewed.experts_used << ", " << skewed.expert_tokens);
+    CHECK(even.experts_used >= 15);
+    CHECK(even.expert_tokens <= 11);
+    CHECK(skewed.experts_used < 15);
+    CHECK(skewed.expert_tokens > 12);
 }

@@ -1,6 +1,10 @@
 #!/bin/sh
 # gpu.sh [BENCH-FLAGS]: what to run first on a machine with a GPU: builds for it, tests the kernels and the loop, compares
-# answers with the CPU's, times a denoise step of the real shapes, and prints a table. Figures go to bench/results.
+# answers with the CPU's, and measures all that the README and bench/results want. It leaves there, named after the GPU:
+#   NAME.json, NAME.svg    `easel bench all`: a step and its floors, kernels, prompts, loading; and its picture
+#   NAME-skew.json         a step whose tokens prefer some experts
+#   NAME-peer.json         transformers' own class at the same shapes; $PYTHON (default: python3) must have torch with CUDA,
+#                          transformers (tools/requirements.txt)
 set -u
 cd "$(dirname "$0")/.." || exit 1
 gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1) || exit 1
@@ -14,5 +18,14 @@ for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years o
     done
 done
 mkdir -p bench/results
-name=$(echo "$gpu" | sed 's/,.*//; s/[^A-Za-z0-9]\{1,\}/-/g' | tr '[:upper:]' '[:lower:]')
-build/easel bench step --json "bench/results/$name.json" "$@"
+name=bench/results/$(echo "$gpu" | sed 's/,.*//; s/[^A-Za-z0-9]\{1,\}/-/g; s/-$//' | tr '[:upper:]' '[:lower:]')
+build/easel bench all --json "$name.json" "$@" &&
+    python3 tools/plot_bench.py "$name.json" -o "$name.svg" && echo "wrote $name.json, $name.svg"
+build/easel bench step --router-skew 1 --json "$name-skew.json" || echo "FAIL bench step --router-skew 1"
+build/easel bench load || echo "FAIL bench load"
+python=${PYTHON:-python3}
+if "$python" -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
+    "$python" tools/peers/transformers_step.py --json "$name-peer.json" || echo "FAIL transformers_step.py"
+else
+    echo "SKIPPED transformers_step.py: $python has no torch with CUDA and transformers"
+fi

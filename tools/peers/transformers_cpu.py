@@ -37,12 +37,16 @@ EXPERTS = ("eager", "grouped_mm")  # batched_mm copies 6 GB of weights a layer
 
 
 @torch.no_grad()
-def build():
-    config = DiffusionGemmaConfig(canvas_length=256, text_config=TEXT, vision_config=VISION)
-    with no_init_weights():
+def build(text=TEXT, canvas=256, device="cpu", dtype=torch.float32):
+    """transformers' own class with random weights; what it computes is of no interest, only how long it takes."""
+    config = DiffusionGemmaConfig(canvas_length=canvas, text_config=text, vision_config=VISION, dtype=dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    with no_init_weights(), torch.device(device):
         model = DiffusionGemmaForBlockDiffusion(config).eval()
+    torch.set_default_dtype(before)
     model.tie_weights()
-    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     for name, w in model.named_parameters():
         if w.dim() == 1:
             w.fill_(0.3 if ".q_norm" in name or ".k_norm" in name else 1.0)  # scores as if trained
@@ -52,13 +56,20 @@ def build():
     return model
 
 
+def now():
+    """Seconds, once a GPU is done with what it has been given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def timed(run, repeat):
     """Milliseconds, median, after one run that does not count."""
     times = []
     for _ in range(repeat + 1):
-        start = time.perf_counter()
+        start = now()
         run()
-        times.append((time.perf_counter() - start) * 1e3)
+        times.append((now() - start) * 1e3)
     return median(times[1:])
 
 
@@ -72,7 +83,8 @@ def time_encode(model, prompt, repeat):
 def time_forward(model, prompt, repeat):
     cache = DynamicCache(config=model.config.text_config)
     model.model.encoder(input_ids=prompt, cache=cache)
-    canvas = torch.randint(TEXT["vocab_size"], (1, 256), generator=torch.Generator().manual_seed(2))
+    canvas = torch.randint(model.config.text_config.vocab_size, (1, model.config.canvas_length),
+                           generator=torch.Generator().manual_seed(2)).to(prompt.device)
     signal = model(decoder_input_ids=canvas, cache=cache).logits / 0.8
     run = lambda: model(decoder_input_ids=canvas, cache=cache, self_conditioning_logits=signal)  # noqa: E731
     return timed(run, repeat)
@@ -83,25 +95,41 @@ def time_step(model, prompt, repeat):
     marks = []
 
     class Clock:  # a streamer: called with the prompt, after each step, and with the canvas
-        put_draft = staticmethod(lambda value: marks.append(time.perf_counter()))
+        put_draft = staticmethod(lambda value: marks.append(now()))
         put = staticmethod(lambda value: None)
         end = staticmethod(lambda: None)
 
     model.generate(prompt, streamer=Clock, generation_config=DiffusionGemmaGenerationConfig(
-        max_new_tokens=256, max_denoising_steps=repeat + 1, sampler_config=EntropyBoundSamplerConfig(0.1),
+        max_new_tokens=model.config.canvas_length, max_denoising_steps=repeat + 1,
+        sampler_config=EntropyBoundSamplerConfig(0.1),
         confidence_threshold=1e-9))
     return median((b - a) * 1e3 for a, b in zip(marks, marks[1:]))
 
 
-def run_easel(path, threads, prefix, repeat):
-    """{"encode": ms, "step": ms} of the mid-size model, from `easel bench cpu`."""
+def fastest_experts(model, prompt):
+    """Sets the fastest of the experts' implementations and returns its name."""
+    forward = {}
+    for experts in EXPERTS:
+        model.set_experts_implementation(experts)
+        forward[experts] = time_forward(model, prompt, 1)
+    best = min(forward, key=forward.get)
+    model.set_experts_implementation(best)
+    return best
+
+
+def bench(path, *flags):
+    """The figures of `easel bench FLAGS`."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [path, "bench", "cpu", "--threads", str(threads), "--prefix", str(prefix),
-                   "--repeat", str(repeat), "--json", file.name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        models = json.loads(Path(file.name).read_text())["models"]
-    name, = (name for name in models if name.startswith("mid"))
-    return name, {"encode": models[name]["encode"]["ms"], "step": models[name]["denoise"]["ms"]}
+        subprocess.run([path, "bench", *flags, "--json", file.name], check=True, stdout=subprocess.DEVNULL)
+        return json.loads(Path(file.name).read_text())
+
+
+def run_easel(path, threads, prefix, repeat, shape="mid"):
+    """{"encode": ms, "step": ms} of a made-up model, from `easel bench cpu`."""
+    models = bench(path, "cpu", "--synthetic", shape, "--threads", str(threads), "--prefix", str(prefix),
+                   "--repeat", str(repeat))["cpu"]["models"]
+    (name, models), = models.items()
+    return name, {"encode": models["encode"]["ms"], "step": models["denoise"]["ms"]}
 
 
 def main():
@@ -117,12 +145,7 @@ def main():
 
     model = build()
     prompt = torch.randint(TEXT["vocab_size"], (1, args.prefix), generator=torch.Generator().manual_seed(3))
-    forward = {}
-    for experts in EXPERTS:
-        model.set_experts_implementation(experts)
-        forward[experts] = time_forward(model, prompt, 1)
-    best = min(forward, key=forward.get)
-    model.set_experts_implementation(best)
+    best = fastest_experts(model, prompt)
     peer = {"encode": time_encode(model, prompt, args.repeat),
             "forward": time_forward(model, prompt, args.repeat),
             "step": time_step(model, prompt, args.repeat)}

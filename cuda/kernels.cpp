@@ -1,0 +1,187 @@
+// kernels.cpp: each kernel of a denoise step alone, at the model's shapes, for `easel bench kernels`; see
+// profile.h.
+#include <fmt/format.h>
+
+#include "profile.h"
+#include "quant.h"
+
+namespace easel {
+
+namespace {
+
+#ifdef EASEL_CUDA
+constexpr int64_t kBeyondCache = 256 << 20;  // twice the largest L2 there is
+#else
+constexpr int64_t kBeyondCache = 1 << 20;
+#endif
+
+using Launch = std::function<void(Stream)>;
+
+// Launches of one kernel at one shape: of every layer that has it.
+struct Kernel {
+    Timing cost;  // of one
+    bool reads_weights;
+    std::vector<Launch> launches;
+    Launch prepare;  // if set: before each launch, not timed
+};
+
+template <class T>
+class Kernels {
+  public:
+    Kernels(const Measured<T>& m, int n_prefix) : m_(m), c_(m.config), w_(m.weights), b_(m.buffers) {
+        const int n = c_.n_canvas;
+        const double z = double{1} * n * vocab_stride(c_.n_vocab) * sizeof(T);
+        // First of all: z still holds a step's probabilities.
+        weights("soft_embedding", w_.embd, n, [this, n](Stream s) {
+            soft_embedding(s, b_.in, b_.z, b_.live, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft,
+                           b_.state);
+        }).cost.bytes += z;
+        const double row_bytes = double(w_.embd.expert_bytes()) / w_.embd.n_row;
+        add("embed", {"", 0, n * row_bytes, 0}, false,
+            [this, n](Stream s) { embed(s, b_.x, b_.tokens, n, w_.embd); });
+        gated(w_.self_cond_gate_up, b_.in);
+        plain(b_.dense, b_.middle, w_.self_cond_down);
+        add("canvas_norm", {}, false,
+            [this, n](Stream s) { canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state); });
+        for (int l = 0; l < c_.n_layer; l++) layer(l, n_prefix);
+        const Launch head = [this, n](Stream s) {
+            lm_head(s, b_.z, b_.stats, b_.live, nullptr, b_.in, w_.output, n, c_.softcap, b_.state);
+        };
+        weights("lm_head", w_.output, n, head).cost.bytes += z;
+        add("sample", {"", 0, 2 * z, 0}, false, [this, n](Stream s) {
+            sample(s, b_.rows, b_.z, b_.live, b_.stats, n, c_.n_vocab, b_.given, b_.state);
+        }).prepare = head;
+    }
+
+    // The median of n_repeat rounds, after one that does not count.
+    std::vector<Timing> time(int n_repeat) {
+        const DeviceArray<uint8_t> other(kBeyondCache);
+        std::vector<Timing> out;
+        for (const Kernel& k : kernels_) {
+            const double bytes = k.cost.bytes * static_cast<double>(k.launches.size());
+            const bool flush = k.reads_weights && bytes < kBeyondCache;
+            std::vector<double> times;
+            for (int i = 0; i <= n_repeat; i++) {
+                const double ms = flush || k.prepare ? one_by_one(k, flush ? &other : nullptr) : in_a_row(k);
+                if (i > 0) times.push_back(ms);
+            }
+            out.push_back(k.cost);
+            out.back().ms = median(times);
+            out.back().n = static_cast<int>(k.launches.size());
+        }
+        return out;
+    }
+
+  private:
+    double in_a_row(const Kernel& k) {
+        start_.record(m_.stream);
+        for (const Launch& launch : k.launches) launch(m_.stream);
+        end_.record(m_.stream);
+        end_.wait();
+        return end_.ms_since(start_) / static_cast<double>(k.launches.size());
+    }
+    double one_by_one(const Kernel& k, const DeviceArray<uint8_t>* flush) {
+        double sum = 0;
+        for (const Launch& launch : k.launches) {
+            if (k.prepare) k.prepare(m_.stream);
+            if (flush) fill_zero(m_.stream, flush->data(), flush->bytes());
+            start_.record(m_.stream);
+            launch(m_.stream);
+            end_.record(m_.stream);
+            end_.wait();
+            sum += end_.ms_since(start_);
+        }
+        return sum / static_cast<double>(k.launches.size());
+    }
+
+    // Another launch of the kernel of that name, or the first.
+    Kernel& add(const std::string& name, const Timing& cost, bool reads_weights, Launch launch) {
+        for (Kernel& k : kernels_)
+            if (k.cost.name == name) return k.launches.push_back(std::move(launch)), k;
+        kernels_.push_back({cost, reads_weights, {std::move(launch)}, {}});
+        kernels_.back().cost.name = name;
+        return kernels_.back();
+    }
+    Kernel& weights(const char* name, const Weights& w, double n_row, Launch launch) {
+        const std::string full = fmt::format("{} {} {}x{}", name, type_info(w.type).name, w.n_row, w.n_col);
+        return add(full, product(w, n_row), true, std::move(launch));
+    }
+    void plain(float* out, const T* x, const Weights& w) {
+        if (!w.data) return;
+        weights("linear", w, c_.n_canvas,
+                [this, out, x, &w](Stream s) { linear(s, out, x, w, c_.n_canvas); });
+    }
+    void gated(const Weights& w, const T* x) {
+        weights("gate_up", w, c_.n_canvas,
+                [this, x, &w](Stream s) { gate_up(s, b_.middle, x, w, c_.n_canvas); });
+    }
+
+    void layer(int l, int n_prefix) {
+        const LayerWeights& w = w_.layers[l];
+        const KvLayer<T>& cache = m_.cache[l];
+        const int n = c_.n_canvas, n_used = c_.n_expert_used;
+        const bool global = w.shape.window == 0;
+        const float *cos = global ? b_.cos : b_.cos_swa, *sin = global ? b_.sin : b_.sin_swa;
+        const std::string shape = fmt::format(" {} heads {}", w.shape.n_head, w.shape.head_dim);
+        plain(b_.q, b_.in, w.q);
+        plain(b_.k, b_.in, w.k);
+        plain(b_.v, b_.in, w.v);
+        add("qkv_norm" + shape, {}, false, [=, this, &w](Stream s) {
+            qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm, cos, sin, n,
+                     w.shape, c_.rms_eps, b_.state);
+        });
+        const int n_split = n_attention_split(c_, l, m_.room.n_context);
+        const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
+        add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, n, n_prefix, sizeof(T)),
+            true, [=, this, &w](Stream s) {
+                attention(s, b_.o_in, b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
+                          b_.state);
+            });
+        plain(b_.o, b_.o_in, w.o);
+        add("post_attention", {}, false, [=, this, &w](Stream s) {
+            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
+                           w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
+        });
+        gated(w.gate_up, b_.ffn_in);
+        plain(b_.dense, b_.middle, w.down);
+        const double router = 1.0 * c_.n_expert * c_.n_embd;
+        add("route", {"", 0, 4 * router, 2 * router * n}, true, [=, this, &w](Stream s) {
+            route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
+                  n_used);
+        });
+        add("permute", {}, false, [=, this](Stream s) {
+            permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, n_used, c_.n_expert);
+        });
+        weights("expert_gate_up", w.expert_gate_up, 1.0 * n * n_used, [=, this, &w](Stream s) {
+            expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.first,
+                           n * n_used);
+        });
+        weights("expert_down", w.expert_down, 1.0 * n * n_used, [=, this, &w](Stream s) {
+            expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first, n * n_used);
+        });
+        add("layer_end", {}, false, [=, this, &w](Stream s) {
+            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,
+                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm, w.output_scale, w.attn_norm, n,
+                      c_.n_embd, c_.rms_eps);
+        });
+    }
+
+    const Measured<T>& m_;
+    const Config& c_;
+    const ModelWeights& w_;
+    const Buffers<T>& b_;
+    std::vector<Kernel> kernels_;
+    Event start_{true}, end_{true};
+};
+
+}  // namespace
+
+template <class T>
+std::vector<Timing> time_kernels(const Measured<T>& m, int n_prefix, int n_repeat) {
+    return Kernels<T>(m, n_prefix).time(n_repeat);
+}
+
+template std::vector<Timing> time_kernels(const Measured<F16>&, int, int);
+template std::vector<Timing> time_kernels(const Measured<float>&, int, int);
+
+}  // namespace easel

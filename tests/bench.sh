@@ -1,0 +1,111 @@
+#!/bin/sh
+# bench.sh EASEL: `easel bench` on a CPU, its file of figures, and the picture of one. $EASEL_BENCH_JSON, if set, is a file as
+# a GPU's: the unit tests make it, on the simulator.
+set -u
+easel=$1
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+. tests/checks.sh
+root=$(pwd)
+case $easel in /*) ;; *) easel=$root/$easel ;; esac
+
+error() {  # error NAME TEXT ARGUMENTS...: exit 1 and one line with TEXT
+    case=$1 text=$2
+    shift 2
+    $limit "$easel" "$@" >"$dir/out" 2>"$dir/err" </dev/null
+    check "$case: exit 1" $? -eq 1
+    check "$case: one line" "$(wc -l <"$dir/err")" -eq 1
+    has "$case: says why" "$text" "$dir/err"
+}
+
+# ---- without a GPU
+
+if nvidia-smi -L >/dev/null 2>&1; then
+    skip "bench without a GPU" "there is one"
+else
+    for what in step kernels load; do error "bench $what" "there is no device cuda" bench $what; done
+fi
+error "bench kernels on a CPU" "needs a GPU, --device is cpu" bench kernels --device cpu
+error "bench of another shape" 'no synthetic model "big", expected toy, mid or 26b-a4b' bench cpu --synthetic big
+error "bench of two models" "both -m and --synthetic" bench cpu -m x --synthetic toy
+error "a router's skew for a file" "--router-skew changes made-up weights" bench cpu -m x --router-skew 1
+error "a prompt past the context" "the prompt needs 5000 tokens, the model's context has 4096" \
+    bench prefill --device cpu --synthetic toy --prefix 5000
+
+# ---- on a CPU
+
+(cd "$dir" && $limit "$easel" bench all --device cpu --synthetic toy:q8_0 --router-skew 1.5 --prefix 64 --repeat 1 --json \
+    >out 2>err)
+check "bench all on a CPU: exit 0" $? -eq 0
+for text in "float32 peak" "encode" "denoise" "prefill"; do has "bench all prints $text" "$text" "$dir/out"; done
+file=$(ls "$dir"/bench/results/*.json)
+check "the file is named after the device" -s "$file"
+has "the file has the skew" '"router_skew": 1.5' "$file"
+has "the file has the prompt" '"prefill": [' "$file"
+error "figures into no folder" "cannot be written" \
+    bench prefill --device cpu --synthetic toy --prefix 8 --repeat 1 --json "$dir/none/x.json"
+
+# ---- the picture
+
+if ! command -v python3 >/dev/null; then
+    skip "the picture" "needs python3"
+else
+    picture() {  # picture NAME FILE TEXT...: an SVG whose texts are these and more
+        case=$1 from=$2
+        shift 2
+        python3 tools/plot_bench.py "$from" -o "$dir/x.svg" 2>"$dir/err"
+        check "$case: exit 0" $? -eq 0
+        if python3 -c 'import sys, xml.dom.minidom as x; x.parse(sys.argv[1])' "$dir/x.svg" 2>"$dir/err"
+        then ok "$case: well-formed"; else bad "$case: well-formed" "$(tail -n 1 "$dir/err")"; fi
+        for text in "$@"; do has "$case: shows $text" ">$text<" "$dir/x.svg"; done
+    }
+    picture "a CPU's picture" "$file" "encode 64" "denoise 32" "prefill 64" "sum"
+    if [ -n "${EASEL_BENCH_JSON:-}" ]; then
+        picture "a GPU's picture" "$EASEL_BENCH_JSON" "soft embedding" "q, k, v" "attention" "experts gate, up" \
+            "experts down" "lm head" "accept" "sum"
+    else
+        skip "a GPU's picture" "no \$EASEL_BENCH_JSON"
+    fi
+    echo '{"gpu": {"step": {"parts": [{}]}}}' >"$dir/bad.json"
+    python3 tools/plot_bench.py "$dir/bad.json" -o "$dir/y.svg" 2>"$dir/err"
+    check "a file of something else: exit 1" $? -eq 1
+    has "a file of something else: says so" "bad.json: not what easel bench writes" "$dir/err"
+fi
+
+# ---- instructions of a loop, of a disassembly made up for the purpose
+
+if command -v python3 >/dev/null; then
+    cat >"$dir/listing" <<'END'
+	.section	.text.kernel,"ax",@progbits
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0020*/              @P0  BRA `(.L_x_2) ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R25], desc[UR10][R20.64] ;
+.L_x_2:
+        /*0040*/                   LDGDEPBAR ;
+        /*0050*/              @P1  BRA `(.L_x_3) ;
+        /*0060*/                   HADD2 R1, R2, R3 ;
+        /*0070*/                   FMUL R1, R2, R3 ;
+        /*0080*/                   BRA `(.L_x_4) ;
+.L_x_3:
+        /*0090*/                   SHF.R.U32.HI R1, RZ, 0x8, R3 ;
+.L_x_4:
+        /*00a0*/              @P0  HMMA.16816.F32 R48, R60.reuse, R64, R48 ;
+        /*00b0*/              @!P0 BRA `(.L_x_1) ;
+        /*00c0*/                   EXIT ;
+END
+    python3 - "$dir/listing" >"$dir/out" 2>"$dir/err" <<'END'
+import sys
+sys.path.insert(0, "tools")
+import sass
+loop = sass.main_loop(sass.functions(open(sys.argv[1]).read())["kernel"])
+cut = loop.index("LDGDEPBAR")
+way = sass.longest_way(loop[cut + 1:])
+print(len(sass.longest_way(loop[:cut])), len(way), sorted(sass.count(way).items()))
+END
+    has "instructions of a loop" "3 6 [('float', 1), ('half', 1), ('mma', 1), ('other', 3)]" "$dir/out"
+fi
+
+echo "bench: $passed passed, $failed failed"
+[ $failed -eq 0 ]
