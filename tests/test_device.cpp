@@ -10,6 +10,7 @@
 #include "bench.h"
 #include "catch.h"
 #include "check.h"
+#include "device.h"
 #include "easel.h"
 #include "golden.h"
 
@@ -464,3 +465,14 @@ TEST_CASE("device: made-up routers spread the tokens as asked") {
     CHECK(skewed.experts_used < 15);
     CHECK(skewed.expert_tokens > 12);
 }
+
+#ifndef EASEL_CUDA
+TEST_CASE("device: the profile of a step where a driver refuses the graph") {
+    const ProfilePlan plan{.step = true, .n_repeat = 1};
+    sim::no_conditional_nodes = true;
+    const DeviceProfile p = profile(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
+    sim::no_conditional_nodes = false;
+    CHECK(p.graph.ms == 0);
+    CHECK(p.host.ms > 0);
+}
+#endif
