@@ -477,7 +477,7 @@ if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/n
 trap : INT
 export TERM=xterm
 stty -g >$dir/modes0
-$easel $long --view off
+$easel $long
 echo \$? >$dir/status
 stty -g >$dir/modes1
 END

@@ -30,10 +30,15 @@ for kind in short long; do
     eval "eval \"\$easel \$$kind\"" >"$dir/$kind" 2>/dev/null
 done
 
-# start FLAGS...: a shell script that runs the program on an empty screen, between lines that can be found again.
+# start FLAGS...: a shell script that runs the program on an empty screen, between lines that can be found again. Returns
+# when it has begun: what an earlier one left is gone.
+n_run=0
+begun() { scrollback | grep -q "^BEGIN $n_run$"; }
 start() {
-    echo "trap : INT; printf '\\033[H\\033[2J\\033[3J'; echo BEGIN; $*; echo \"END \$?\"" >"$dir/run.sh"
+    n_run=$((n_run + 1))
+    echo "trap : INT; printf '\\033[H\\033[2J\\033[3J'; echo BEGIN $n_run; $*; echo \"END \$?\"" >"$dir/run.sh"
     keys "sh $dir/run.sh" Enter
+    wait_for begun
 }
 # left NAME KIND: between BEGIN and the statistics, on the screen and above it, is the answer's text, once, and
 # nothing else. Where lines were broken does not matter.
