@@ -200,12 +200,16 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
             "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
             request.n_best, request.n_retry);
     Result best;
+    bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {
         Result r = answer(request, request.seed + static_cast<uint64_t>(i), on_frame, on_progress);
         const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
         const bool cancelled = r.finish == Finish::Cancelled;
-        if (i == 0 || best.ids.empty() || (!r.ids.empty() && r.mean_log_prob() > best.mean_log_prob()))
+        const bool likelier = r.mean_log_prob() > best.mean_log_prob();
+        if (i == 0 || (best_empty && !empty) || (best_empty == empty && likelier)) {
             best = std::move(r);
+            best_empty = empty;
+        }
         best.n_try = i + 1;
         if (cancelled) {
             best.finish = Finish::Cancelled;

@@ -129,6 +129,17 @@ check "a frame a step" "$(count frame "$dir/out")" -eq 6
 has "a frame has all its keys" '{"id":1,"type":"frame","canvas":1,"step":2,"text":"' "$dir/out"
 check "the answer comes last" "$(tail -n 1 "$dir/out" | grep -c '"type":"done"')" -eq 1
 
+# ---- Infill and the best of several, with the built-in model
+printf '%s\n' '{"prompt":"What is 12 + 34?","canvas":"[[9]]","choices":{"1":["36","46"]},"log_probs":true}' \
+    '{"prompt":"What is 12 + 34?","canvas":"[[9"}' '{"prompt":"Hello","best_of":2,"seed":3}' |
+    "$easel" pipe --device cpu >"$dir/out" 2>"$dir/err"
+has "a hole is filled" '"text":"46","thought":""' "$dir/out"
+has "and how surely" '"holes":[{"text":"46","confidence":0.9' "$dir/out"
+has "log probabilities where they are asked for" '"log_probs":[-0.0' "$dir/out"
+check "and only there" "$(grep -c '"log_probs"' "$dir/out")" -eq 1
+has "a hole that is not closed" '{"id":2,"type":"error","line":2,"message":"the canvas has \"[[\" at offset 0' "$dir/out"
+has "the best of two" '"tries":2' "$dir/out"
+
 # ---- 10,000 lines, every 100th bad; and in another order
 
 lines 1 10000 | awk 'NR % 100 == 0 { print "{\"id\":" NR ",\"prompt\":"; next } { print }' >"$dir/in"

@@ -285,3 +285,30 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     CHECK(ask_message(r) ==
           "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
 }
+
+TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r;
+    r.prompt_ids = {2, 9, 30};
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 1;
+    r.n_token = 1;
+    const auto is_empty = [](const Result& a) {
+        return a.text.find_first_not_of(" \t\r\n") == std::string::npos;
+    };
+    // Answers of one token by a random model: some are end tokens, control tokens or blanks.
+    while (r.seed < 5000 && !is_empty(engine.generate(r))) r.seed++;
+    REQUIRE(r.seed < 5000);
+    const uint64_t empty = r.seed;
+    r.n_retry = 200;
+    const Result again = engine.generate(r);
+    CHECK_FALSE(is_empty(again));
+    CHECK(again.seed > empty);
+    CHECK(again.n_try == static_cast<int>(again.seed - empty) + 1);
+    Request same = r;
+    same.seed = again.seed;
+    same.n_retry = 0;
+    CHECK(engine.generate(same).hash == again.hash);
+    r.n_retry = 0;
+    CHECK(is_empty(engine.generate(r)));
+}
