@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "models.h"
 #include "pipe.h"
 
 namespace easel {
@@ -172,27 +173,13 @@ const Key kKeys[] = {
 };
 #undef SAMPLER_KEY
 
-// Insertions, deletions and changes of a byte from a to b (Wagner and Fischer 1974).
-size_t edit_distance(std::string_view a, std::string_view b) {
-    std::vector<size_t> row(b.size() + 1);
-    for (size_t j = 0; j <= b.size(); j++) row[j] = j;
-    for (size_t i = 0; i < a.size(); i++) {
-        size_t diagonal = std::exchange(row[0], i + 1);
-        for (size_t j = 0; j < b.size(); j++) {
-            const size_t d = std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])});
-            diagonal = std::exchange(row[j + 1], d);
-        }
-    }
-    return row.back();
-}
-
 std::string unknown_key(const std::string& name) {
     const Key* nearest = nullptr;
-    size_t best = 3;  // more than two changes are no slip of the pen
+    int best = 3;  // more than two changes are no slip of the pen
     if (name.size() < 40)
         for (const Key& key : kKeys) {
-            const size_t d = edit_distance(name, key.name);
-            if (d < best && d < name.size()) best = d, nearest = &key;
+            const int d = edit_distance(name, key.name);
+            if (d < best && d < static_cast<int>(name.size())) best = d, nearest = &key;
         }
     return fmt::format("unknown key {} is ignored{}", brief(name),
                        nearest ? fmt::format(", did you mean {}?", nearest->name) : "");
