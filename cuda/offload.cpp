@@ -37,6 +37,7 @@ void ExpertStream::send(size_t i, Stream stream, Event& after) {
 
 void ExpertStream::begin(Stream stream, int n_layer) {
     n_layer_ = n_layer;
+    if (kept_.empty()) return;
     send(0, stream, *begun_);  // the pass before has been computed: both places are free
     send(1, stream, *begun_);
 }
