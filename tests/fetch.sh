@@ -235,12 +235,14 @@ fi
 # shellcheck disable=SC2086
 if $as_other true 2>/dev/null; then
     chmod a+rx "$dir"
+    cp "$easel" "$dir/program"  # the other may not come to where it lies
     for models_in in "$dir/sealed" "$dir/sealed/below"; do
-        $limit $as_other env "EASEL_MODELS=$models_in" "$easel" fetch demo </dev/null >"$dir/out" 2>"$dir/err"
+        $limit $as_other env "EASEL_MODELS=$models_in" "$dir/program" fetch demo </dev/null >"$dir/out" 2>"$dir/err"
         check "a folder that must not be written: exit 1" $? -eq 1
         has "and which" "easel: $models_in" "$dir/err"
         has "and why" "Permission denied; EASEL_MODELS=FOLDER sets another folder" "$dir/err"
     done
+    rm "$dir/program"
 else
     echo "SKIPPED a folder that must not be written: this is root, and there is no setpriv"
 fi
