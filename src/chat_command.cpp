@@ -320,7 +320,7 @@ class Chat {
             {"/seed", "N", "random seed of the next answers", &Chat::seed},
             {"/save", "FILE", "write the conversation as JSON", &Chat::save},
             {"/load", "FILE", "go on with a conversation that was saved", &Chat::load},
-            {"/stats", "", "figures of this session", &Chat::stats},
+            {"/stats", "", "figures of all answers so far", &Chat::stats},
             {"/help", "", "this list", &Chat::help},
             {"/quit", "", "end; so does Ctrl-D", &Chat::quit},
         };
@@ -437,7 +437,7 @@ class Chat {
         if (last_.empty()) return;
         say(fmt::format("last: {}", last_));
         say(fmt::format(
-            "session: reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
+            "so far: reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
             n_reused_, n_prompt_, n_step_, ms_, n_token_,
             ms_ > 0 ? static_cast<double>(n_token_) * 1000 / ms_ : 0.0));
         if (n_frame_)

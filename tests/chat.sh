@@ -48,7 +48,7 @@ printf 'What is 47 + 35?\nWhat is 12 + 30?\nWhat is 5 + 6?\n/stats\n' | chat
 # Everything up to the model's turn is found in the cache again; the demo model's turn has some 20 tokens.
 set -- $(reused)
 check "each turn reuses more" "${1:-9}" -eq 0 -a "${2:-0}" -ge 10 -a "${3:-0}" -ge "$((${2:-0} + 15))"
-has "/stats adds up" "session: reused $((${2:-0} + ${3:-0})) of" "$dir/err"
+has "/stats adds up" "so far: reused $((${2:-0} + ${3:-0})) of" "$dir/err"
 has "/stats tells the context" "3 turns, " "$dir/err"
 
 # What the model answers is the conversation's, as in a pipe line with all its messages.
@@ -174,13 +174,13 @@ if grep -q -- -DEASEL_EDIT build/deps/edit.flags 2>/dev/null; then
     wait_screen "Ctrl-D ends" "^exit 0"
     check "the history is a file" "$(sed -n 2p "$dir/state/easel/history")" = "What are 47 + 35?"
     check "that is the user's alone" "$(ls -l "$dir/state/easel/history" | cut -c 1-10)" = "-rw-------"
-    keys "clear; $easel chat --device cpu; echo exit \$?" Enter
+    fresh "$easel chat --device cpu; echo exit \$?"
     wait_screen "again" "Ctrl-D ends"
     keys Up Up
     wait_screen "the history outlives the program" "^> What is 47 + 35?$"
     keys C-c C-d
     wait_screen "Ctrl-C and Ctrl-D" "^exit 0"
-    keys "clear; $easel chat --device cpu --no-history; echo exit \$?" Enter
+    fresh "$easel chat --device cpu --no-history; echo exit \$?"
     wait_screen "once more" "Ctrl-D ends"
     keys 'not kept' Enter
     wait_screen "not kept" "^reused"
@@ -189,7 +189,7 @@ if grep -q -- -DEASEL_EDIT build/deps/edit.flags 2>/dev/null; then
     check "--no-history keeps nothing" "$(grep -c 'not kept' "$dir/state/easel/history")" -eq 0
     # As many lines as make it cut them.
     for _ in $(seq 2100); do echo x; done >"$dir/state/easel/history"
-    keys "clear; $easel chat --device cpu; echo exit \$?" Enter
+    fresh "$easel chat --device cpu; echo exit \$?"
     wait_screen "a long history" "Ctrl-D ends"
     keys C-d
     wait_screen "is read" "^exit 0"
@@ -200,7 +200,7 @@ else
 fi
 
 # Ctrl-C stops an answer, not the chat.
-keys "clear; $easel chat --device cpu $slow 300; echo exit \$?" Enter
+fresh "$easel chat --device cpu $slow 300; echo exit \$?"
 wait_screen "a chat to stop" "Ctrl-D ends"
 keys 'What is 47 + 35?' Enter
 wait_screen "a canvas to stop" "canvas 1 | step [2-9]"
@@ -214,7 +214,7 @@ wait_screen "the next one is answered" "^tenalp$"
 keys /quit Enter
 wait_screen "the chat ended well" "^exit 0"
 # Of several canvases, those that were finished are kept.
-keys "clear; $easel chat --device cpu -m $tiny -n 3840 --confidence 0 --max-steps 3 --view-delay 100; echo exit \$?" Enter
+fresh "$easel chat --device cpu -m $tiny -n 3840 --confidence 0 --max-steps 3 --view-delay 100; echo exit \$?"
 wait_screen "a long answer" "Ctrl-D ends"
 keys hello Enter
 wait_screen "is on its way" "canvas [2-9] | "
@@ -226,7 +226,7 @@ keys /quit Enter
 wait_screen "the long one ended well" "^exit 0"
 
 # The plain way of a terminal that cannot move its cursor.
-keys "clear; TERM=dumb $easel chat --device cpu; echo exit \$?" Enter
+fresh "TERM=dumb $easel chat --device cpu; echo exit \$?"
 wait_screen "a dumb terminal" "Ctrl-D ends"
 keys 'Reverse "planet"' Enter
 wait_screen "has answers" "^tenalp$"

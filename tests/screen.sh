@@ -31,3 +31,11 @@ wait_screen() {  # wait_screen NAME PATTERN: a check that a line comes to match 
     if wait_for screen_has "$2"; then ok "$1"
     else bad "$1" "no line matches '$2' on the screen: $(screen | sed '/^$/d' | tail -n 8)"; fi
 }
+
+# fresh COMMAND: typed on a screen that has lost what an earlier chat left there, so that nothing is read of that one.
+no_greeting() { ! screen_has "Ctrl-D ends"; }
+fresh() {
+    keys clear Enter
+    wait_for no_greeting
+    keys "$1" Enter
+}
