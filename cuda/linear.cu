@@ -9,7 +9,10 @@ namespace easel {
 
 namespace {
 
-constexpr int kWarps = 4;  // row tiles of a block: 64 rows
+constexpr int kWarps = 4;
+// Row tiles of a warp.
+template <class X>
+constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 // Activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
 constexpr int kMany = 8, kFew = 4;
 
@@ -20,26 +23,29 @@ constexpr int kMany = 8, kFew = 4;
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
 //   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
-// Tile:   64 rows x 8 N_TOKEN_TILE slots; gated: 32 gate rows and their up rows, so both meet in one thread's
-//         registers.
-// Launch: grid (n_tile / 4, n_expert or n_token / 64), 128 threads; warp w has row tile w.
-// Shared: WeightGemm's, for Q4_K 46 KiB (64 slots) or 28 (32 slots); the rows' numbers.
+// Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows); gated: half of them gate rows and half their up
+//         rows, so both meet in one thread's registers.
+// Launch: grid (n_tile / 8, n_expert or n_token / 64), 128 threads; warp w has row tiles 2 w and 2 w + 1.
+// Shared: WeightGemm's, for Q4_K 57 KiB (64 slots) or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
 //         bytes of weights are on their way: room for 32 slots instead of 64 lets more blocks into an SM. An
-//         expert with more goes over its weights again, from L2.
+//         expert with more goes over its weights again, from L2. A product of all tokens is bound by what its
+//         blocks read from L2, of the activations most of all: so a warp has two row tiles.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, sizeof(X) == 4         ? 1
+                                               : N_TOKEN_TILE == kFew ? 4
+                                                                      : 3)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
                   int n_token, float scale) {
-    constexpr int kTokens = 8 * N_TOKEN_TILE;
-    using Gemm = WeightGemm<TYPE, X, kWarps, N_TOKEN_TILE>;
+    constexpr int kTokens = 8 * N_TOKEN_TILE, N_ROW_TILE = n_row_tile<X>;
+    using Gemm = WeightGemm<TYPE, X, kWarps, N_ROW_TILE, N_TOKEN_TILE>;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
-    const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * kWarps;
+    const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
     const int begin = first ? first[blockIdx.y] : blockIdx.y * kTokens;
     const int end = first ? first[blockIdx.y + 1] : min(begin + kTokens, n_token);
     if (first) records += blockIdx.y * expert_bytes;
@@ -51,22 +57,25 @@ __global__ void __launch_bounds__(32 * kWarps)
             row_of[thread] = token_of ? token_of[slot] : slot;
         }
         __syncthreads();  // row_of is complete
-        float acc[N_TOKEN_TILE][4];
+        float acc[N_ROW_TILE][N_TOKEN_TILE][4];
         Gemm::multiply(acc, shared, records, tile, n_tile, n_chunk, x, ldx, row_of, n_row);
 
-        const int own_tile = tile + thread / 32;
         UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
             UNROLL for (int j = 0; j < 2; j++) {
                 const int slot = 8 * n + 2 * t + j;
                 if (slot >= n_row) continue;
                 Y* row = out + int64_t{base + slot} * ldo;
-                if constexpr (GATED) {
-                    const int i = own_tile * 8 + g;
-                    if (i < n_out) row[i] = from_f32<Y>(gelu_tanh(acc[n][j]) * acc[n][2 + j] * scale);
-                } else {
-                    const int i = own_tile * 16 + g;
-                    if (i < n_out) row[i] = from_f32<Y>(acc[n][j] * scale);
-                    if (i + 8 < n_out) row[i + 8] = from_f32<Y>(acc[n][2 + j] * scale);
+                UNROLL for (int m = 0; m < N_ROW_TILE; m++) {
+                    const int own_tile = tile + thread / 32 * N_ROW_TILE + m;
+                    const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
+                    if constexpr (GATED) {
+                        const int i = own_tile * 8 + g;
+                        if (i < n_out) row[i] = from_f32<Y>(gelu_tanh(low) * high * scale);
+                    } else {
+                        const int i = own_tile * 16 + g;
+                        if (i < n_out) row[i] = from_f32<Y>(low * scale);
+                        if (i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
+                    }
                 }
             }
         }
@@ -113,13 +122,13 @@ void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const 
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;
-            constexpr int shared = WeightGemm<type.value, X, kWarps, N_TOKEN_TILE>::shared_bytes;
-            const dim3 grid((w.n_tile() + kWarps - 1) / kWarps,
+            using Gemm = WeightGemm<type.value, X, kWarps, n_row_tile<X>, N_TOKEN_TILE>;
+            const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE,
                             first ? w.n_expert : (n_token + kTokens - 1) / kTokens);
-            EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, 32 * kWarps, shared,
-                         stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x, padded(w.n_col), w.data,
-                         w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk, first, token_of, n_token,
-                         w.scale);
+            EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, 32 * kWarps,
+                         Gemm::shared_bytes, stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
+                         padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
+                         first, token_of, n_token, w.scale);
         } else {
             fail("bug: weights of a type that these activations are not multiplied with");
         }

@@ -222,6 +222,21 @@ DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
     return d;
 }
 
+// Half 0 or 1 of a in both halves. In an operand of an instruction below it costs nothing.
+template <int HALF>
+DEVICE uint32_t twice(uint32_t a) {
+    uint32_t d;
+    if constexpr (HALF == 0)
+        asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; mov.b32 %0, {lo, lo};}" : "=r"(d) : "r"(a));
+    else
+        asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; mov.b32 %0, {hi, hi};}" : "=r"(d) : "r"(a));
+    return d;
+}
+DEVICE uint32_t hneg2(uint32_t a) {
+    uint32_t d;
+    asm("neg.f16x2 %0, %1;" : "=r"(d) : "r"(a));
+    return d;
+}
 DEVICE uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {  // a b + c, rounded once
     uint32_t d;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -551,6 +566,13 @@ uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
     for (int i = 0; i < 8; i++)
         if (LUT >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return d;
+}
+template <int HALF>
+uint32_t twice(uint32_t a) {
+    return (HALF ? a >> 16 : a & 0xffff) * 0x10001;
+}
+inline uint32_t hneg2(uint32_t a) {
+    return a ^ 0x80008000;
 }
 inline uint32_t hfma2(uint32_t a, uint32_t b, uint32_t c) {
     return sim::each_half(sim::fma_half, a, b, c);

@@ -124,12 +124,6 @@ DEVICE uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
 DEVICE uint32_t shift(uint32_t x, int n) {
     return n >= 0 ? x >> n : x << -n;
 }
-// Half 0 or 1 of x in both halves.
-template <int HALF>
-DEVICE uint32_t twice(uint32_t x) {
-    return __byte_perm(x, 0, HALF ? 0x3232 : 0x1010);
-}
-
 // Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk: an f16 twice. Products
 // of an f16 and a small integer, rounded once.
 struct ChunkScales {
@@ -145,7 +139,7 @@ DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int 
             const auto* words = reinterpret_cast<const uint32_t*>(scales);
             const uint32_t six_bits = words[chunk * 16 + row], d = words[64 + row];
             const uint32_t scale = hmul2(hsub2(bytes_plus_1024<0, 1>(six_bits), k1024), twice<0>(d));
-            const uint32_t min = hmul2(hsub2(bytes_plus_1024<2, 3>(six_bits), k1024), twice<1>(d) ^ kMinus);
+            const uint32_t min = hmul2(hsub2(bytes_plus_1024<2, 3>(six_bits), k1024), hneg2(twice<1>(d)));
             UNROLL for (int step = 0; step < 4; step++) {
                 out.scale[step][h] = step < 2 ? twice<0>(scale) : twice<1>(scale);
                 out.min[step][h] = step < 2 ? twice<0>(min) : twice<1>(min);
