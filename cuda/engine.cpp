@@ -33,6 +33,26 @@ struct OwnStream {
     ~OwnStream() { free_stream(s); }
 };
 
+// A stream for work beside another stream's, from fork() to join(). In a capture, a branch of the graph.
+class SideStream {
+  public:
+    // What it is given from now on comes after all that `stream` has been given.
+    Stream fork(Stream stream) {
+        forked_.record(stream);
+        forked_.hold(side_.s);
+        return side_.s;
+    }
+    // What `stream` is given from now on comes after all that it has been given.
+    void join(Stream stream) {
+        joined_.record(side_.s);
+        joined_.hold(stream);
+    }
+
+  private:
+    OwnStream side_;
+    Event forked_, joined_;
+};
+
 // Device memory that an Arena deals out: one allocation, or, in the simulator, one a buffer, so that an
 // access past the end of one is seen.
 class Memory {
@@ -519,21 +539,26 @@ class DeviceBackend final : public Backend {
     void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n) {
         const bool global = w.shape.window == 0;
         mark(s, Part::Qkv);
+        // K and V leave most of a GPU idle, beside Q they cost little.
+        linear(k_side_.fork(s), b_.k, b_.in, w.k, n);
+        if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, n);
         linear(s, b_.q, b_.in, w.q, n);
-        linear(s, b_.k, b_.in, w.k, n);
-        if (w.v.data) linear(s, b_.v, b_.in, w.v, n);
+        k_side_.join(s);
+        if (w.v.data) v_side_.join(s);
         mark(s, Part::QkvNorm);
         qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm,
                  global ? b_.cos : b_.cos_swa, global ? b_.sin : b_.sin_swa, n, w.shape, c_.rms_eps,
                  b_.state);
     }
 
-    // The dense branch into b_.dense, the experts' outputs into b_.slot_out.
+    // The dense branch into b_.dense, the experts' outputs into b_.slot_out; beside each other, but where
+    // each part is timed.
     void feed_forward(Stream s, const LayerWeights& w, int layer, int n) {
+        const Stream dense = marks_ ? s : dense_side_.fork(s);
         mark(s, Part::DenseUp);
-        gate_up(s, b_.middle, b_.ffn_in, w.gate_up, n);
+        gate_up(dense, b_.middle, b_.ffn_in, w.gate_up, n);
         mark(s, Part::DenseDown);
-        linear(s, b_.dense, b_.middle, w.down, n);
+        linear(dense, b_.dense, b_.middle, w.down, n);
         mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
               c_.n_expert_used);
@@ -545,6 +570,7 @@ class DeviceBackend final : public Backend {
         mark(s, Part::ExpertDown);
         expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.first, n_slot);
         experts_.used(s, layer);
+        if (!marks_) dense_side_.join(s);
     }
 
     // ---- the loop
@@ -640,6 +666,7 @@ class DeviceBackend final : public Backend {
     Buffers<T> b_;
     std::vector<KvLayer<T>> cache_;
     ExpertStream experts_;
+    SideStream k_side_, v_side_, dense_side_;
     std::unique_ptr<Graph> whole_, step_, commit_;
     Marks* marks_ = nullptr;  // while a step is profiled
     LoadStats load_stats_;
