@@ -170,8 +170,13 @@ AttentionShape attention_shape(const Config& c, int layer) {
 }
 
 int n_attention_split(const Config& c, int layer, int n_context) {
-    const int n_key = c.layers[layer].global ? n_context : std::min(n_context, c.window - 1 + c.n_canvas);
-    return std::clamp((n_key + 511) / 512, 1, 8);
+    const LayerShape& l = c.layers[layer];
+    const int n_key = l.global ? n_context : std::min(n_context, c.window - 1 + c.n_canvas);
+    const int n = std::clamp((n_key + 511) / 512, 1, 8);
+    // Whole waves of the 132 SMs of an H100 or H200, each of which holds one block of 64 rows.
+    const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + 63) / 64 * l.n_head_kv;
+    const int in_wave = std::max(1, 132 / n_block);
+    return n < in_wave ? n : n / in_wave * in_wave;
 }
 
 template <class T>

@@ -194,6 +194,10 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{20480});
     CHECK(large.scratch == p.scratch);
     CHECK(large.weights == p.weights);
+    // Attention in whole waves of an H200: 64 blocks a part of the keys, 132 SMs. Layer 5 is global.
+    CHECK(n_attention_split(model->config, 0, 65536) == 2);
+    CHECK(n_attention_split(model->config, 5, 65536) == 8);
+    CHECK(n_attention_split(model->config, 5, 256) == 1);
     // 16 GB: some layers' experts stay in the host's memory.
     const DeviceOptions small{.n_context = 8192, .n_encode = 512, .n_offload = 8};
     CHECK(plan_gpu(*model, small).total() < int64_t{15'500'000'000});
