@@ -1,12 +1,16 @@
 // main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <iostream>
+#include <memory>
+#include <vector>
 
 #include "check.h"
 #include "commands.h"
@@ -131,6 +135,221 @@ void add_view_flags(CLI::App& app, ViewFlags& v) {
         ->group(kDisplayGroup);
 }
 
+// A command, and what runs it once its flags have been read.
+struct Command {
+    CLI::App* app;
+    std::function<int()> run;
+};
+
+Command generate_command(CLI::App& app) {
+    const auto flags = std::make_shared<GenerateFlags>();
+    GenerateFlags& f = *flags;
+    CLI::App* c =
+        app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
+    add_engine_flags(*c, f.engine);
+    c->add_option("-p,--prompt", f.prompt, "the prompt; - reads it from stdin");
+    c->add_option("-f,--file", f.prompt_file, "read the prompt from a file")->type_name(kFile);
+    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids, used as they are")->type_name(kFile);
+    c->add_option("-s,--system", f.system, "system text");
+    c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
+    c->add_flag("--raw", f.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
+    c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
+        ->check(CLI::Range(1, 1 << 30));
+    add_seed_flag(*c, f.seed);
+    c->add_option("--canvas", f.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
+    c->add_option("--choices", f.choices, "HOLE=A|B: texts for a hole by number")->allow_extra_args(false);
+    c->add_option("--retry-empty", f.n_retry, "other seeds while the answer is empty")
+        ->check(CLI::Range(0, 1000));
+    c->add_option("--best-of", f.n_best, "answers, of which the most probable is kept")
+        ->check(CLI::Range(1, 1000));
+    c->add_flag("--ignore-eos", f.ignore_eos, "go on past the end of the answer")->disable_flag_override();
+    c->add_flag("--show-steps", f.show_steps, "the canvas as it settles, a line a step")
+        ->disable_flag_override();
+    c->add_flag("-v,--verbose", f.verbose, "memory and time of loading, on stderr")->disable_flag_override();
+    c->add_option("--trace", f.trace, "where to write each step, for easel trace")->type_name(kFile);
+    c->add_option("--print", f.print, "what goes to stdout (default: text)")
+        ->check(CLI::IsMember({"text", "ids", "json"}));
+    add_view_flags(*c, f.view);
+    add_sampler_flags(*c, f.sampler_changes);
+    c->footer(
+        "easel generate -p \"What is 47 + 35?\" --show-steps\n"
+        "easel generate -m q4_k_m -f question.txt -n 512 --seed 7 --print json");
+    return {c, [flags] { return run_generate(*flags); }};
+}
+
+Command chat_command(CLI::App& app) {
+    const auto flags = std::make_shared<ChatFlags>();
+    ChatFlags& f = *flags;
+    CLI::App* c = app.add_subcommand("chat", "a conversation; /help lists its commands");
+    add_engine_flags(*c, f.engine);
+    c->add_option("-s,--system", f.system, "system text");
+    c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
+    c->add_option("-n,--tokens", f.n_token,
+                  "tokens of an answer at most (default: 2048, or what the context has room for)")
+        ->check(CLI::Range(1, 1 << 30));
+    add_seed_flag(*c, f.seed);
+    c->add_flag("--history,!--no-history", f.history, "keep what is typed in a file (default: yes)");
+    add_view_flags(*c, f.view);
+    add_sampler_flags(*c, f.sampler_changes);
+    c->footer("easel chat -m q4_k_m\neasel chat --system \"Answer in one word.\" --seed 7");
+    return {c, [flags] { return run_chat(*flags); }};
+}
+
+Command pipe_command(CLI::App& app) {
+    const auto flags = std::make_shared<PipeFlags>();
+    PipeFlags& f = *flags;
+    CLI::App* c = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
+    add_engine_flags(*c, f.engine);
+    c->add_option("--queue", f.n_queue, "lines that may wait (default: 64); then stdin is left unread")
+        ->check(CLI::Range(1, 1 << 20));
+    c->add_flag("--unordered", f.unordered, "prompts that share most with the last one go first")
+        ->disable_flag_override();
+    c->add_flag("--schema", f.schema, "print all keys of the lines, in and out")->disable_flag_override();
+    add_sampler_flags(*c, f.sampler_changes);
+    c->footer(
+        "echo '{\"id\": 1, \"prompt\": \"What is 47 + 35?\"}' | easel pipe\n"
+        "easel pipe -m q4_k_m <requests.jsonl >answers.jsonl");
+    return {c, [flags] { return run_pipe(*flags); }};
+}
+
+Command info_command(CLI::App& app) {
+    const auto flags = std::make_shared<InfoFlags>();
+    InfoFlags& f = *flags;
+    CLI::App* c = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
+    c->add_option("file,-m,--model", f.model, kModelText)->type_name(kModel);
+    c->add_option("-c,--context", f.n_context,
+                  "context for the memory figures (default: 8192, or the most within --memory-limit)")
+        ->check(CLI::Range(1, 1 << 30));
+    c->add_option("--device", f.device, "cpu, cuda or all (default)")
+        ->check(CLI::IsMember({"cpu", "cuda", "all"}));
+    add_memory_flags(*c, f.memory_limit, f.n_offload);
+    c->footer("easel info q4_k_m -c 32768");
+    return {c, [flags] { return run_info(*flags); }};
+}
+
+Command tokenize_command(CLI::App& app) {
+    const auto flags = std::make_shared<TokenizeFlags>();
+    TokenizeFlags& f = *flags;
+    CLI::App* c = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
+    c->add_option("-m,--model", f.model, kModelText)->type_name(kModel);
+    c->add_flag("--special", f.special, "recognise (or, decoding, show) control tokens")
+        ->disable_flag_override();
+    c->add_flag("--decode", f.decode, "ids on stdin to text on stdout")->disable_flag_override();
+    c->footer("echo hello | easel tokenize -m q4_k_m\necho 9259 | easel tokenize -m q4_k_m --decode");
+    return {c, [flags] { return run_tokenize(*flags); }};
+}
+
+Command logits_command(CLI::App& app) {
+    const auto flags = std::make_shared<LogitsFlags>();
+    LogitsFlags& f = *flags;
+    CLI::App* c =
+        app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
+    add_engine_flags(*c, f.engine);
+    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")->type_name(kFile);
+    c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas' token ids")
+        ->required()
+        ->type_name(kFile);
+    c->add_option("--prev-logits", f.prev_logits, "an earlier output: the step before, for self-conditioning")
+        ->type_name(kFile);
+    c->add_option("--prev-temperature", f.prev_temperature, "that step's temperature")
+        ->check(CLI::Range(1e-3, 1e3));
+    c->add_option("-o,--output", f.output, "file to write")->required()->type_name(kFile);
+    c->footer("easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32");
+    return {c, [flags] { return run_logits(*flags); }};
+}
+
+Command convert_command(CLI::App& app) {
+    const auto flags = std::make_shared<ConvertFlags>();
+    ConvertFlags& f = *flags;
+    CLI::App* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
+    c->add_option("source", f.source,
+                  "folder with config.json and model*.safetensors, a GGUF file, or a fetched model's name")
+        ->required()
+        ->type_name(kModel);
+    c->add_option("target", f.target, "GGUF file to write")->required()->type_name(kFile);
+    c->add_option("--type", f.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
+    c->footer("easel convert FOLDER model.gguf --type q4_k_m");
+    return {c, [flags] { return run_convert(*flags); }};
+}
+
+Command bench_command(CLI::App& app) {
+    const auto flags = std::make_shared<BenchFlags>();
+    BenchFlags& f = *flags;
+    CLI::App* c =
+        app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
+    c->add_option("what", f.what,
+                  "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
+                  "on a CPU: cpu, prefill; all (default)")
+        ->check(CLI::IsMember({"step", "kernels", "prefill", "load", "cpu", "all"}));
+    c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
+        ->type_name(kModel);
+    c->add_option("--synthetic", f.synthetic,
+                  "26b-a4b, mid or toy, then :q4_k_m, :q8_0 ...: random weights of that shape (default: "
+                  "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)");
+    c->add_option("--router-skew", f.router_skew,
+                  "random weights only: an expert's share of the tokens falls as this power of its rank "
+                  "(default: 0, all have the same)")
+        ->check(CLI::Range(0.0, 8.0));
+    c->add_option("--device", f.device, "cuda, cuda:N, or cpu (default: cuda)");
+    c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(CLI::Range(1, 4096));
+    c->add_option("--prefix", f.n_prefix,
+                  "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")
+        ->check(CLI::Range(1, 1 << 20));
+    c->add_option("--repeat", f.n_repeat,
+                  "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
+        ->check(CLI::Range(1, 1000));
+    c->add_option("--json", f.json,
+                  "also write the figures to this file (none named: bench/results/DEVICE.json)")
+        ->expected(0, 1)
+        ->type_name(kFile);
+    c->footer("easel bench step --synthetic 26b-a4b:q4_k_m\neasel bench cpu --json cpu.json");
+    return {c, [flags] { return run_bench(*flags); }};
+}
+
+Command fetch_command(CLI::App& app) {
+    const auto flags = std::make_shared<FetchFlags>();
+    FetchFlags& f = *flags;
+    CLI::App* c =
+        app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
+    c->add_option("name", f.name, "a name of the list")->type_name(kModel);
+    c->add_option("--list", f.list, "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)")
+        ->type_name(kFile);
+    c->add_flag("-q,--quiet", f.quiet, "no progress on stderr")->disable_flag_override();
+    c->footer("easel fetch q4_k_m\neasel generate -m q4_k_m -p \"Why is the sky blue?\"");
+    return {c, [flags] { return run_fetch(*flags); }};
+}
+
+Command trace_command(CLI::App& app) {
+    const auto flags = std::make_shared<TraceFlags>();
+    TraceFlags& f = *flags;
+    CLI::App* c =
+        app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
+    c->add_option("file", f.file, "file that generate --trace has written")->required()->type_name(kFile);
+    c->add_option("-o,--output", f.output, "file to write (default: stdout)")->type_name(kFile);
+    c->add_flag("--svg", f.svg, "a figure of all steps as SVG instead of an HTML page")
+        ->disable_flag_override();
+    c->footer(
+        "easel generate -p \"What is 47 + 35?\" --trace steps.jsonl\n"
+        "easel trace steps.jsonl -o steps.html");
+    return {c, [flags] { return run_trace(*flags); }};
+}
+
+Command completion_command(CLI::App& app) {
+    const auto shell = std::make_shared<std::string>();
+    CLI::App* c = app.add_subcommand("completion", "a script that completes easel's command line");
+    c->add_option("shell", *shell, "of this shell")
+        ->required()
+        ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+    c->footer("eval \"$(easel completion bash)\"");
+    return {c, [&app, shell] { return write_stdout(completion_script(app, *shell)), 0; }};
+}
+
+Command man_command(CLI::App& app) {
+    CLI::App* c = app.add_subcommand("man", "the manual page, for man -l -");
+    c->footer("easel man | man -l -");
+    return {c, [&app] { return write_stdout(manual_page(app, version_number())), 0; }};
+}
+
 int run(int argc, char** argv) {
     CLI::App app{"DiffusionGemma from a GGUF file: denoises a canvas of tokens at once."};
     app.formatter(help_formatter());
@@ -140,187 +359,16 @@ int run(int argc, char** argv) {
     app.require_subcommand(1);
     app.set_version_flag("--version", version_text(), "what this program is and was built by");
     app.get_help_ptr()->description("this text");
-
-    GenerateFlags generate;
-    auto* g =
-        app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
-    add_engine_flags(*g, generate.engine);
-    g->add_option("-p,--prompt", generate.prompt, "the prompt; - reads it from stdin");
-    g->add_option("-f,--file", generate.prompt_file, "read the prompt from a file")->type_name(kFile);
-    g->add_option("--prompt-ids", generate.prompt_ids, "file of token ids, used as they are")
-        ->type_name(kFile);
-    g->add_option("-s,--system", generate.system, "system text");
-    g->add_flag("--think,!--no-think", generate.think, "let the model think first (default: no)");
-    g->add_flag("--raw", generate.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
-    g->add_option("-n,--tokens", generate.n_token, "answer tokens at most (default: 2048, if they fit)")
-        ->check(CLI::Range(1, 1 << 30));
-    add_seed_flag(*g, generate.seed);
-    g->add_option("--canvas", generate.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
-    g->add_option("--choices", generate.choices, "HOLE=A|B: texts for a hole by number")
-        ->allow_extra_args(false);
-    g->add_option("--retry-empty", generate.n_retry, "other seeds while the answer is empty")
-        ->check(CLI::Range(0, 1000));
-    g->add_option("--best-of", generate.n_best, "answers, of which the most probable is kept")
-        ->check(CLI::Range(1, 1000));
-    g->add_flag("--ignore-eos", generate.ignore_eos, "go on past the end of the answer")
-        ->disable_flag_override();
-    g->add_flag("--show-steps", generate.show_steps, "the canvas as it settles, a line a step")
-        ->disable_flag_override();
-    g->add_flag("-v,--verbose", generate.verbose, "memory and time of loading, on stderr")
-        ->disable_flag_override();
-    g->add_option("--trace", generate.trace, "where to write each step, for easel trace")->type_name(kFile);
-    g->add_option("--print", generate.print, "what goes to stdout (default: text)")
-        ->check(CLI::IsMember({"text", "ids", "json"}));
-    add_view_flags(*g, generate.view);
-    add_sampler_flags(*g, generate.sampler_changes);
-
-    ChatFlags chat;
-    auto* h = app.add_subcommand("chat", "a conversation; /help lists its commands");
-    add_engine_flags(*h, chat.engine);
-    h->add_option("-s,--system", chat.system, "system text");
-    h->add_flag("--think,!--no-think", chat.think, "let the model think first (default: no)");
-    h->add_option("-n,--tokens", chat.n_token,
-                  "tokens of an answer at most (default: 2048, or what the context has room for)")
-        ->check(CLI::Range(1, 1 << 30));
-    add_seed_flag(*h, chat.seed);
-    h->add_flag("--history,!--no-history", chat.history, "keep what is typed in a file (default: yes)");
-    add_view_flags(*h, chat.view);
-    add_sampler_flags(*h, chat.sampler_changes);
-
-    PipeFlags pipe;
-    auto* p = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
-    add_engine_flags(*p, pipe.engine);
-    p->add_option("--queue", pipe.n_queue, "lines that may wait (default: 64); then stdin is left unread")
-        ->check(CLI::Range(1, 1 << 20));
-    p->add_flag("--unordered", pipe.unordered, "prompts that share most with the last one go first")
-        ->disable_flag_override();
-    p->add_flag("--schema", pipe.schema, "print all keys of the lines, in and out")->disable_flag_override();
-    add_sampler_flags(*p, pipe.sampler_changes);
-
-    InfoFlags info;
-    auto* i = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
-    i->add_option("file,-m,--model", info.model, kModelText)->type_name(kModel);
-    i->add_option("-c,--context", info.n_context,
-                  "context for the memory figures (default: 8192, or the most within --memory-limit)")
-        ->check(CLI::Range(1, 1 << 30));
-    i->add_option("--device", info.device, "cpu, cuda or all (default)")
-        ->check(CLI::IsMember({"cpu", "cuda", "all"}));
-    add_memory_flags(*i, info.memory_limit, info.n_offload);
-
-    TokenizeFlags tokenize;
-    auto* t = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
-    t->add_option("-m,--model", tokenize.model, kModelText)->type_name(kModel);
-    t->add_flag("--special", tokenize.special, "recognise (or, decoding, show) control tokens")
-        ->disable_flag_override();
-    t->add_flag("--decode", tokenize.decode, "ids on stdin to text on stdout")->disable_flag_override();
-
-    LogitsFlags logits;
-    auto* l =
-        app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
-    add_engine_flags(*l, logits.engine);
-    l->add_option("--prompt-ids", logits.prompt_ids, "file of token ids to encode first")->type_name(kFile);
-    l->add_option("--canvas-ids", logits.canvas_ids, "file with the canvas' token ids")
-        ->required()
-        ->type_name(kFile);
-    l->add_option("--prev-logits", logits.prev_logits,
-                  "an earlier output: the step before, for self-conditioning")
-        ->type_name(kFile);
-    l->add_option("--prev-temperature", logits.prev_temperature, "that step's temperature")
-        ->check(CLI::Range(1e-3, 1e3));
-    l->add_option("-o,--output", logits.output, "file to write")->required()->type_name(kFile);
-
-    ConvertFlags convert;
-    auto* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
-    c->add_option("source", convert.source,
-                  "folder with config.json and model*.safetensors, a GGUF file, or a fetched model's name")
-        ->required()
-        ->type_name(kModel);
-    c->add_option("target", convert.target, "GGUF file to write")->required()->type_name(kFile);
-    c->add_option("--type", convert.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
-
-    BenchFlags bench;
-    auto* b =
-        app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
-    b->add_option("what", bench.what,
-                  "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
-                  "on a CPU: cpu, prefill; all (default)")
-        ->check(CLI::IsMember({"step", "kernels", "prefill", "load", "cpu", "all"}));
-    b->add_option("-m,--model", bench.model, "GGUF file or name (default: models made up for the purpose)")
-        ->type_name(kModel);
-    b->add_option("--synthetic", bench.synthetic,
-                  "26b-a4b, mid or toy, then :q4_k_m, :q8_0 ...: random weights of that shape (default: "
-                  "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)");
-    b->add_option("--router-skew", bench.router_skew,
-                  "random weights only: an expert's share of the tokens falls as this power of its rank "
-                  "(default: 0, all have the same)")
-        ->check(CLI::Range(0.0, 8.0));
-    b->add_option("--device", bench.device, "cuda, cuda:N, or cpu (default: cuda)");
-    b->add_option("-t,--threads", bench.n_thread, "CPU threads (default: all cores)")
-        ->check(CLI::Range(1, 4096));
-    b->add_option("--prefix", bench.n_prefix,
-                  "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")
-        ->check(CLI::Range(1, 1 << 20));
-    b->add_option("--repeat", bench.n_repeat,
-                  "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
-        ->check(CLI::Range(1, 1000));
-    b->add_option("--json", bench.json,
-                  "also write the figures to this file (none named: bench/results/DEVICE.json)")
-        ->expected(0, 1)
-        ->type_name(kFile);
-
-    FetchFlags fetch;
-    auto* f = app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
-    f->add_option("name", fetch.name, "a name of the list")->type_name(kModel);
-    f->add_option("--list", fetch.list,
-                  "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)")
-        ->type_name(kFile);
-    f->add_flag("-q,--quiet", fetch.quiet, "no progress on stderr")->disable_flag_override();
-
-    TraceFlags trace;
-    auto* tr =
-        app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
-    tr->add_option("file", trace.file, "file that generate --trace has written")
-        ->required()
-        ->type_name(kFile);
-    tr->add_option("-o,--output", trace.output, "file to write (default: stdout)")->type_name(kFile);
-    tr->add_flag("--svg", trace.svg, "a figure of all steps as SVG instead of an HTML page")
-        ->disable_flag_override();
-    std::string shell;
-    auto* completion = app.add_subcommand("completion", "a script that completes easel's command line");
-    completion->add_option("shell", shell, "of this shell")
-        ->required()
-        ->check(CLI::IsMember({"bash", "zsh", "fish"}));
-    auto* man = app.add_subcommand("man", "the manual page, for man -l -");
-
-    // Each command's last lines of --help.
-    constexpr std::pair<const char*, const char*> kExamples[] = {
-        {"generate",
-         "easel generate -p \"What is 47 + 35?\" --show-steps\n"
-         "easel generate -m q4_k_m -f question.txt -n 512 --seed 7 --print json"},
-        {"chat", "easel chat -m q4_k_m\neasel chat --system \"Answer in one word.\" --seed 7"},
-        {"trace",
-         "easel generate -p \"What is 47 + 35?\" --trace steps.jsonl\n"
-         "easel trace steps.jsonl -o steps.html"},
-        {"pipe",
-         "echo '{\"id\": 1, \"prompt\": \"What is 47 + 35?\"}' | easel pipe\n"
-         "easel pipe -m q4_k_m <requests.jsonl >answers.jsonl"},
-        {"info", "easel info q4_k_m -c 32768"},
-        {"tokenize", "echo hello | easel tokenize -m q4_k_m\necho 9259 | easel tokenize -m q4_k_m --decode"},
-        {"logits", "easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32"},
-        {"convert", "easel convert FOLDER model.gguf --type q4_k_m"},
-        {"bench", "easel bench step --synthetic 26b-a4b:q4_k_m\neasel bench cpu --json cpu.json"},
-        {"fetch", "easel fetch q4_k_m\neasel generate -m q4_k_m -p \"Why is the sky blue?\""},
-        {"completion", "eval \"$(easel completion bash)\""},
-        {"man", "easel man | man -l -"},
-    };
-    for (const auto& [name, text] : kExamples) app.get_subcommand(name)->footer(text);
+    const std::vector<Command> commands = {
+        generate_command(app), chat_command(app),   pipe_command(app),       info_command(app),
+        tokenize_command(app), logits_command(app), convert_command(app),    bench_command(app),
+        fetch_command(app),    trace_command(app),  completion_command(app), man_command(app)};
 
     // CLI11 would only say that a subcommand is missing.
-    const auto commands = app.get_subcommands({});
-    const auto named = [&](const CLI::App* command) { return command->check_name(argv[1]); };
+    const auto named = [&](const Command& c) { return c.app->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
         std::vector<std::string> names;
-        for (const CLI::App* command : commands) names.push_back(command->get_name());
+        for (const Command& c : commands) names.push_back(c.app->get_name());
         fail("there is no command \"{}\", expected one of {}", argv[1], fmt::join(names, ", "));
     }
     try {
@@ -335,18 +383,9 @@ int run(int argc, char** argv) {
         std::replace(text.begin(), text.end(), '\n', ' ');
         throw Error(text + " (see easel --help)");
     }
-    if (*g) return run_generate(generate);
-    if (*h) return run_chat(chat);
-    if (*p) return run_pipe(pipe);
-    if (*i) return run_info(info);
-    if (*t) return run_tokenize(tokenize);
-    if (*l) return run_logits(logits);
-    if (*c) return run_convert(convert);
-    if (*f) return run_fetch(fetch);
-    if (*tr) return run_trace(trace);
-    if (*completion) return write_stdout(completion_script(app, shell)), 0;
-    if (*man) return write_stdout(manual_page(app, version_number())), 0;
-    return run_bench(bench);
+    const auto asked =
+        std::find_if(commands.begin(), commands.end(), [](const Command& c) { return bool(*c.app); });
+    return asked->run();
 }
 
 }  // namespace
