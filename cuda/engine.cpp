@@ -610,6 +610,8 @@ class DeviceBackend final : public Backend {
     void prepare_graph() {
         try {
             whole_ = make_graph();
+        } catch (const DeviceError&) {
+            throw;
         } catch (const Error& e) {
             graph_loop_ = false;
             note_ = fmt::format(

@@ -132,7 +132,7 @@ struct ChunkScales {
 
 template <Type TYPE>
 DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int g) {
-    constexpr uint32_t k1024 = 0x64006400, k1152 = 0x64806480, kMinus = 0x80008000;
+    constexpr uint32_t k1024 = 0x64006400, k1152 = 0x64806480;
     UNROLL for (int h = 0; h < 2; h++) {
         const int row = g + 8 * h;
         if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {

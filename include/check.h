@@ -16,6 +16,11 @@ struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// The device that this process computes on is lost: no later request can be served either.
+struct DeviceError : Error {
+    using Error::Error;
+};
+
 #ifdef __CUDACC__  // nvcc does not take fmt's headers: kernel files have plain texts
 [[noreturn]] inline void fail(const char* text) {
     throw Error(text);

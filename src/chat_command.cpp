@@ -149,6 +149,8 @@ class Chat {
                     command(text);
                 else if (!trim(text).empty())
                     answer(text);
+            } catch (const DeviceError&) {
+                throw;  // nor could the next question be answered
             } catch (const Error& e) {
                 report(e.what());
             }

@@ -108,6 +108,11 @@ int fit_cpu(const Model& model, int n_context, int64_t limit) {
 
 // The device that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
 void Engine::open_backend(const EngineOptions& options) {
+    if (options.make_backend) {
+        backend_ = options.make_backend(model_);
+        n_context_ = backend_->n_context();
+        return;
+    }
     const std::string& name = options.device;
     const int model_context = model_->config.n_context;
     int index = 0;

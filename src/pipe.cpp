@@ -342,6 +342,9 @@ class Server {
             try {
                 r = generate(item);
                 cached_ = item.request.prompt_ids;
+            } catch (const DeviceError& e) {
+                write_error(item, e.what());
+                fail("line {} and what came after it were not answered: {}", item.line, e.what());
             } catch (const Error& e) {
                 error = e.what();
             }

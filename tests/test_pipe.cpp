@@ -344,6 +344,48 @@ TEST_CASE("pipe: a stop string ends the canvases", "[pipe]") {
     CHECK(cut["usage"]["answer_tokens"] == n_canvas);
 }
 
+// A backend whose device is lost with its second answer.
+struct LostBackend : Backend {
+    explicit LostBackend(std::shared_ptr<const Model> model) : cpu(make_cpu_backend(std::move(model), 64)) {}
+    Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
+        if (n_answer++) throw DeviceError("the device is gone");
+        return cpu->generate(params, on_frame);
+    }
+    void encode(std::span<const int32_t> tokens) override { cpu->encode(tokens); }
+    int truncate(int n_token) override { return cpu->truncate(n_token); }
+    int n_cached() const override { return cpu->n_cached(); }
+    int n_context() const override { return cpu->n_context(); }
+    int n_encode() const override { return cpu->n_encode(); }
+    MemoryPlan plan() const override { return cpu->plan(); }
+    void logits(const LogitsRequest& request, std::span<float> out) override { cpu->logits(request, out); }
+
+    std::unique_ptr<Backend> cpu;
+    int n_answer = 0;
+};
+
+TEST_CASE("pipe: a lost device ends it", "[pipe]") {
+    EngineOptions lost;
+    lost.make_backend = [](const auto& model) { return std::make_unique<LostBackend>(model); };
+    Engine engine(lost);
+    PipeOptions options;
+    options.sampler = engine.model().config.sampler;
+    const TempDir dir;
+    const std::string line = "{\"prompt\": \"Count to 3.\", \"max_tokens\": 32}\n";
+    const int in = open(dir.write("in", line + line + line).c_str(), O_RDONLY);
+    const int out = open((dir / "out").c_str(), O_WRONLY | O_CREAT, 0600);
+    CHECK_THROWS_WITH(serve_pipe(engine, options, in, out),
+                      "line 2 and what came after it were not answered: the device is gone");
+    close(in);
+    close(out);
+    std::ifstream file(dir / "out");
+    std::vector<Json> lines;
+    for (std::string text; std::getline(file, text);) lines.push_back(Json::parse(text));
+    REQUIRE(lines.size() == 2);
+    CHECK(lines[0]["type"] == "done");
+    CHECK(lines[1]["type"] == "error");
+    CHECK(lines[1]["message"] == "the device is gone");
+}
+
 // The tests' machine may be shared: turns are short, and the best one counts on both sides.
 TEST_CASE("pipe: at least 95 % of the engine's own speed", "[pipe][slow]") {
     EngineOptions one_thread;
