@@ -9,8 +9,8 @@
 // operand A: for k16 step s and register i, row g + 8 (i % 2), columns 16 s + 8 (i / 2) + 2 t + j, j = 0, 1.
 //
 //   4-bit codes  [lane] 4 words, one a step s: bits 4 i (j = 0) and 16 + 4 i (j = 1)
-//   5th bit      [lane] 1 word:  bits 4 s + i and 16 + 4 s + i
-//   bits 4, 5    [lane] 2 words, s / 2: bits 2 (4 (s % 2) + i) and 16 more
+//   5th bit      [lane] 1 word:  bit fifth_bit(s, i), and 16 more for j = 1
+//   bits 4, 5    [lane] 2 words, s / 2: from bit upper_bits(s, i) on, and 16 more
 //   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
 //   16-bit       [s][lane] 4 words, i: halves j
 //   float        [16 rows][64 columns]
@@ -111,6 +111,18 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
 
 #ifndef EASEL_CUDA  // that is host code
 
+// Where a word has what follows the first four bits of the codes of step s and register i: such that one
+// shift brings those of i, even, and of i + 1 next to these four, as they stand in the word of the 4-bit
+// codes.
+DEVICE constexpr int fifth_bit(int s, int i) {
+    const int pair = 2 * s + i / 2;
+    return pair / 4 * 8 + pair % 4 + i % 2 * 4;
+}
+DEVICE constexpr int upper_bits(int s, int i) {
+    const int pair = s % 2 * 2 + i / 2;
+    return pair / 2 * 8 + pair % 2 * 2 + i % 2 * 4;
+}
+
 // Bytes `low` and `high` of x with 0x64 above each: 1024 + byte as two f16.
 template <int LOW, int HIGH>
 DEVICE uint32_t bytes_plus_1024(uint32_t x) {
@@ -205,24 +217,22 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
                 // follows is exact.
                 constexpr bool iq4 = TYPE == Type::IQ4_NL;
                 constexpr uint32_t k1024 = 0x64006400, kOffset = k1024 + (iq4 ? 128 : R::offset) * 0x10001;
+                constexpr uint32_t k16th = 0x2c002c00, kMinus = 0xd400d400 + R::offset * 0x00100010;
                 uint32_t q;
                 if constexpr (R::code_bits == 8) {
                     const uint32_t word = low[2 * s + i / 2];
                     q = hsub2(i % 2 ? bytes_plus_1024<1, 3>(word) : bytes_plus_1024<0, 2>(word), kOffset);
-                } else if constexpr (R::code_bits == 4 && !iq4) {
-                    constexpr uint32_t k16th = 0x2c002c00, kMinus = 0xd400d400 + R::offset * 0x00100010;
-                    const uint32_t word = low[s] >> (i / 2 * 8);  // -(64 + offset)
-                    q = i % 2 ? hfma2(and_or(word, 0x00f000f0, k1024), k16th, kMinus)
-                              : hsub2(and_or(word, 0x000f000f, k1024), kOffset);
+                } else if constexpr (iq4) {
+                    const uint32_t code = low[s] >> (4 * i) & 0x000f000f;
+                    q = hsub2((iq4_value(code & 15) | iq4_value(code >> 16) << 16) | k1024, kOffset);
                 } else {
-                    uint32_t code = and_or(low[s] >> (4 * i), 0x000f000f, iq4 ? 0 : k1024);
-                    // Bits past the fourth, moved to where they belong.
+                    const int up = i % 2 * 4;  // every other code is 16 times as large
+                    uint32_t code = and_or(low[s] >> (i / 2 * 8), 0x000f000fu << up, k1024);
                     if constexpr (R::code_bits == 5)
-                        code = and_or(shift(high[0], 4 * s + i - 4), 0x00100010, code);
+                        code = and_or(shift(high[0], fifth_bit(s, i) - up - 4), 0x00100010u << up, code);
                     if constexpr (R::code_bits == 6)
-                        code = and_or(shift(high[s / 2], 2 * (s % 2 * 4 + i) - 4), 0x00300030, code);
-                    if constexpr (iq4) code = (iq4_value(code & 15) | iq4_value(code >> 16) << 16) | k1024;
-                    q = hsub2(code, kOffset);
+                        code = and_or(shift(high[s / 2], upper_bits(s, i) - up - 4), 0x00300030u << up, code);
+                    q = i % 2 ? hfma2(code, k16th, kMinus) : hsub2(code, kOffset);  // kMinus: -(64 + offset)
                 }
                 constexpr bool has_min = TYPE == Type::Q4_K || TYPE == Type::Q5_K || TYPE == Type::Q5_1;
                 if constexpr (has_min)

@@ -275,8 +275,8 @@ DEVICE void write_chunk(uint8_t* out, const TileRows<FROM>& rows, int col, int l
                 const int step = i / 8, place = i / 2 % 4, half = i % 2 * 16;
                 const uint32_t code = at(s + step, place, i % 2);
                 low[step] |= (code & 15) << (4 * place + half);
-                if constexpr (bits == 5) fifth |= (code >> 4) << (4 * (s + step) + place + half);
-                if constexpr (bits == 6) high |= (code >> 4) << (2 * (4 * step + place) + half);
+                if constexpr (bits == 5) fifth |= (code >> 4) << (fifth_bit(s + step, place) + half);
+                if constexpr (bits == 6) high |= (code >> 4) << (upper_bits(s + step, place) + half);
             }
             store8(out + lane * 16 + 4 * s, make_uint2(low[0], low[1]));
             if constexpr (bits == 6) high_words[2 * lane + s / 2] = high;
