@@ -334,6 +334,22 @@ TEST_CASE("sim: a kernel without fault runs, and its faults are found") {
         });
         CHECK(text.find("more than 49152 bytes of static shared memory") != std::string::npos);
     }
+    SECTION("more shared memory, arrays included, than the launch may have") {
+        const auto launch = [](size_t dynamic_bytes) {
+            return report_of([&] {
+                sim::launch("large", 1, 32, dynamic_bytes, [] {
+                    SHARED_ARRAY(int, array, 5 * 1024);
+                    array[threadIdx.x] = 1;
+                });
+            });
+        };
+        CHECK(launch(28 << 10) == "nothing");
+        CHECK(launch(32 << 10).find("53248 bytes of shared memory") != std::string::npos);
+        CHECK(launch(79 << 10) == "nothing");
+        CHECK(launch(99 << 10).find("121856 bytes of shared memory") != std::string::npos);
+        CHECK(launch(207 << 10) == "nothing");
+        CHECK(launch(208 << 10).find("it may have 232448") != std::string::npos);
+    }
 #ifndef EASEL_SIM_ASAN  // the sanitizers end the process at these
     SECTION("out of bounds, found afterwards") {
         check_report(Broken::WriteBefore, {"a write before a buffer of 256 bytes"});
