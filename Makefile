@@ -158,8 +158,9 @@ asan:
 
 # The tests of kernels and of the whole backend, for a GPU. Those with kernels of their own go through nvcc.
 GPU_TESTS := linear head attention norm moe embed sample accept device memory
-GPU_OBJ := $(GPU_TESTS:%=$(CUDA_OBJ)/gpu/test_%.o) $(CUDA_OBJ)/gpu/test_repack.o $(BUILD)/obj/tests/unit_main.o
-$(CUDA_OBJ)/gpu/test_repack.o: tests/test_repack.cpp | $(DEPS)/ready
+GPU_KERNEL_TESTS := $(CUDA_OBJ)/gpu/test_ptx.o $(CUDA_OBJ)/gpu/test_repack.o
+GPU_OBJ := $(GPU_TESTS:%=$(CUDA_OBJ)/gpu/test_%.o) $(GPU_KERNEL_TESTS) $(BUILD)/obj/tests/unit_main.o
+$(GPU_KERNEL_TESTS): $(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -x cu -Isrc -Itests -isystem $(DEPS)/usr/include -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 $(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready

@@ -19,9 +19,12 @@
 // they are written, cp.async destinations before their wait. run_schedules() finds these, and missing
 // barriers, by comparing runs that differ in order and poison.
 //
-// Not covered: races between blocks (blocks that wait for each other hang), memory order (fences do nothing),
-// host pointers passed to kernels, wgmma, TMA tensor maps, register limits, speed. mma sums in float in order
-// of k, which hardware does not, so results differ in the last bits; integer mma is exact.
+// Not covered: races between blocks (blocks that wait for each other hang); updates without an atomic that
+// get lost, as threads take turns only where they wait; memory order (fences do nothing, and a shuffle or
+// vote orders what lanes write and read, where CUDA wants __syncwarp); shared arrays of code that did not
+// run, which count on a GPU; host pointers passed to kernels, wgmma, TMA tensor maps, register limits,
+// __launch_bounds__, speed. mma sums in float in order of k, which hardware does not, so results
+// differ in the last bits; integer mma is exact.
 #pragma once
 #include <atomic>
 #include <bit>
@@ -62,10 +65,10 @@ struct Schedule {
 };
 inline Schedule schedule;
 
-constexpr size_t max_shared_bytes = 227 << 10;  // dynamic shared memory of a block on sm_90; sm_89 has 99 KiB
-constexpr size_t small_shared_bytes = 99
-                                      << 10;  // a kernel that means to fit these must do so with its arrays
-constexpr size_t max_static_bytes = 48 << 10;
+// Shared memory of a block, arrays included: without permission; on sm_86, 89 and 120; on sm_90 and 100.
+constexpr size_t max_static_bytes = 48 << 10, small_shared_bytes = 99 << 10, max_shared_bytes = 227 << 10;
+// For more than this of dynamic shared memory EASEL_LAUNCH asks permission.
+constexpr size_t unasked_bytes = 32 << 10;
 
 // Source position of a call: the default argument of every operation that can wait or fail.
 struct Site {
@@ -560,9 +563,13 @@ inline std::string leftovers(const Block& b) {
         return "a write beside dynamic shared memory";
     size_t bytes = b.launch->shared_bytes;
     for (const SharedArray& a : b.arrays) bytes += round16(a.bytes);
-    if (bytes > small_shared_bytes && b.launch->shared_bytes < small_shared_bytes)
-        return fmt::format("{} bytes of shared memory, arrays included: sm_86, 89 and 120 have {}", bytes,
-                           small_shared_bytes);
+    // A kernel that means to fit must do so with its arrays.
+    const size_t own = b.launch->shared_bytes, most = own <= unasked_bytes        ? max_static_bytes
+                                                      : own <= small_shared_bytes ? small_shared_bytes
+                                                                                  : max_shared_bytes;
+    if (bytes > most)
+        return fmt::format("{} bytes of shared memory, arrays included: with {} in the launch it may have {}",
+                           bytes, own, most);
     for (const Barrier& barrier : b.barriers)
         if (barrier.n_arrived)
             return fmt::format(

@@ -252,7 +252,9 @@ inline float __uint_as_float(unsigned u) {
 inline float __int_as_float(int i) {
     return std::bit_cast<float>(i);
 }
+// Saturates; 0 of NaN.
 inline int __float2int_rn(float f) {
+    if (!(std::fabs(f) < 0x1p31f)) return f > 0 ? INT32_MAX : f < 0 ? INT32_MIN : 0;
     return static_cast<int>(std::nearbyint(f));
 }
 inline float __fadd_rn(float a, float b) {
@@ -267,7 +269,7 @@ inline float __fmaf_rn(float a, float b, float c) {
     return std::fma(a, b, c);
 }
 inline float __fdividef(float a, float b) {
-    return a / b;
+    return std::fabs(b) > 0x1p126f && std::isfinite(b) ? a * 0 : a / b;
 }
 inline float rsqrtf(float x) {
     return 1 / std::sqrt(x);
@@ -296,15 +298,13 @@ inline unsigned __brev(unsigned x) {
 inline unsigned __umulhi(unsigned a, unsigned b) {
     return static_cast<unsigned>(uint64_t{a} * b >> 32);
 }
-// Byte i of the result is byte (selector >> 4 * i & 7) of b:a, or its sign if selector has bit 4 * i + 3.
+// Byte i of the result is byte (selector >> 4 * i & 7) of b:a. The instruction, prmt, can repeat its sign
+// instead; the function cannot, it clears the bits that ask for that.
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     const uint64_t bytes = uint64_t{b} << 32 | a;
     unsigned result = 0;
-    for (int i = 0; i < 4; i++) {
-        unsigned s = selector >> (4 * i) & 15, byte = bytes >> (8 * (s & 7)) & 255;
-        if (s & 8) byte = byte & 128 ? 255 : 0;
-        result |= byte << (8 * i);
-    }
+    for (int i = 0; i < 4; i++)
+        result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
     return result;
 }
 inline int __dp4a(int a, int b, int c) {
