@@ -181,6 +181,9 @@ __global__ void half_kernel(const uint32_t* a, const uint32_t* b, const uint32_t
                      static_cast<uint32_t>(float_to_bfloat(__uint_as_float(b[i]))) << 16;
     out[7 * n + i] = __float_as_uint(half_to_float(static_cast<uint16_t>(a[i])));
     out[8 * n + i] = __float_as_uint(bfloat_to_float(static_cast<uint16_t>(b[i])));
+    out[9 * n + i] = twice<0>(a[i]);
+    out[10 * n + i] = twice<1>(a[i]);
+    out[11 * n + i] = hneg2(a[i]);
 }
 
 __global__ void copy_kernel(const uint4* in, uint4* out, int n) {
@@ -504,7 +507,7 @@ TEST_CASE("ptx: arithmetic of 16-bit floats") {
     };
     const auto va = halves(0, 25), vb = halves(8, 16), vc = halves(0, 30);
     const auto a = to_device(va), b = to_device(vb), c = to_device(vc);
-    const DeviceArray<uint32_t> out(9 * n);
+    const DeviceArray<uint32_t> out(12 * n);
     EASEL_LAUNCH(half_kernel, (n + 63) / 64, 64, 0, Stream{}, a.data(), b.data(), c.data(), out.data(), n);
     auto r = to_host(out);
     int n_wrong = 0, n_tie = 0;
@@ -532,6 +535,7 @@ TEST_CASE("ptx: arithmetic of 16-bit floats") {
             n_wrong += h(r[i]) != nearest(x * y + z);
             n_wrong += h(r[n + i]) != nearest(x - y);
             n_wrong += h(r[2 * n + i]) != nearest(x * y);
+            n_wrong += h(r[11 * n + i]) != (h(va[i]) ^ 0x8000);
         }
     for (int i = 0; i < n; i++) {
         float x = std::bit_cast<float>(va[i]), y = std::bit_cast<float>(vb[i]);
@@ -541,6 +545,8 @@ TEST_CASE("ptx: arithmetic of 16-bit floats") {
         n_wrong += r[6 * n + i] != (f32_to_f16(x) | uint32_t{f32_to_bf16(y)} << 16);
         n_wrong += r[7 * n + i] != std::bit_cast<uint32_t>(f16_to_f32(static_cast<uint16_t>(va[i])));
         n_wrong += r[8 * n + i] != vb[i] << 16;
+        n_wrong += r[9 * n + i] != (va[i] & 0xffff) * 0x10001;
+        n_wrong += r[10 * n + i] != (va[i] >> 16) * 0x10001;
     }
     CHECK(n_wrong == 0);
     CHECK(n_tie > 0);
