@@ -272,7 +272,7 @@ struct Graph::Impl {
     void add(Condition condition, cudaGraphConditionalNodeType type, const Body& body) {
         cudaGraphNodeParams params{};
         params.type = cudaGraphNodeTypeConditional;
-        params.conditional.handle = condition;
+        params.conditional.handle = condition - 1;
         params.conditional.type = type;
         params.conditional.size = 1;
         cudaGraphNode_t node = nullptr;
@@ -297,11 +297,10 @@ Graph::Graph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Graph::~Graph() = default;
 
 Condition Graph::condition(bool at_start) {
-    Condition c{};
-    CUDA(cudaGraphConditionalHandleCreate(&c, impl_->graph, at_start, cudaGraphCondAssignDefault));
-    require(c != Condition{}, "CUDA: a graph's condition is 0, which stands for none");
+    cudaGraphConditionalHandle handle{};
+    CUDA(cudaGraphConditionalHandleCreate(&handle, impl_->graph, at_start, cudaGraphCondAssignDefault));
     impl_->conditional = true;
-    return c;
+    return handle + 1;
 }
 void Graph::launch(const Launches& launches) {
     impl_->capture(launches);
