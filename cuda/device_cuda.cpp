@@ -5,14 +5,12 @@
 
 #include <cstring>
 #include <map>
+#include <sstream>
+#include <string>
 
 #include "backend.h"
 #include "check.h"
 #include "device.h"
-
-#ifndef EASEL_ARCHS
-#define EASEL_ARCHS "unknown"
-#endif
 
 namespace easel {
 
@@ -28,6 +26,16 @@ void check(cudaError_t e, const char* what, const char* file, int line) {
 // What fails while something is given back: nobody can do anything about it, and no launch is to be blamed.
 void ignore(cudaError_t e) noexcept {
     if (e != cudaSuccess) cudaGetLastError();
+}
+
+// Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
+bool has_code(const cudaDeviceProp& p) {
+    std::istringstream archs(EASEL_ARCHS);
+    for (std::string arch; archs >> arch;) {
+        const int n = std::stoi(arch), minor = n % 10;
+        if (n / 10 == p.major && (arch.back() == 'a' ? minor == p.minor : minor <= p.minor)) return true;
+    }
+    return false;
 }
 
 }  // namespace
@@ -90,6 +98,13 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
         if (p.major < 8) {
             reason = fmt::format("{} has compute capability {}.{}, 8.0 or later is needed", p.name, p.major,
                                  p.minor);
+            continue;
+        }
+        if (!has_code(p)) {
+            reason = fmt::format(
+                "{} has compute capability {}.{}, this program has code only for {}: build it with "
+                "`make ARCH=native`",
+                p.name, p.major, p.minor, EASEL_ARCHS);
             continue;
         }
         out.push_back({i, p.name, 10 * p.major + p.minor, p.multiProcessorCount,
