@@ -23,7 +23,7 @@ GPU_CODES := $(if $(NVCC),$(shell $(NVCC) --list-gpu-code 2>/dev/null))
 ALL_ARCHS := $(if $(NVCC),$(foreach a,80 86 89 90a 100 120,$(if $(filter sm_$(a:%a=%),$(GPU_CODES)),$(a))))
 ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,all)
 ifeq ($(ARCH),native)
-ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | sed 's/\.//; s/^90$$/90a/')
+ARCHS := $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | awk '$$1 + 0 >= 8' | sort -u | sed 's/\.//; s/^90$$/90a/'),$(ALL_ARCHS))
 else
 ARCHS := $(if $(filter all,$(ARCH)),$(ALL_ARCHS),$(ARCH))
 endif

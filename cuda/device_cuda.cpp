@@ -5,14 +5,12 @@
 
 #include <cstring>
 #include <map>
+#include <sstream>
+#include <string>
 
 #include "backend.h"
 #include "check.h"
 #include "device.h"
-
-#ifndef EASEL_ARCHS
-#define EASEL_ARCHS "unknown"
-#endif
 
 namespace easel {
 
@@ -25,6 +23,21 @@ void check(cudaError_t e, const char* what, const char* file, int line) {
 }
 #define CUDA(call) check(call, #call, __FILE__, __LINE__)
 
+// What fails while something is given back: nobody can do anything about it, and no launch is to be blamed.
+void ignore(cudaError_t e) noexcept {
+    if (e != cudaSuccess) cudaGetLastError();
+}
+
+// Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
+bool has_code(const cudaDeviceProp& p) {
+    std::istringstream archs(EASEL_ARCHS);
+    for (std::string arch; archs >> arch;) {
+        const int n = std::stoi(arch), minor = n % 10;
+        if (n / 10 == p.major && (arch.back() == 'a' ? minor == p.minor : minor <= p.minor)) return true;
+    }
+    return false;
+}
+
 }  // namespace
 
 void check_launch(cudaError_t e, const char* kernel) {
@@ -32,7 +45,9 @@ void check_launch(cudaError_t e, const char* kernel) {
     if (e == cudaErrorNoKernelImageForDevice)
         fail("CUDA: this program has no code for this GPU, only for {}: build it with `make ARCH=native`",
              EASEL_ARCHS);
-    fail("CUDA: kernel {} was not launched: {} ({})", kernel, cudaGetErrorString(e), cudaGetErrorName(e));
+    // What an earlier kernel did wrong is reported at any later call.
+    fail("CUDA: kernel {} was not launched, or one before it failed: {} ({})", kernel, cudaGetErrorString(e),
+         cudaGetErrorName(e));
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
@@ -85,6 +100,13 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
                                  p.minor);
             continue;
         }
+        if (!has_code(p)) {
+            reason = fmt::format(
+                "{} has compute capability {}.{}, this program has code only for {}: build it with "
+                "`make ARCH=native`",
+                p.name, p.major, p.minor, EASEL_ARCHS);
+            continue;
+        }
         out.push_back({i, p.name, 10 * p.major + p.minor, p.multiProcessorCount,
                        static_cast<int64_t>(p.totalGlobalMem), driver,
                        driver >= 12040 && CUDART_VERSION >= 12040});
@@ -112,16 +134,15 @@ void* device_alloc(size_t bytes) {
         fail("out of GPU memory: {:.2f} GB asked for, {:.2f} GB free", bytes / 1e9,
              free_device_bytes() / 1e9);
     }
-    CUDA(e);
+    check(e, "cudaMalloc", __FILE__, __LINE__);
     return count_alloc(p, bytes);
 }
 void device_free(void* p) noexcept {
     count_free(p);
-    cudaFree(p);
+    ignore(cudaFree(p));
 }
 void* mapped_alloc(size_t bytes) {
-    void* p = nullptr;
-    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocMapped));
+    void* p = pinned_alloc(bytes);
     std::memset(p, 0, bytes);
     return p;
 }
@@ -131,15 +152,21 @@ void* mapped_device_address(void* host) {
     return p;
 }
 void mapped_free(void* host) noexcept {
-    cudaFreeHost(host);
+    pinned_free(host);
 }
 void* pinned_alloc(size_t bytes) {
     void* p = nullptr;
-    CUDA(cudaHostAlloc(&p, bytes, cudaHostAllocMapped));  // mapped: what a loop's body may copy from
+    // Mapped: what a loop's body may copy from.
+    const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocMapped);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        fail("out of host memory: {:.2f} GB asked for, pinned, so that the GPU reaches it", bytes / 1e9);
+    }
+    check(e, "cudaHostAlloc", __FILE__, __LINE__);
     return p;
 }
 void pinned_free(void* host) noexcept {
-    cudaFreeHost(host);
+    ignore(cudaFreeHost(host));
 }
 
 Stream make_stream() {
@@ -148,7 +175,7 @@ Stream make_stream() {
     return s;
 }
 void free_stream(Stream stream) noexcept {
-    cudaStreamDestroy(stream);
+    ignore(cudaStreamDestroy(stream));
 }
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
     CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
@@ -171,7 +198,7 @@ bool finished(Stream stream) {
         cudaGetLastError();  // or the next launch might be blamed for it
         return false;
     }
-    CUDA(e);
+    check(e, "cudaStreamQuery", __FILE__, __LINE__);
     return true;
 }
 
@@ -181,7 +208,7 @@ Event::Event(bool timed) {
     handle_ = e;
 }
 Event::~Event() {
-    cudaEventDestroy(static_cast<cudaEvent_t>(handle_));
+    ignore(cudaEventDestroy(static_cast<cudaEvent_t>(handle_)));
 }
 void Event::record(Stream stream) {
     CUDA(cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream));
@@ -212,8 +239,8 @@ struct Graph::Impl {
     cudaGraphExec_t exec = nullptr;
 
     ~Impl() {
-        if (exec) cudaGraphExecDestroy(exec);
-        if (graph && !parent && !lost) cudaGraphDestroy(graph);
+        if (exec) ignore(cudaGraphExecDestroy(exec));
+        if (graph && !parent && !lost) ignore(cudaGraphDestroy(graph));
     }
 
     void capture(const Launches& launches) {
@@ -249,7 +276,7 @@ struct Graph::Impl {
             cudaGetLastError();
             for (Impl* i = whole ? nullptr : this; i; i = i->parent) i->lost = true;
         } else if (whole) {
-            cudaGraphDestroy(graph);
+            ignore(cudaGraphDestroy(graph));
             graph = captured;
         }
         return e;
@@ -272,7 +299,7 @@ struct Graph::Impl {
     void add(Condition condition, cudaGraphConditionalNodeType type, const Body& body) {
         cudaGraphNodeParams params{};
         params.type = cudaGraphNodeTypeConditional;
-        params.conditional.handle = condition;
+        params.conditional.handle = condition - 1;
         params.conditional.type = type;
         params.conditional.size = 1;
         cudaGraphNode_t node = nullptr;
@@ -297,11 +324,10 @@ Graph::Graph(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Graph::~Graph() = default;
 
 Condition Graph::condition(bool at_start) {
-    Condition c{};
-    CUDA(cudaGraphConditionalHandleCreate(&c, impl_->graph, at_start, cudaGraphCondAssignDefault));
-    require(c != Condition{}, "CUDA: a graph's condition is 0, which stands for none");
+    cudaGraphConditionalHandle handle{};
+    CUDA(cudaGraphConditionalHandleCreate(&handle, impl_->graph, at_start, cudaGraphCondAssignDefault));
     impl_->conditional = true;
-    return c;
+    return handle + 1;
 }
 void Graph::launch(const Launches& launches) {
     impl_->capture(launches);
@@ -318,7 +344,11 @@ int Graph::n_launch() const {
     return static_cast<int>(n);
 }
 void Graph::instantiate() {
-    CUDA(cudaGraphInstantiate(&impl_->exec, impl_->graph, 0));
+    cudaGraphInstantiateParams params{};
+    const cudaError_t e = cudaGraphInstantiateWithParams(&impl_->exec, impl_->graph, &params);
+    // The error is "invalid argument" for most rules that a graph can break; the result tells which.
+    const int result = params.result_out;
+    check(e, fmt::format("cudaGraphInstantiateWithParams (result {})", result).c_str(), __FILE__, __LINE__);
 }
 void Graph::run(Stream stream) {
     CUDA(cudaGraphLaunch(impl_->exec, stream));

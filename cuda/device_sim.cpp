@@ -5,6 +5,7 @@
 #include <chrono>
 #include <exception>
 #include <iterator>
+#include <map>
 #include <thread>
 #include <variant>
 
@@ -29,6 +30,19 @@ std::unique_ptr<Flight> take_flight(Stream stream) {
     for (auto& [s, flight] : flights)
         if (s == stream && flight) return std::move(flight);
     return nullptr;
+}
+
+// Blocks of pinned_alloc(): the only host memory that the body of a GPU's loop may copy from.
+std::mutex pinned_mutex;
+std::map<const char*, size_t> pinned;
+
+bool is_pinned(const void* host, size_t bytes) {
+    std::lock_guard lock(pinned_mutex);
+    const char* p = static_cast<const char*>(host);
+    const auto next = pinned.upper_bound(p);
+    if (next == pinned.begin()) return false;
+    const auto& [begin, size] = *std::prev(next);
+    return p + bytes <= begin + size;
 }
 
 }  // namespace
@@ -62,9 +76,16 @@ void mapped_free(void* host) noexcept {
     device_free(host);
 }
 void* pinned_alloc(size_t bytes) {
-    return sim::allocate(bytes);
+    void* p = sim::allocate(bytes);
+    std::lock_guard lock(pinned_mutex);
+    pinned[static_cast<const char*>(p)] = bytes;
+    return p;
 }
 void pinned_free(void* host) noexcept {
+    {
+        std::lock_guard lock(pinned_mutex);
+        pinned.erase(static_cast<const char*>(host));
+    }
     device_free(host);
 }
 
@@ -79,7 +100,10 @@ void copy_to_device(Stream stream, void* device, const void* host, size_t bytes)
     const auto copy = [=] {
         if (bytes) memcpy(device, host, bytes);
     };
-    if (stream && stream->recording) return stream->recording->push_back(copy);
+    if (stream && stream->recording) {
+        require(is_pinned(host, bytes), "bug: a captured copy from memory that is not pinned");
+        return stream->recording->push_back(copy);
+    }
     finish(stream);
     copy();
 }
@@ -100,6 +124,7 @@ void fill_zero(Stream stream, void* device, size_t bytes) {
     fill();
 }
 void finish(Stream stream) {
+    require(!stream || !stream->recording, "bug: waiting for a stream that is being captured");
     if (auto flight = take_flight(stream)) {
         flight->thread.join();
         if (flight->error) std::rethrow_exception(flight->error);

@@ -460,6 +460,7 @@ class DeviceBackend final : public Backend {
     // Waits for the device, whatever comes of it.
     void drain() noexcept {
         try {
+            use_device(index_);  // in a thread that has none, freeing would start the first GPU
             finish(stream_.s);
         } catch (...) {  // a failed launch: nothing left to save
         }

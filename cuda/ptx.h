@@ -49,7 +49,7 @@ void allow_shared(const void* kernel, const char* name, size_t bytes);
 namespace easel {
 
 using Stream = cudaStream_t;
-using Condition = cudaGraphConditionalHandle;  // of a conditional graph node; 0: none
+using Condition = cudaGraphConditionalHandle;  // of a conditional graph node, plus 1; 0: none
 
 // Throws Error with the kernel's name and CUDA's text unless `e` is success.
 void check_launch(cudaError_t e, const char* kernel);
@@ -65,7 +65,7 @@ DEVICE uint64_t clock_ns() {
 
 // What the graph node of `c` does next: goes on (a loop) or runs (a branch) if `value`. One thread calls it.
 DEVICE void set_condition(Condition c, bool value) {
-    if (c) cudaGraphSetConditional(c, value);
+    if (c) cudaGraphSetConditional(c - 1, value);
 }
 
 // ---- loads and stores: p is a multiple of the size --------------------------------------------------------

@@ -423,12 +423,13 @@ int run_info(const InfoFlags& flags) {
         c.n_vocab, static_cast<double>(model.n_parameters()) / 1e6);
     out += memory_text(model, flags);
     std::string why;
-    for (const DeviceInfo& d : cuda_devices(&why))
+    const std::vector<DeviceInfo> devices = cuda_devices(&why);
+    for (const DeviceInfo& d : devices)
         out += fmt::format("  cuda:{} {}, compute capability {}.{}, {}, {}\n", d.index, d.name,
                            d.capability / 10, d.capability % 10, human_bytes(d.total_bytes),
                            d.graph_loop ? "an answer is one graph"
                                         : "the host launches each step (the driver has no graph loops)");
-    if (!why.empty()) out += fmt::format("  no GPU in use: {}\n", why);
+    if (!why.empty()) out += fmt::format("  {} GPU in use: {}\n", devices.empty() ? "no" : "not every", why);
     for (const std::string& text : model.warnings) out += fmt::format("warning: {}\n", text);
     write_stdout(out);
     return 0;

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "device.h"
 #include "easel.h"
+#include "files.h"
 #include "golden.h"
 #include "layout.h"
 #include "synthetic.h"
@@ -258,6 +259,23 @@ TEST_CASE("memory: offloaded layers are spread, and two places suffice for all")
 }
 
 #ifndef EASEL_CUDA
+TEST_CASE("memory: a capture copies from pinned memory, and nothing waits in it") {
+    const DeviceArray<int> a(1);
+    int pageable = 1;
+    int* pinned = static_cast<int*>(pinned_alloc(2 * sizeof(int)));
+    const auto capture = [&](const Graph::Launches& launches) {
+        return error_of([&] { Graph().launch(launches); });
+    };
+    CHECK(capture([&](Stream s) { copy_to_device(s, a.data(), pinned + 1, sizeof(int)); }).empty());
+    check_has(capture([&](Stream s) { copy_to_device(s, a.data(), pinned + 2, sizeof(int)); }),
+              {"not pinned"});
+    check_has(capture([&](Stream s) { copy_to_device(s, a.data(), &pageable, sizeof(int)); }),
+              {"not pinned"});
+    check_has(capture([&](Stream s) { finish(s); }), {"captured"});
+    check_has(capture([&](Stream s) { copy_to_host(s, &pageable, a.data(), sizeof(int)); }), {"captured"});
+    pinned_free(pinned);
+}
+
 TEST_CASE("memory: where a driver refuses the graph, the host launches the steps", "[slow]") {
     const Config& c = tiny()->config;
     const auto expected = two_canvases(*device_backend(tiny(), {.n_context = 100}), c);
