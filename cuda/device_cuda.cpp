@@ -16,10 +16,19 @@ namespace easel {
 
 namespace {
 
-void check(cudaError_t e, const char* what, const char* file, int line) {
-    if (e == cudaSuccess) return;
+// Throws what `e` is about: a fault of a kernel is the answer to every later call, too.
+[[noreturn]] void fail_with(cudaError_t e, std::string text) {
+    text += fmt::format(": {} ({})", cudaGetErrorString(e), cudaGetErrorName(e));
+    size_t free = 0, total = 0;
     cudaGetLastError();  // or the next call would report it again
-    fail("CUDA: {} failed at {}:{}: {} ({})", what, file, line, cudaGetErrorString(e), cudaGetErrorName(e));
+    const bool lost = cudaMemGetInfo(&free, &total) == e;
+    cudaGetLastError();
+    if (lost) throw DeviceError(text);
+    throw Error(text);
+}
+
+void check(cudaError_t e, const char* what, const char* file, int line) {
+    if (e != cudaSuccess) fail_with(e, fmt::format("CUDA: {} failed at {}:{}", what, file, line));
 }
 #define CUDA(call) check(call, #call, __FILE__, __LINE__)
 
@@ -46,8 +55,7 @@ void check_launch(cudaError_t e, const char* kernel) {
         fail("CUDA: this program has no code for this GPU, only for {}: build it with `make ARCH=native`",
              EASEL_ARCHS);
     // What an earlier kernel did wrong is reported at any later call.
-    fail("CUDA: kernel {} was not launched, or one before it failed: {} ({})", kernel, cudaGetErrorString(e),
-         cudaGetErrorName(e));
+    fail_with(e, fmt::format("CUDA: kernel {} was not launched, or one before it failed", kernel));
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
