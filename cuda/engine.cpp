@@ -682,6 +682,9 @@ class DeviceBackend final : public Backend {
 // The options with what fits into the device's memory.
 static DeviceOptions fitted(const Model& model, const DeviceOptions& options) {
     check_limits(model.config);
+    require(options.n_encode >= 1 && options.n_encode <= 16384,
+            "an encode pass of {} tokens, expected 1 to 16384",
+            options.n_encode);  // kernels count in 32 bits
     require(options.memory_limit >= 0, "the memory limit is {} bytes, expected 0 (none) or more",
             options.memory_limit);
     limit_device_memory(options.memory_limit ? device_memory().used + options.memory_limit : 0);

@@ -153,7 +153,7 @@ class Loader {
     Slot& next_slot();
     void take_times(Slot& slot);
 
-    Stream stream_;
+    Stream stream_, copies_;  // repacking; beside it the next copies, so that the bus does not wait
     const LoadProgressFn& on_load_;
     const int64_t slot_bytes_, total_;
     std::chrono::steady_clock::time_point start_;

@@ -27,6 +27,7 @@ struct Loader::Slot {
 
 Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load)
     : stream_(stream),
+      copies_(make_stream()),
       on_load_(on_load),
       slot_bytes_(slot_bytes),
       total_(total),
@@ -39,10 +40,11 @@ Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgr
 }
 
 Loader::~Loader() {
-    try {
-        finish(stream_);
-    } catch (const Error&) {  // it has been reported, or will be by the next call
-    }
+    for (Stream s : {copies_, stream_}) try {
+            finish(s);
+        } catch (const Error&) {  // it has been reported, or will be by the next call
+        }
+    free_stream(copies_);
 }
 
 // The next of the slots in turn, when the device is done with it.
@@ -122,9 +124,10 @@ void Loader::load(const RecordSource& source) {
             rows.high = slot.device + 8 * low_bytes;
         }
         stats_.read_ms += ms_since(start);
-        slot.begun.record(stream_);
-        copy_to_device(stream_, slot.device, slot.host, bytes);
-        slot.copied.record(stream_);
+        slot.begun.record(copies_);
+        copy_to_device(copies_, slot.device, slot.host, bytes);
+        slot.copied.record(copies_);
+        slot.copied.hold(stream_);
         repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
         slot.used.record(stream_);
         slot.in_use = true;

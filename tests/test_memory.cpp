@@ -146,6 +146,10 @@ TEST_CASE("memory: a context that does not fit is refused with the largest that 
     CHECK(fit_gpu(*tiny(), o, int64_t{1} << 40).n_context == tiny()->config.n_context);
     o.memory_limit = 1000000;
     CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("no context fits; a smaller quantisation"));
+    CHECK_THROWS_WITH(device_backend(tiny(), {.n_encode = 0}),
+                      "an encode pass of 0 tokens, expected 1 to 16384");
+    CHECK_THROWS_WITH(device_backend(tiny(), {.n_encode = 16385}),
+                      "an encode pass of 16385 tokens, expected 1 to 16384");
     // Where the experts are what is too much, how many layers' have to go.
     o.memory_limit = total(25) - 1000;
     CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("(--expert-offload 3)"));
