@@ -75,6 +75,34 @@ class Event {
     void* handle_ = nullptr;
 };
 
+// A stream that ends with its owner.
+struct OwnStream {
+    Stream s = make_stream();
+    OwnStream() = default;
+    OwnStream(const OwnStream&) = delete;
+    ~OwnStream() { free_stream(s); }
+};
+
+// A stream for work beside another stream's, from fork() to join(). In a capture, a branch of the graph.
+class SideStream {
+  public:
+    // What it is given from now on comes after all that `stream` has been given.
+    Stream fork(Stream stream) {
+        forked_.record(stream);
+        forked_.hold(side_.s);
+        return side_.s;
+    }
+    // What `stream` is given from now on comes after all that it has been given.
+    void join(Stream stream) {
+        joined_.record(side_.s);
+        joined_.hold(stream);
+    }
+
+  private:
+    OwnStream side_;
+    Event forked_, joined_;
+};
+
 // A typed array in device memory.
 template <class T>
 class DeviceArray {

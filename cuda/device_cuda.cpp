@@ -252,10 +252,7 @@ struct Graph::Impl {
     }
 
     void capture(const Launches& launches) {
-        struct CaptureStream {
-            Stream s = make_stream();
-            ~CaptureStream() { free_stream(s); }
-        } const stream;
+        const OwnStream stream;
         // Relaxed: a kernel that has not been launched yet is loaded meanwhile, which other modes may refuse.
         const auto mode = cudaStreamCaptureModeRelaxed;
         // Drivers before CUDA 12.3 can capture a whole graph, but not add to one.

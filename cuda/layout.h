@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bench.h"
+#include "device.h"
 #include "model.h"
 #include "ops.h"
 #include "records.h"
@@ -153,7 +154,8 @@ class Loader {
     Slot& next_slot();
     void take_times(Slot& slot);
 
-    Stream stream_, copies_;  // repacking; beside it the next copies, so that the bus does not wait
+    Stream stream_;     // repacks
+    OwnStream copies_;  // beside it, the next ones, so that the bus does not wait
     const LoadProgressFn& on_load_;
     const int64_t slot_bytes_, total_;
     std::chrono::steady_clock::time_point start_;

@@ -15,6 +15,11 @@ template <class X>
 constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 // Activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
 constexpr int kMany = 8, kFew = 4;
+// Blocks that an SM's registers have to do for.
+template <class X, int N_TOKEN_TILE>
+constexpr int n_block = sizeof(X) == 4         ? 1
+                        : N_TOKEN_TILE == kFew ? 4
+                                               : 3;
 
 // out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
 // tokens.
@@ -26,7 +31,7 @@ constexpr int kMany = 8, kFew = 4;
 // Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows); gated: half of them gate rows and half their up
 //         rows, so both meet in one thread's registers.
 // Launch: grid (n_tile / 8, n_expert or n_token / 64), 128 threads; warp w has row tiles 2 w and 2 w + 1.
-// Shared: WeightGemm's, for Q4_K 57 KiB (64 slots) or 39 (32 slots); the rows' numbers.
+// Shared: WeightGemm's, for Q4_K 44 KiB (64 slots) or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
 //         bytes of weights are on their way: room for 32 slots instead of 64 lets more blocks into an SM. An
@@ -35,9 +40,7 @@ constexpr int kMany = 8, kFew = 4;
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
-__global__ void __launch_bounds__(32 * kWarps, sizeof(X) == 4         ? 1
-                                               : N_TOKEN_TILE == kFew ? 4
-                                                                      : 3)
+__global__ void __launch_bounds__(32 * kWarps, n_block<X, N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
                   int n_token, float scale) {

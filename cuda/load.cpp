@@ -27,7 +27,6 @@ struct Loader::Slot {
 
 Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load)
     : stream_(stream),
-      copies_(make_stream()),
       on_load_(on_load),
       slot_bytes_(slot_bytes),
       total_(total),
@@ -40,11 +39,12 @@ Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgr
 }
 
 Loader::~Loader() {
-    for (Stream s : {copies_, stream_}) try {
+    for (Stream s : {copies_.s, stream_}) {
+        try {
             finish(s);
         } catch (const Error&) {  // it has been reported, or will be by the next call
         }
-    free_stream(copies_);
+    }
 }
 
 // The next of the slots in turn, when the device is done with it.
@@ -124,9 +124,9 @@ void Loader::load(const RecordSource& source) {
             rows.high = slot.device + 8 * low_bytes;
         }
         stats_.read_ms += ms_since(start);
-        slot.begun.record(copies_);
-        copy_to_device(copies_, slot.device, slot.host, bytes);
-        slot.copied.record(copies_);
+        slot.begun.record(copies_.s);
+        copy_to_device(copies_.s, slot.device, slot.host, bytes);
+        slot.copied.record(copies_.s);
         slot.copied.hold(stream_);
         repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
         slot.used.record(stream_);

@@ -5,14 +5,9 @@ namespace easel {
 
 ExpertStream::~ExpertStream() {
     for (const auto& k : kept_) pinned_free(k->host);
-    if (copies_) free_stream(copies_);
 }
 
 void ExpertStream::keep(Stream stream, const Offloaded& layer) {
-    if (!copies_) {
-        copies_ = make_stream();
-        begun_ = std::make_unique<Event>();
-    }
     auto* host = static_cast<uint8_t*>(pinned_alloc(layer.bytes));
     kept_.push_back(std::make_unique<Kept>(layer.layer, host, layer.device, layer.bytes));
     copy_to_host(stream, host, layer.device, layer.bytes);
@@ -30,16 +25,16 @@ void ExpertStream::send(size_t i, Stream stream, Event& after) {
     if (i >= kept_.size() || kept_[i]->layer >= n_layer_) return;
     Kept& k = *kept_[i];
     after.record(stream);
-    after.hold(copies_);
-    copy_to_device(copies_, k.device, k.host, k.bytes);
-    k.ready.record(copies_);
+    after.hold(copies_.s);
+    copy_to_device(copies_.s, k.device, k.host, k.bytes);
+    k.ready.record(copies_.s);
 }
 
 void ExpertStream::begin(Stream stream, int n_layer) {
     n_layer_ = n_layer;
     if (kept_.empty()) return;
-    send(0, stream, *begun_);  // the pass before has been computed: both places are free
-    send(1, stream, *begun_);
+    send(0, stream, begun_);  // the pass before has been computed: both places are free
+    send(1, stream, begun_);
 }
 
 void ExpertStream::need(Stream stream, int layer) {

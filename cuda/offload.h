@@ -38,8 +38,8 @@ class ExpertStream {
     void send(size_t i, Stream stream, Event& after);
 
     std::vector<std::unique_ptr<Kept>> kept_;
-    Stream copies_ = nullptr;  // made with the first layer
-    std::unique_ptr<Event> begun_;
+    OwnStream copies_;
+    Event begun_;
     int n_layer_ = 0;
 };
 
