@@ -176,11 +176,11 @@ DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int 
     }
 }
 
-// Values of IQ4_NL plus 128, four to a word.
-DEVICE uint32_t iq4_value(uint32_t code) {
-    const uint32_t low = __byte_perm(0x3f2d1801, 0x766a5d4f, code & 7);
-    const uint32_t high = __byte_perm(0xa6998d81, 0xf1d9c5b5, code & 7);
-    return (code & 8 ? high : low) & 255;
+// Values of IQ4_NL plus 128: of the four codes in bits 0-15 of x, a byte each.
+DEVICE uint32_t iq4_values(uint32_t x) {
+    const uint32_t low = __byte_perm(0x3f2d1801, 0x766a5d4f, x);   // if the code's fourth bit, which is not
+    const uint32_t high = __byte_perm(0xa6998d81, 0xf1d9c5b5, x);  // looked at, is 0; if it is 1
+    return __byte_perm(low, high, 0x3210 | (x >> 1 & 0x4444));
 }
 
 // Operand A of a chunk: a[s][i], register i of k16 step s, in F16. `scales` and `data` are those of the
@@ -196,7 +196,7 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
     } else {
         ChunkScales f;
         read_scales<TYPE>(f, scales, chunk, lane / 4);
-        uint32_t low[8], high[2] = {};  // codes: 4 or 8 bits; bits past the fourth
+        uint32_t low[8], high[2] = {};  // codes, or IQ4_NL's values; bits past the fourth
         if constexpr (R::code_bits == 8) {
             const uint4 v = load16(data + lane * 16), w = load16(data + 512 + lane * 16);
             low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
@@ -204,6 +204,10 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
         } else {
             const uint4 v = load16(data + lane * 16);
             low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
+            if constexpr (TYPE == Type::IQ4_NL) {
+                UNROLL for (int s = 0; s < 4; s++) low[4 + s] = iq4_values(low[s] >> 16),
+                                                           low[s] = iq4_values(low[s]);
+            }
             if constexpr (R::code_bits == 5) high[0] = reinterpret_cast<const uint32_t*>(data + 512)[lane];
             if constexpr (R::code_bits == 6) {
                 const uint2 w = load8(data + 512 + lane * 8);
@@ -223,8 +227,8 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
                     const uint32_t word = low[2 * s + i / 2];
                     q = hsub2(i % 2 ? bytes_plus_1024<1, 3>(word) : bytes_plus_1024<0, 2>(word), kOffset);
                 } else if constexpr (iq4) {
-                    const uint32_t code = low[s] >> (4 * i) & 0x000f000f;
-                    q = hsub2((iq4_value(code & 15) | iq4_value(code >> 16) << 16) | k1024, kOffset);
+                    const uint32_t two = __byte_perm(low[s], low[4 + s], i | (4 + i) << 4);
+                    q = hsub2(bytes_plus_1024<0, 1>(two), kOffset);
                 } else {
                     const int up = i % 2 * 4;  // every other code is 16 times as large
                     uint32_t code = and_or(low[s] >> (i / 2 * 8), 0x000f000fu << up, k1024);

@@ -96,7 +96,7 @@ template <>
 struct Blocks<Type::IQ4_NL> : BlockShape<32, 18> {
     DEVICE static uint32_t code(const uint8_t* b, int k) { return nibble(b + 2, k); }
     DEVICE static float value(const uint8_t* b, int k) {
-        return scaled(half_at(b), static_cast<int>(iq4_value(code(b, k))) - 128);
+        return scaled(half_at(b), static_cast<int>(iq4_values(code(b, k)) & 255) - 128);
     }
 };
 template <>
@@ -174,7 +174,7 @@ struct Blocks<Type::IQ4_XS> : BlockShape<256, 136> {
         const uint32_t high = word16(b + 2) >> (2 * i) & 3;
         const int sc = (b[4 + i / 2] >> (i % 2 * 4) & 15) | static_cast<int>(high << 4);
         return scaled(half_at(b) * static_cast<float>(sc - 32),
-                      static_cast<int>(iq4_value(nibble(b + 8 + 16 * i, k % 32))) - 128);
+                      static_cast<int>(iq4_values(nibble(b + 8 + 16 * i, k % 32)) & 255) - 128);
     }
 };
 

@@ -3,11 +3,11 @@
 
     sass.py NVCC ARCH FLAGS...        (make sass)
 
-A warp's turn of that loop multiplies a chunk, 16 rows x 64 columns of weights, with up to 32, 64 or 128 rows
-of activations (cuda/weight_gemm.h). Counted is the longest way through a turn, loops inside once: first the loads
-of a later chunk (cp.async; the longest way has every remainder, most turns take a shorter one), then decoding
-and mma, by kind. A lane's share of a chunk is 32 weights: `a weight` is decoding alone, without mma and
-ldmatrix. Needs nvdisasm: in the CUDA Toolkit, or the PyPI package nvidia-cuda-nvdisasm.
+A warp's turn of that loop multiplies a chunk of its row tiles, each 16 rows x 64 columns of weights, with up to
+32, 64 or 128 rows of activations (cuda/weight_gemm.h). Counted is the longest way through a turn, loops inside
+once: first the loads of a later chunk (cp.async; the longest way has every remainder and the scales, which come
+with one chunk in four, or with each), then decoding and mma, by kind. A lane's share of a tile is 32 weights: `a
+weight` is decoding alone, without mma and ldmatrix. Needs nvdisasm: in the CUDA Toolkit, or the PyPI package nvidia-cuda-nvdisasm.
 """
 import re
 import shutil
@@ -121,7 +121,7 @@ def main():
     if not nvcc or not tool:
         print("SKIPPED sass: there is no " + ("nvdisasm" if nvcc else "nvcc"))
         return
-    print(f"{'kernel, sm_' + arch:<38} {'loading':>7} {'decode, mma':>11}: {'mma':>4} {'ldmatrix':>8} {'load':>5} "
+    print(f"{'kernel, sm_' + arch:<38} {'tiles':>5} {'loading':>7} {'decode, mma':>11}: {'mma':>4} {'ldmatrix':>8} {'load':>5} "
           f"{'half':>5} {'float':>5} {'other':>5} {'a weight':>9}")
     for source in SOURCES:
         with tempfile.TemporaryDirectory() as folder:
@@ -136,9 +136,10 @@ def main():
             cut = next(i for i, line in enumerate(loop) if opcode(line) == "LDGDEPBAR")
             way = longest_way(loop[cut + 1:])
             n = count(way)
-            print(f"{short_name(name):<38} {len(longest_way(loop[:cut])):>7} {len(way):>11}: {n['mma']:>4} "
+            n_tile = n["mma"] // (2 * n["ldmatrix"])  # a fragment of activations serves all tiles, in two mma each
+            print(f"{short_name(name):<38} {n_tile:>5} {len(longest_way(loop[:cut])):>7} {len(way):>11}: {n['mma']:>4} "
                   f"{n['ldmatrix']:>8} {n['load']:>5} {n['half']:>5} {n['float']:>5} {n['other']:>5} "
-                  f"{(len(way) - n['mma'] - n['ldmatrix']) / LANE_WEIGHTS:>9.2f}")
+                  f"{(len(way) - n['mma'] - n['ldmatrix']) / LANE_WEIGHTS / n_tile:>9.2f}")
 
 
 if __name__ == "__main__":
