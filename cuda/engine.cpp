@@ -490,10 +490,12 @@ class DeviceBackend final : public Backend {
             mark(s, Part::Attention);
             attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, n_split, b_.attention, b_.state);
             mark(s, Part::AttentionOut);
-            linear(s, b_.o, b_.o_in, w.o, n);
+            const int n_part = linear_parts(w.o.n_row, n);
+            linear(s, b_.o, b_.o_in, w.o, n, n_part);
             mark(s, Part::PostAttention);
-            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
-                           w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
+            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
+                           w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
+                           c_.rms_eps);
             feed_forward(s, w, l, n);
             mark(s, Part::LayerEnd);
             layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,

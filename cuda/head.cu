@@ -59,8 +59,9 @@ __global__ void __launch_bounds__(32 * kWarps)
     __syncthreads();  // row_of is complete
 
     float acc[MT][NT][4];  // [m][n][2 h + j]: word 16 m + g + 8 h of the warp's, canvas row 8 n + 2 t + j
-    Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_chunk, x, ldx, row_of,
-                   n_row);
+    const int n_record = n_chunk / Record<TYPE>::n_chunk;
+    Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_record, 0, n_record, x,
+                   ldx, row_of, n_row);
 
     auto* part_max = reinterpret_cast<float*>(shared);  // [kWarps][kTokens]
     auto* part_argmax = reinterpret_cast<int*>(shared) + kWarps * kTokens;

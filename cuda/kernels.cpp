@@ -106,10 +106,10 @@ class Kernels {
         const std::string full = fmt::format("{} {} {}x{}", name, type_info(w.type).name, w.n_row, w.n_col);
         return add(full, product(w, n_row), true, std::move(launch));
     }
-    void plain(float* out, const T* x, const Weights& w) {
+    void plain(float* out, const T* x, const Weights& w, int n_part = 1) {
         if (!w.data) return;
         weights("linear", w, c_.n_canvas,
-                [this, out, x, &w](Stream s) { linear(s, out, x, w, c_.n_canvas); });
+                [=, this, &w](Stream s) { linear(s, out, x, w, c_.n_canvas, n_part); });
     }
     void gated(const Weights& w, const T* x) {
         weights("gate_up", w, c_.n_canvas,
@@ -137,10 +137,12 @@ class Kernels {
                 attention(s, b_.o_in, b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
                           b_.state);
             });
-        plain(b_.o, b_.o_in, w.o);
+        const int n_part = linear_parts(w.o.n_row, n);
+        plain(b_.o, b_.o_in, w.o, n_part);
         add("post_attention", {}, false, [=, this, &w](Stream s) {
-            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, w.post_attention_norm,
-                           w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd, c_.rms_eps);
+            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
+                           w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
+                           c_.rms_eps);
         });
         gated(w.gate_up, b_.ffn_in);
         plain(b_.dense, b_.middle, w.down);

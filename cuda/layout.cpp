@@ -192,7 +192,11 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     }
     const int64_t half = c.max_head_dim() / 2;
     Buffers<T> b{};
-    for (float** p : {&b.x, &b.h, &b.router_in, &b.dense, &b.o}) *p = arena.take<float>(n * d);
+    for (float** p : {&b.x, &b.h, &b.router_in, &b.dense}) *p = arena.take<float>(n * d);
+    int64_t n_o = n;  // rows of all parts
+    for (int64_t i = 64; i < n; i += 64) n_o = std::max(n_o, linear_parts(c.n_embd, static_cast<int>(i)) * i);
+    n_o = std::max(n_o, linear_parts(c.n_embd, room.n_token) * n);
+    b.o = arena.take<float>(n_o * d);
     for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
     b.q_in = arena.take<T>(n * q);
     b.o_in = arena.take<T>(n * q);

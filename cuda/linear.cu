@@ -28,9 +28,10 @@ constexpr int n_block = sizeof(X) == 4         ? 1
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
 //   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
+// If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows); gated: half of them gate rows and half their up
 //         rows, so both meet in one thread's registers.
-// Launch: grid (n_tile / 8, n_expert or n_token / 64), 128 threads; warp w has row tiles 2 w and 2 w + 1.
+// Launch: grid (n_tile / 8, n_expert or n_token / 64, parts), 128 threads; warp w has row tiles 2 w, 2 w + 1.
 // Shared: WeightGemm's, for Q4_K 44 KiB (64 slots) or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
@@ -52,6 +53,9 @@ __global__ void __launch_bounds__(32 * kWarps, n_block<X, N_TOKEN_TILE>)
     const int begin = first ? first[blockIdx.y] : blockIdx.y * kTokens;
     const int end = first ? first[blockIdx.y + 1] : min(begin + kTokens, n_token);
     if (first) records += blockIdx.y * expert_bytes;
+    const int n_record = n_chunk / Record<TYPE>::n_chunk, part = blockIdx.z, n_part = gridDim.z;
+    const int first_record = n_record * part / n_part, n_own = n_record * (part + 1) / n_part - first_record;
+    out += int64_t{part} * n_token * ldo;
 
     for (int base = begin; base < end; base += kTokens) {
         const int n_row = min(kTokens, end - base);
@@ -61,7 +65,8 @@ __global__ void __launch_bounds__(32 * kWarps, n_block<X, N_TOKEN_TILE>)
         }
         __syncthreads();  // row_of is complete
         float acc[N_ROW_TILE][N_TOKEN_TILE][4];
-        Gemm::multiply(acc, shared, records, tile, n_tile, n_chunk, x, ldx, row_of, n_row);
+        Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of,
+                       n_row);
 
         UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
             UNROLL for (int j = 0; j < 2; j++) {
@@ -120,14 +125,14 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 template <bool GATED, int N_TOKEN_TILE, class X, class Y>
 void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const int* first,
-            const int* token_of, int n_token) {
+            const int* token_of, int n_token, int n_part = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;
             using Gemm = WeightGemm<type.value, X, kWarps, n_row_tile<X>, N_TOKEN_TILE>;
             const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE,
-                            first ? w.n_expert : (n_token + kTokens - 1) / kTokens);
+                            first ? w.n_expert : (n_token + kTokens - 1) / kTokens, n_part);
             EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, 32 * kWarps,
                          Gemm::shared_bytes, stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
                          padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
@@ -155,8 +160,8 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
 }
 
 template <class T>
-void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token) {
-    launch<false, kMany>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token);
+void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token, int n_part) {
+    launch<false, kMany>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token, n_part);
 }
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {
@@ -181,8 +186,8 @@ void expert_down(Stream stream, float* out, const T* x, const Weights& w, const 
     launch<false, kMany>(stream, out, w.n_row, x, w, first, nullptr, 0);
 }
 
-template void linear(Stream, float*, const F16*, const Weights&, int);
-template void linear(Stream, float*, const float*, const Weights&, int);
+template void linear(Stream, float*, const F16*, const Weights&, int, int);
+template void linear(Stream, float*, const float*, const Weights&, int, int);
 template void gate_up(Stream, F16*, const F16*, const Weights&, int);
 template void gate_up(Stream, float*, const float*, const Weights&, int);
 template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const int*, int);

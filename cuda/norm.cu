@@ -259,29 +259,37 @@ namespace {
 // router_in = rms(h) * router_scale / sqrt(n)
 //   h, router_in        [n_row, n] float32
 //   ffn_in, expert_in   [n_row, n] T, row stride ldo
-//   x, o                [n_row, n] float32
+//   x, o                [n_row, n] float32; o is the sum of n_part such, one after the other
 //   the four weights    [n]
 // Tile:   a row a block.
 // Launch: grid n_row, 256 threads.
 // Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
 // Why:    three products want the same row under the same norm: one read of it.
-// Maths:  as rms_norm_kernel.
+// Maths:  as rms_norm_kernel; the parts of o in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     post_attention_kernel(float* h, T* ffn_in, T* expert_in, float* router_in, int ldo, const float* x,
-                          const float* o, const float* post_attention, const float* ffn_norm,
+                          const float* o, int n_part, const float* post_attention, const float* ffn_norm,
                           const float* pre_ffw_norm_2, const float* router_scale, float router_factor, int n,
                           float eps) {
     SHARED_DYNAMIC(float, row);
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
     float sum = 0;
-    for (int i = first_value<V>(); i < n; i += kStride<V>) sum = sum_of_squares(load<V>(o + at + i), sum);
+    for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        auto own = load<V>(o + at + i);
+        for (int p = 1; p < n_part; p++) {
+            const auto part = load<V>(o + int64_t{p} * gridDim.x * n + at + i);
+            UNROLL for (int j = 0; j < V; j++) own.v[j] += part.v[j];
+        }
+        store(row + i, own);
+        sum = sum_of_squares(own, sum);
+    }
     const float o_scale = block_rms_scale(sum, n, eps);
 
     sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        auto own = scaled(load<V>(o + at + i), o_scale, load<V>(post_attention + i));
+        auto own = scaled(load<V>(row + i), o_scale, load<V>(post_attention + i));
         const auto residual = load<V>(x + at + i);
         UNROLL for (int j = 0; j < V; j++) own.v[j] += residual.v[j];
         store(h + at + i, own);
@@ -302,12 +310,12 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
-                    const float* o, const float* post_attention, const float* ffn_norm,
+                    const float* o, int n_part, const float* post_attention, const float* ffn_norm,
                     const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps) {
     with_width(n, [&](auto v) {
         EASEL_LAUNCH((post_attention_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, h,
-                     ffn_in, expert_in, router_in, padded(n), x, o, post_attention, ffn_norm, pre_ffw_norm_2,
-                     router_scale, 1 / sqrtf(static_cast<float>(n)), n, eps);
+                     ffn_in, expert_in, router_in, padded(n), x, o, n_part, post_attention, ffn_norm,
+                     pre_ffw_norm_2, router_scale, 1 / sqrtf(static_cast<float>(n)), n, eps);
     });
 }
 
@@ -415,10 +423,10 @@ template void qkv_norm(Stream, F16*, const KvLayer<F16>&, const float*, const fl
 template void qkv_norm(Stream, float*, const KvLayer<float>&, const float*, const float*, const float*,
                        const float*, const float*, const float*, const float*, int, const AttentionShape&,
                        float, const LoopState*);
-template void post_attention(Stream, float*, F16*, F16*, float*, const float*, const float*, const float*,
-                             const float*, const float*, const float*, int, int, float);
-template void post_attention(Stream, float*, float*, float*, float*, const float*, const float*, const float*,
-                             const float*, const float*, const float*, int, int, float);
+template void post_attention(Stream, float*, F16*, F16*, float*, const float*, const float*, int,
+                             const float*, const float*, const float*, const float*, int, int, float);
+template void post_attention(Stream, float*, float*, float*, float*, const float*, const float*, int,
+                             const float*, const float*, const float*, const float*, int, int, float);
 template void layer_end(Stream, float*, F16*, const float*, const float*, const float*, const int*,
                         const float*, int, const float*, const float*, const float*, float, const float*, int,
                         int, float);

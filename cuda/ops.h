@@ -186,10 +186,10 @@ void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, 
               const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state);
 
 // h = x + rms(o) * post_attention; then three norms of h: ffn_in = rms(h) * ffn_norm, expert_in = rms(h) *
-// pre_ffw_norm_2, router_in = rms(h) * router_scale / sqrt(n). All [n_row, n].
+// pre_ffw_norm_2, router_in = rms(h) * router_scale / sqrt(n). All [n_row, n]; o is the sum of n_part such.
 template <class T>
 void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
-                    const float* o, const float* post_attention, const float* ffn_norm,
+                    const float* o, int n_part, const float* post_attention, const float* ffn_norm,
                     const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps);
 
 // The end of a layer: f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum over the token's experts, in the
@@ -204,9 +204,15 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 
 // ---- linear.cu --------------------------------------------------------------------------------------------
 
-// out [n_token, w.n_row] float32 = x w^T; X is F16 or float.
+// out [n_token, w.n_row] float32 = x w^T; X is F16 or float. In parts of the columns: out [n_part, n_token,
+// w.n_row], to be added up by who reads it.
 template <class X>
-void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token);
+void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
+// Parts with which a product of few blocks of 128 x 64 fills an H200's 132 SMs, two blocks each.
+constexpr int linear_parts(int n_row, int n_token) {
+    const int n_block = (n_row + 127) / 128 * ((n_token + 63) / 64), n = 264 / n_block;
+    return n < 1 ? 1 : n > 4 ? 4 : n;
+}
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)
 template <class T>

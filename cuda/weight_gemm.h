@@ -40,11 +40,13 @@ struct WeightGemm {
     static constexpr int N_SCALE = R::n_chunk == 1 ? STAGES : 2;
     static constexpr int shared_bytes = bytes_for(STAGES);
 
-    // records: the matrix, n_tile row tiles of n_chunk chunks; warp w of the block has MT tiles from tile +
-    // MT w on (tiles past the end repeat the last). row_of [8 NT], shared: rows of x, all of them valid;
-    // n_row of them count. Ends with a barrier: `shared` is free again.
+    // records: the matrix, n_tile row tiles of n_record records; warp w of the block has MT tiles from tile +
+    // MT w on (tiles past the end repeat the last), of these the columns of n_own records from first_record
+    // on. row_of [8 NT], shared: rows of x, all of them valid; n_row of them count. Ends with a barrier:
+    // `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
-                                int n_tile, int n_chunk, const X* x, int ldx, const int* row_of, int n_row) {
+                                int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
+                                const int* row_of, int n_row) {
         static_assert(shared_bytes <= kMostBytes && R::scale_bytes / 16 <= 32);
         const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
         uint8_t* const data = shared + warp * (MT * R::chunk_bytes);
@@ -52,7 +54,9 @@ struct WeightGemm {
         uint8_t* const scales = shared + STAGES * (data_bytes + x_bytes) + warp * (MT * R::scale_bytes);
         const uint8_t* src[MT];
         UNROLL for (int m = 0; m < MT; m++) src[m] =
-            records + int64_t{min(tile + MT * warp + m, n_tile - 1)} * (n_chunk / R::n_chunk) * R::bytes;
+            records + (int64_t{min(tile + MT * warp + m, n_tile - 1)} * n_record + first_record) * R::bytes;
+        x += first_record * R::N_K;
+        const int n_chunk = n_own * R::n_chunk;
 
         // A thread copies the same 16 bytes of the same rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;

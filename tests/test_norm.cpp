@@ -243,8 +243,10 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
     const Shape s = GENERATE(Shape{8, 32}, Shape{1, 48}, Shape{3, 100}, Shape{2, 33}, Shape{2, 2816},
                              Shape{1, 5000}, Shape{1, 8192});
     const int n_row = s.n_row, n = s.n;
-    Floats x = random_floats(size_t(n_row) * n, 1, 4), o = random_floats(x.size(), 2, 0.2f);
-    std::fill(o.begin(), o.begin() + n, 0.0f);  // a row of zeros stays one
+    const int n_part = GENERATE(1, 3);
+    Floats x = random_floats(size_t(n_row) * n, 1, 4), o = random_floats(n_part * x.size(), 2, 0.2f);
+    for (int p = 0; p < n_part; p++)  // a row of zeros stays one
+        std::fill_n(o.begin() + p * x.size(), n, 0.0f);
     if (n_row > 1) std::fill(x.begin(), x.begin() + n, 0.0f);
     const Floats post = random_floats(n, 3), ffn = random_floats(n, 4), pre = random_floats(n, 5),
                  router = random_floats(n, 6);
@@ -255,8 +257,8 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
         const auto dx = to_device(x), d_o = to_device(o), dpost = to_device(post), dffn = to_device(ffn),
                    dpre = to_device(pre), drouter = to_device(router);
         post_attention<TestType>({}, h.data(), ffn_in.data(), expert_in.data(), router_in.data(), dx.data(),
-                                 d_o.data(), dpost.data(), dffn.data(), dpre.data(), drouter.data(), n_row, n,
-                                 kEps);
+                                 d_o.data(), n_part, dpost.data(), dffn.data(), dpre.data(), drouter.data(),
+                                 n_row, n, kEps);
         Floats all;
         for (const Floats& part :
              {to_host(h), to_host(router_in), host_f32(to_host(ffn_in)), host_f32(to_host(expert_in))})
@@ -265,7 +267,10 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
     });
     Doubles h, router_in, ffn_in, expert_in;
     for (int r = 0; r < n_row; r++) {
-        Doubles row = rms(row_of(o, r, n), post.data());
+        Doubles row = row_of(o, r, n);
+        for (int p = 1; p < n_part; p++)
+            for (int i = 0; i < n; i++) row[i] += o[(size_t(p) * n_row + r) * n + i];
+        row = rms(row, post.data());
         for (int i = 0; i < n; i++) row[i] += x[r * n + i];
         append(h, row);
         append(ffn_in, rms(row, ffn.data()));
