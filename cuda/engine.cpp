@@ -513,15 +513,16 @@ class DeviceBackend final : public Backend {
 
     void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n) {
         const bool global = w.shape.window == 0;
+        const int n_part = linear_parts(w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0), n);
         mark(s, Part::Qkv);
         // K and V leave most of a GPU idle, beside Q they cost little.
-        linear(k_side_.fork(s), b_.k, b_.in, w.k, n);
-        if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, n);
-        linear(s, b_.q, b_.in, w.q, n);
+        linear(k_side_.fork(s), b_.k, b_.in, w.k, n, n_part);
+        if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, n, n_part);
+        linear(s, b_.q, b_.in, w.q, n, n_part);
         k_side_.join(s);
         if (w.v.data) v_side_.join(s);
         mark(s, Part::QkvNorm);
-        qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm,
+        qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_part, w.q_norm, w.k_norm,
                  global ? b_.cos : b_.cos_swa, global ? b_.sin : b_.sin_swa, n, w.shape, c_.rms_eps,
                  b_.state);
     }

@@ -123,12 +123,13 @@ class Kernels {
         const bool global = w.shape.window == 0;
         const float *cos = global ? b_.cos : b_.cos_swa, *sin = global ? b_.sin : b_.sin_swa;
         const std::string shape = fmt::format(" {} heads {}", w.shape.n_head, w.shape.head_dim);
-        plain(b_.q, b_.in, w.q);
-        plain(b_.k, b_.in, w.k);
-        plain(b_.v, b_.in, w.v);
+        const int n_qkv_part = linear_parts(w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0), n);
+        plain(b_.q, b_.in, w.q, n_qkv_part);
+        plain(b_.k, b_.in, w.k, n_qkv_part);
+        plain(b_.v, b_.in, w.v, n_qkv_part);
         add("qkv_norm" + shape, {}, false, [=, this, &w](Stream s) {
-            qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, w.q_norm, w.k_norm, cos, sin, n,
-                     w.shape, c_.rms_eps, b_.state);
+            qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_qkv_part, w.q_norm, w.k_norm,
+                     cos, sin, n, w.shape, c_.rms_eps, b_.state);
         });
         const int n_split = n_attention_split(c_, l, m_.room.n_context);
         const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
@@ -137,10 +138,10 @@ class Kernels {
                 attention(s, b_.o_in, b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
                           b_.state);
             });
-        const int n_part = linear_parts(w.o.n_row, n);
-        plain(b_.o, b_.o_in, w.o, n_part);
+        const int n_o_part = linear_parts(w.o.n_row, n);
+        plain(b_.o, b_.o_in, w.o, n_o_part);
         add("post_attention", {}, false, [=, this, &w](Stream s) {
-            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
+            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_o_part,
                            w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
                            c_.rms_eps);
         });

@@ -182,21 +182,21 @@ int n_attention_split(const Config& c, int layer, int n_context) {
 template <class T>
 Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
-    int64_t q = 0, kv = 0, attention = 0;  // widest of all layers
+    int64_t q = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
     for (int l = 0; l < c.n_layer; l++) {
         const AttentionShape s = attention_shape(c, l);
         q = std::max<int64_t>(q, padded(s.n_head * s.head_dim));
-        kv = std::max<int64_t>(kv, s.n_head_kv * s.head_dim);
+        const int q_row = s.n_head * s.head_dim, k_row = s.n_head_kv * s.head_dim;
+        const int64_t rows = linear_part_rows(q_row + k_row, room.n_token);
+        q_out = std::max(q_out, rows * q_row);
+        k_out = std::max(k_out, rows * k_row);
         attention =
             std::max(attention, attention_scratch(c.n_canvas, s, n_attention_split(c, l, room.n_context)));
     }
     const int64_t half = c.max_head_dim() / 2;
     Buffers<T> b{};
     for (float** p : {&b.x, &b.h, &b.router_in, &b.dense}) *p = arena.take<float>(n * d);
-    int64_t n_o = n;  // rows of all parts
-    for (int64_t i = 64; i < n; i += 64) n_o = std::max(n_o, linear_parts(c.n_embd, static_cast<int>(i)) * i);
-    n_o = std::max(n_o, linear_parts(c.n_embd, room.n_token) * n);
-    b.o = arena.take<float>(n_o * d);
+    b.o = arena.take<float>(linear_part_rows(c.n_embd, room.n_token) * d);
     for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
     b.q_in = arena.take<T>(n * q);
     b.o_in = arena.take<T>(n * q);
@@ -209,11 +209,11 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     // outputs; z from lm_head() to the soft embedding of the next step.
     const int64_t n_z = int64_t{c.n_canvas} * vocab_stride(c.n_vocab);
     const int64_t z_floats = (n_z * int64_t{sizeof(T)} + 3) / 4;
-    const int64_t n_k = (n * kv + 63) / 64 * 64;  // v begins at a multiple of 256 bytes, as k does
-    float* shared = arena.take<float>(std::max({n * q + 2 * n_k, n_pair * d, z_floats}));
+    q_out = (q_out + 63) / 64 * 64, k_out = (k_out + 63) / 64 * 64;  // each begins at a multiple of 256 bytes
+    float* shared = arena.take<float>(std::max({q_out + 2 * k_out, n_pair * d, z_floats}));
     b.q = b.slot_out = shared;
-    b.k = shared ? b.q + n * q : nullptr;
-    b.v = shared ? b.k + n_k : nullptr;
+    b.k = shared ? b.q + q_out : nullptr;
+    b.v = shared ? b.k + k_out : nullptr;
     b.z = reinterpret_cast<T*>(shared);
     for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa}) *p = arena.take<float>(n * half);
     b.attention = arena.take<float>(attention);

@@ -103,9 +103,9 @@ constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
 // lie in the same place: see lay_out_buffers().
 template <class T>
 struct Buffers {
-    float *x, *h, *router_in, *dense, *o;  // [n, n_embd]
+    float *x, *h, *router_in, *dense, *o;  // [n, n_embd]; o: [parts, n, n_embd]
     T *in, *ffn_in, *expert_in;            // [n, n_embd]
-    float *q, *k, *v;                      // [n, n_head or n_head_kv, head_dim]
+    float *q, *k, *v;                      // [parts, n, n_head or n_head_kv, head_dim]
     T *q_in, *o_in;                        // [n, n_head head_dim]
     T* middle;                             // [n, n_ff]
     int *chosen, *slot_of, *token_of;      // [n n_expert_used]

@@ -14,12 +14,12 @@ constexpr int kWarps = 4;
 template <class X>
 constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 // Activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
-constexpr int kMany = 8, kFew = 4;
+template <class X>
+constexpr int kMany = sizeof(X) == 4 ? 8 : 16;
+constexpr int kFew = 4;
 // Blocks that an SM's registers have to do for.
-template <class X, int N_TOKEN_TILE>
-constexpr int n_block = sizeof(X) == 4         ? 1
-                        : N_TOKEN_TILE == kFew ? 4
-                                               : 3;
+template <int N_TOKEN_TILE>
+constexpr int n_block = N_TOKEN_TILE == kFew ? 4 : 2;
 
 // out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
 // tokens.
@@ -29,19 +29,20 @@ constexpr int n_block = sizeof(X) == 4         ? 1
 //   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
-// Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows); gated: half of them gate rows and half their up
-//         rows, so both meet in one thread's registers.
-// Launch: grid (n_tile / 8, n_expert or n_token / 64, parts), 128 threads; warp w has row tiles 2 w, 2 w + 1.
-// Shared: WeightGemm's, for Q4_K 44 KiB (64 slots) or 39 (32 slots); the rows' numbers.
+// Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows, 64 slots); gated: half of them gate rows and half
+//         their up rows, so both meet in one thread's registers.
+// Launch: grid (n_tile / 8, n_expert or n_token / 128, parts), 128 threads; warp w has row tiles 2 w and
+//         2 w + 1.
+// Shared: WeightGemm's, for Q4_K 71 KiB (128 slots) or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
-//         bytes of weights are on their way: room for 32 slots instead of 64 lets more blocks into an SM. An
+//         bytes of weights are on their way: room for 32 slots instead of 128 lets more blocks into an SM. An
 //         expert with more goes over its weights again, from L2. A product of all tokens is bound by what its
-//         blocks read from L2, of the activations most of all: so a warp has two row tiles.
+//         blocks read from L2, so its tile is as large as the registers allow two blocks of.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
-__global__ void __launch_bounds__(32 * kWarps, n_block<X, N_TOKEN_TILE>)
+__global__ void __launch_bounds__(32 * kWarps, n_block<N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
                   int n_token, float scale) {
@@ -161,11 +162,11 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
 
 template <class T>
 void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token, int n_part) {
-    launch<false, kMany>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token, n_part);
+    launch<false, kMany<T>>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token, n_part);
 }
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {
-    launch<true, kMany>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
+    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
 }
 // Whether n_slot slots are three quarters of 8 kFew an expert, or less.
 static bool few_slots(const Weights& w, int n_slot) {
@@ -177,13 +178,13 @@ void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const i
     if constexpr (sizeof(T) == 2)  // in float32, where nothing is fast, there is one way
         if (few_slots(w, n_slot))
             return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
-    launch<true, kMany>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
+    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
 }
 template <class T>
 void expert_down(Stream stream, float* out, const T* x, const Weights& w, const int* first, int n_slot) {
     if constexpr (sizeof(T) == 2)
         if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, first, nullptr, 0);
-    launch<false, kMany>(stream, out, w.n_row, x, w, first, nullptr, 0);
+    launch<false, kMany<T>>(stream, out, w.n_row, x, w, first, nullptr, 0);
 }
 
 template void linear(Stream, float*, const F16*, const Weights&, int, int);

@@ -182,6 +182,7 @@ namespace {
 //   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot
 //   q           [n_token, n_head, head_dim] float32
 //   k, v        [n_token, n_head_kv, head_dim] float32; may be the same
+//   n_part      q, k and v are each the sum of so many such, one after the other
 //   q_weight, k_weight [head_dim]
 //   cos, sin    [n_token, head_dim / 2]
 // Tile:   a head of a token a warp: query heads, then K's, then V's.
@@ -189,13 +190,13 @@ namespace {
 // Shared: none.
 // Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
 //         mixes are in its registers.
-// Maths:  float32; a lane's sum, then a tree.
+// Maths:  float32; the parts in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     qkv_norm_kernel(T* q_out, int ldq, KvLayer<T> cache, const float* q, const float* k, const float* v,
-                    const float* q_weight, const float* k_weight, const float* cos, const float* sin,
-                    int n_token, AttentionShape shape, float eps, const LoopState* state) {
+                    int n_part, const float* q_weight, const float* k_weight, const float* cos,
+                    const float* sin, int n_token, AttentionShape shape, float eps, const LoopState* state) {
     constexpr int N_PAIR = kMaxHeadDim / 2 / 32;  // of a lane, at most
     const int lane = threadIdx.x % 32, n = shape.head_dim, half = n / 2;
     const int n_head = shape.n_head, n_kv = shape.n_head_kv, n_job = n_head + 2 * n_kv;
@@ -207,6 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
     const float* x =
         is_q ? q + (int64_t{row} * n_head + head) * n : (is_v ? v : k) + (int64_t{row} * n_kv + kv_head) * n;
+    const int64_t stride = int64_t{n_token} * (is_q ? n_head : n_kv) * n;  // to the next part
     const int64_t slot = (state->n_cached + row) % cache.n_slot;
     T* out = is_q ? q_out + int64_t{row} * ldq + head * n
                   : (is_v ? cache.v : cache.k) + (kv_head * int64_t{cache.n_slot} + slot) * n;
@@ -216,6 +218,8 @@ __global__ void __launch_bounds__(kThreads)
         const int i = lane + 32 * j;
         a[j] = i < half ? x[i] : 0;
         b[j] = i < half ? x[i + half] : 0;
+        for (int p = 1; i < half && p < n_part; p++)
+            a[j] += x[p * stride + i], b[j] += x[p * stride + i + half];
         sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
     }
     const float scale = rms_scale(warp_sum(sum), n, eps);
@@ -240,15 +244,15 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
-              const float* v, const float* q_weight, const float* k_weight, const float* cos,
+              const float* v, int n_part, const float* q_weight, const float* k_weight, const float* cos,
               const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state) {
     require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim,
             "bug: head_dim is to be even and at most 512");
     require(n_token <= cache.n_slot, "bug: more tokens than the cache has slots");
     const int n_job = n_token * (shape.n_head + 2 * shape.n_head_kv);
     EASEL_LAUNCH(qkv_norm_kernel<T>, (n_job + kWarps - 1) / kWarps, kThreads, 0, stream, q_out,
-                 padded(shape.n_head * shape.head_dim), cache, q, k, v, q_weight, k_weight, cos, sin, n_token,
-                 shape, eps, state);
+                 padded(shape.n_head * shape.head_dim), cache, q, k, v, n_part, q_weight, k_weight, cos, sin,
+                 n_token, shape, eps, state);
 }
 
 // ---- between attention and the next layer -----------------------------------------------------------------
@@ -417,10 +421,10 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 
 template void rms_norm(Stream, F16*, const float*, const float*, int, int, float);
 template void rms_norm(Stream, float*, const float*, const float*, int, int, float);
-template void qkv_norm(Stream, F16*, const KvLayer<F16>&, const float*, const float*, const float*,
+template void qkv_norm(Stream, F16*, const KvLayer<F16>&, const float*, const float*, const float*, int,
                        const float*, const float*, const float*, const float*, int, const AttentionShape&,
                        float, const LoopState*);
-template void qkv_norm(Stream, float*, const KvLayer<float>&, const float*, const float*, const float*,
+template void qkv_norm(Stream, float*, const KvLayer<float>&, const float*, const float*, const float*, int,
                        const float*, const float*, const float*, const float*, int, const AttentionShape&,
                        float, const LoopState*);
 template void post_attention(Stream, float*, F16*, F16*, float*, const float*, const float*, int,

@@ -179,10 +179,10 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
 
 // From the projections q [n_token, n_head head_dim], k, v [n_token, n_head_kv head_dim] float32 (v may be k):
 // q_out [n_token, n_head head_dim] T normed and rotated; K normed and rotated, V normed, into the cache at
-// positions n_cached + row.
+// positions n_cached + row. q, k and v are each the sum of n_part such.
 template <class T>
 void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
-              const float* v, const float* q_weight, const float* k_weight, const float* cos,
+              const float* v, int n_part, const float* q_weight, const float* k_weight, const float* cos,
               const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state);
 
 // h = x + rms(o) * post_attention; then three norms of h: ffn_in = rms(h) * ffn_norm, expert_in = rms(h) *
@@ -208,10 +208,20 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 // w.n_row], to be added up by who reads it.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
-// Parts with which a product of few blocks of 128 x 64 fills an H200's 132 SMs, two blocks each.
+// Parts with which a product of few blocks of 128 x 128 fills an H200's 132 SMs, two blocks each; no more
+// than three, as every part has to be read again.
 constexpr int linear_parts(int n_row, int n_token) {
-    const int n_block = (n_row + 127) / 128 * ((n_token + 63) / 64), n = 264 / n_block;
-    return n < 1 ? 1 : n > 4 ? 4 : n;
+    const int n_block = (n_row + 127) / 128 * ((n_token + 127) / 128), n = 264 / n_block;
+    return n < 1 ? 1 : n > 3 ? 3 : n;
+}
+// Rows of all parts together, of up to n_token tokens.
+constexpr int64_t linear_part_rows(int n_row, int n_token) {
+    int64_t most = 0;
+    for (int n = n_token; n > 0; n = (n - 1) / 128 * 128) {
+        const int64_t rows = int64_t{n} * linear_parts(n_row, n);
+        if (rows > most) most = rows;
+    }
+    return most;
 }
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)

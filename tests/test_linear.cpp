@@ -106,18 +106,18 @@ TEMPLATE_TEST_CASE("gate_up: gelu of one half times the other", "", F16, float) 
     }
 }
 
-// Slots of experts in odd numbers: none, one, more than a tile of 64; rows picked through token_of. In tiles
-// of 32 slots, as the number of slots suggests, and in those of 64 that a larger number asks for.
+// Slots of experts in odd numbers: none, one, more than a tile of 128; rows picked through token_of. In tiles
+// of 32 slots, which few slots ask for, and in those of 128 that a larger number does.
 TEMPLATE_TEST_CASE("expert_gate_up and expert_down", "", F16, float) {
     using Y = TestType;
     const bool many = GENERATE(false, true);
-    const int n_ff = 24, n_col = 256, n_token = 30, n_expert = 5, counts[] = {0, 1, 70, 16, 3};
+    const int n_ff = 24, n_col = 256, n_token = 30, n_expert = 5, counts[] = {0, 1, 140, 16, 3};
     std::vector<int> first{0}, token_of;
     for (int n : counts) {
         for (int i = 0; i < n; i++) token_of.push_back((i * 7 + n) % n_token);
         first.push_back(first.back() + n);
     }
-    const int n_slot = first.back(), n_slot_said = many ? 1000 : n_slot;
+    const int n_slot = first.back(), n_slot_said = many ? 1000 : 100;
     const auto x = rounded<TestType>(random_floats(size_t(n_token) * n_col, 5));
     const TestWeights up = make_weights<TestType>(Type::Q4_K, 2 * n_ff, n_col, 6, true, n_expert);
     const TestWeights down = make_weights<Y>(Type::F32, 50, n_ff, 7, false, n_expert);

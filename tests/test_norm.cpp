@@ -171,10 +171,11 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                             Case{40, 9, 8, 2, 64, 64, false},   // blocks of 8 heads over tokens
                             Case{0, 2, 1, 1, 2, 2, false},      // a single pair
                             Case{7, 2, 3, 1, 130, 8, false}, Case{3, 3, 2, 1, 512, 4, true});
+    const int n_part = GENERATE(1, 2);
     const int hd = c.head_dim, half = hd / 2, n_q = c.n_head * hd, n_kv = c.n_head_kv * hd;
-    const Floats q = random_floats(size_t(c.n_token) * n_q, 1, 2),
-                 k = random_floats(size_t(c.n_token) * n_kv, 2, 0.1f),
-                 v = random_floats(size_t(c.n_token) * n_kv, 3, 5), q_weight = random_floats(hd, 4),
+    const Floats q = random_floats(size_t(n_part) * c.n_token * n_q, 1, 2),
+                 k = random_floats(size_t(n_part) * c.n_token * n_kv, 2, 0.1f),
+                 v = random_floats(size_t(n_part) * c.n_token * n_kv, 3, 5), q_weight = random_floats(hd, 4),
                  k_weight = random_floats(hd, 5), angle = random_floats(size_t(c.n_token) * half, 6, 3);
     Floats cos(angle.size()), sin(angle.size());
     for (size_t i = 0; i < angle.size(); i++) cos[i] = std::cos(angle[i]), sin[i] = std::sin(angle[i]);
@@ -188,8 +189,8 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                    dkw = to_device(k_weight), dc = to_device(cos), ds = to_device(sin);
         const auto state = device_state(c.n_cached, 3);
         qkv_norm<TestType>({}, q_out.data(), {k_cache.data(), v_cache.data(), c.n_slot}, dq.data(), dk.data(),
-                           c.v_is_k ? dk.data() : dv.data(), dqw.data(), dkw.data(), dc.data(), ds.data(),
-                           c.n_token, {c.n_head, c.n_head_kv, hd, 0}, kEps, state.data());
+                           c.v_is_k ? dk.data() : dv.data(), n_part, dqw.data(), dkw.data(), dc.data(),
+                           ds.data(), c.n_token, {c.n_head, c.n_head_kv, hd, 0}, kEps, state.data());
         auto all = to_host(q_out);
         for (const auto& more : {to_host(k_cache), to_host(v_cache)})
             all.insert(all.end(), more.begin(), more.end());
@@ -197,7 +198,10 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
     });
 
     const auto head = [&](const Floats& x, int t, int n_head, int h, const float* weight, bool rotate) {
-        Doubles row = rms(row_of(x, size_t(t) * n_head + h, hd), weight);
+        Doubles row = row_of(x, size_t(t) * n_head + h, hd);
+        for (int p = 1; p < n_part; p++)
+            for (int i = 0; i < hd; i++) row[i] += x[((size_t(p) * c.n_token + t) * n_head + h) * hd + i];
+        row = rms(row, weight);
         for (int i = 0; rotate && i < half; i++) {
             const double a = row[i], b = row[i + half], co = cos[t * half + i], si = sin[t * half + i];
             row[i] = a * co - b * si;
@@ -231,8 +235,8 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
 
 TEST_CASE("qkv_norm refuses what it has no room for", "[norm]") {
     const auto run = [](int n_token, int head_dim, int n_slot) {
-        qkv_norm<float>({}, nullptr, {nullptr, nullptr, n_slot}, nullptr, nullptr, nullptr, nullptr, nullptr,
-                        nullptr, nullptr, n_token, {1, 1, head_dim, 0}, kEps, nullptr);
+        qkv_norm<float>({}, nullptr, {nullptr, nullptr, n_slot}, nullptr, nullptr, nullptr, 1, nullptr,
+                        nullptr, nullptr, nullptr, n_token, {1, 1, head_dim, 0}, kEps, nullptr);
     };
     CHECK_THROWS_AS(run(1, 514, 8), Error);
     CHECK_THROWS_AS(run(1, 33, 8), Error);
