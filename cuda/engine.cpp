@@ -349,7 +349,7 @@ class DeviceBackend final : public Backend {
         int q = 0;
         for (const LayerShape& l : c_.layers) q = std::max(q, padded(c_.n_head * l.head_dim));
         for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
-        fill_zero(stream_.s, b_.middle, n * padded(c_.n_ff) * sizeof(T));
+        fill_zero(stream_.s, b_.middle, middle_size(c_, room_) * sizeof(T));
         fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
         int64_t total = 0;
         for (const RecordSource& r : w_.records) total += r.bytes();

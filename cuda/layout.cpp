@@ -179,6 +179,10 @@ int n_attention_split(const Config& c, int layer, int n_context) {
     return n < in_wave ? n : n / in_wave * in_wave;
 }
 
+int64_t middle_size(const Config& c, const Room& room) {
+    return std::max(int64_t{room.n_token} * padded(c.n_ff), int64_t{c.n_canvas} * padded(c.n_ff_self_cond));
+}
+
 template <class T>
 Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
@@ -200,7 +204,7 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
     b.q_in = arena.take<T>(n * q);
     b.o_in = arena.take<T>(n * q);
-    b.middle = arena.take<T>(n * padded(c.n_ff));
+    b.middle = arena.take<T>(middle_size(c, room));
     for (int** p : {&b.chosen, &b.slot_of, &b.token_of}) *p = arena.take<int>(n_pair);
     b.weight = arena.take<float>(n_pair);
     b.first = arena.take<int>(c.n_expert + 1);

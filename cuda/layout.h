@@ -107,7 +107,7 @@ struct Buffers {
     T *in, *ffn_in, *expert_in;            // [n, n_embd]
     float *q, *k, *v;                      // [parts, n, n_head or n_head_kv, head_dim]
     T *q_in, *o_in;                        // [n, n_head head_dim]
-    T* middle;                             // [n, n_ff]
+    T* middle;                             // [n, n_ff], [n_canvas, n_ff_self_cond]
     int *chosen, *slot_of, *token_of;      // [n n_expert_used]
     float* weight;                         // the same
     int* first;                            // [n_expert + 1]
@@ -169,6 +169,8 @@ constexpr int kLoadSlots = 3;
 int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
+// Values of Buffers::middle.
+int64_t middle_size(const Config& config, const Room& room);
 // Parts that the keys of a denoise pass are split into.
 int n_attention_split(const Config& config, int layer, int n_context);
 

@@ -122,10 +122,13 @@ void check_logits_request(const Config& config, const LogitsRequest& request, si
 
 // Tokens of an encode pass on the CPU, which bounds its buffers.
 constexpr int kCpuEncode = 512;
+// Query rows that a thread attends with at once there: it holds their scores, over all keys.
+constexpr int kCpuRows = 48;
 // Tokens before the window that the CPU's cache of a sliding layer keeps: an answer of the default length can
 // be taken back. It drops what is older once another kCpuEncode have come.
 constexpr int kCpuReserve = 2048;
-// What the CPU backend takes: the mapped file, K and V of n_context tokens, buffers of the largest pass.
+// What the CPU backend takes with as many threads as there are now: the mapped file, K and V of n_context
+// tokens, buffers of the largest pass.
 MemoryPlan plan_cpu(const Model& model, int n_context);
 // The context asked for, or, for 0, the largest, whose KV cache and buffers are within `limit` bytes. Error
 // if there is none: what is needed, the limit, and the largest that fits.

@@ -19,7 +19,7 @@ struct EngineOptions {
     std::string model;  // a GGUF file; empty: the demo model that is part of the program
     int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for, or the most
                         // that memory allows
-    int n_thread = 0;   // 0: one a core
+    int n_thread = 0;   // 0: one a core; all engines of a process share them, the last one decides
     // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
     // into.
     std::string device = "auto";

@@ -42,6 +42,7 @@ struct LayerShape {
 
 struct Config {
     int n_layer = 0, n_embd = 0, n_head = 0, n_ff = 0;
+    int n_ff_self_cond = 0;  // of the self-conditioning MLP; n_ff in the published model
     int n_ff_exp = 0, n_expert = 0, n_expert_used = 0;
     int n_vocab = 0, n_canvas = 0, n_context = 0, window = 0;
     float rms_eps = 0, softcap = 0;

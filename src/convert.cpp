@@ -175,24 +175,14 @@ void require_fits(const SourceTensor& t, Type to, int64_t row, const float* x) {
 void encode_rows(const SourceTensor& t, Type to, int64_t first_row, int64_t n_row, uint8_t* out) {
     const int64_t n = t.ne[0], from_bytes = row_bytes(t.type, n), to_bytes = row_bytes(to, n);
     const int64_t task_rows = std::max<int64_t>(1, kTaskValues / n);
-    std::atomic<bool> failed{false};
-    std::exception_ptr error;  // the first one; a loop body must not throw
-    std::mutex error_mutex;
     parallel_for((n_row + task_rows - 1) / task_rows, [&](int64_t task) {
-        if (failed) return;
-        try {
-            std::vector<float> x(n);
-            for (int64_t r = task * task_rows; r < std::min((task + 1) * task_rows, n_row); r++) {
-                to_float(t.type, t.data + (first_row + r) * from_bytes, x.data(), n);
-                require_fits(t, to, first_row + r, x.data());
-                from_float(to, x.data(), out + r * to_bytes, n);
-            }
-        } catch (...) {
-            const std::lock_guard lock(error_mutex);
-            if (!failed.exchange(true)) error = std::current_exception();
+        std::vector<float> x(n);
+        for (int64_t r = task * task_rows; r < std::min((task + 1) * task_rows, n_row); r++) {
+            to_float(t.type, t.data + (first_row + r) * from_bytes, x.data(), n);
+            require_fits(t, to, first_row + r, x.data());
+            from_float(to, x.data(), out + r * to_bytes, n);
         }
     });
-    if (error) std::rethrow_exception(error);
 }
 
 // Gives the pages of bytes that were used back to the system. They are mapped read-only from a file, so a

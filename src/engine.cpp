@@ -333,10 +333,12 @@ MemoryPlan plan_cpu(const Model& model, int n_context) {
         q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
         kv += 2 * int64_t{l.n_head_kv} * l.head_dim * (l.global ? n_context : n_sliding);
     }
-    const int64_t per_token = 5 * int64_t{c.n_embd} + q + 2 * int64_t{c.n_ff} +
+    const int64_t n_ff = std::max(c.n_ff, c.n_ff_self_cond);
+    const int64_t per_token = 5 * int64_t{c.n_embd} + q + 2 * n_ff +
                               int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
     const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
-    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs), 0, static_cast<int>(n)};
+    const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;
+    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs + scores), 0, static_cast<int>(n)};
 }
 
 }  // namespace easel

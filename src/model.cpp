@@ -242,10 +242,11 @@ Model::Model(std::shared_ptr<const Gguf> source) : file(std::move(source)) {
     const char* dialect = "self_cond_norm.weight";  // of #24427 (SPEC 4.5)
     self_cond_norm = b.vector(file->find_tensor(dialect) ? dialect : "self_cond_pre_norm.weight", c.n_embd);
     const Tensor* gate = file->find_tensor("self_cond_gate.weight");
-    const int64_t n_ff = gate ? gate->ne[1] : c.n_ff;  // its own width, equal to n_ff in the published model
+    const int64_t n_ff = gate ? gate->ne[1] : c.n_ff;
     self_cond_gate = b.matrix("self_cond_gate.weight", n_ff, c.n_embd);
     self_cond_up = b.matrix("self_cond_up.weight", n_ff, c.n_embd);
     self_cond_down = b.matrix("self_cond_down.weight", c.n_embd, n_ff);
+    config.n_ff_self_cond = static_cast<int>(n_ff);
 
     int n_different = 0;
     for (int l = 0; l < c.n_layer; l++) {

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace easel {
@@ -18,8 +20,9 @@ class Pool {
   public:
     ~Pool() { resize(1); }
 
-    // Threads including the caller's.
+    // Threads including the caller's. A loop that runs ends first.
     void resize(int n) {
+        std::lock_guard no_loop(run_mutex_);
         {
             std::lock_guard lock(mutex_);
             quit_ = true;
@@ -31,8 +34,9 @@ class Pool {
         quit_ = false;
         for (int i = 1; i < n; i++)
             threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
+        size_ = std::max(n, 1);
     }
-    int size() const { return static_cast<int>(threads_.size()) + 1; }
+    int size() const { return size_; }
 
     void run(int64_t n, const std::function<void(int64_t)>& f) {
         std::lock_guard one_loop_at_a_time(run_mutex_);
@@ -46,9 +50,11 @@ class Pool {
         }
         wake_.notify_all();
         take_items();
-        if (look_a_moment([&] { return busy_ == 0; })) return;
-        std::unique_lock lock(mutex_);
-        done_.wait(lock, [&] { return busy_ == 0; });
+        if (!look_a_moment([&] { return busy_ == 0; })) {
+            std::unique_lock lock(mutex_);
+            done_.wait(lock, [&] { return busy_ == 0; });
+        }
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
     }
 
   private:
@@ -65,7 +71,13 @@ class Pool {
 
     void take_items() {
         inside_loop = true;
-        for (int64_t i; (i = next_.fetch_add(1)) < n_;) (*f_)(i);
+        try {
+            for (int64_t i; (i = next_.fetch_add(1)) < n_;) (*f_)(i);
+        } catch (...) {  // out of memory
+            std::lock_guard lock(mutex_);
+            if (!error_) error_ = std::current_exception();
+            next_ = n_;  // the others stop
+        }
         inside_loop = false;
     }
 
@@ -86,6 +98,8 @@ class Pool {
     }
 
     std::vector<std::thread> threads_;
+    std::atomic<int> size_{1};
+    std::exception_ptr error_;  // the first one of the loop; changes under mutex_
     std::mutex run_mutex_, mutex_;
     std::condition_variable wake_, done_;
     const std::function<void(int64_t)>* f_ = nullptr;

@@ -461,7 +461,7 @@ class CpuBackend final : public Backend {
     // o = softmax(q k^T) v for the n newest tokens [n, n_head, head_dim]. No 1/sqrt(head_dim): q's norm has
     // it.
     void attention(const LayerShape& shape, const LayerCache& cache, Mask mask, int n) {
-        constexpr int kBlock = 48;  // query rows a task
+        constexpr int kBlock = kCpuRows;
         const int hd = shape.head_dim, group = c_.n_head / shape.n_head_kv,
                   n_block = (n + kBlock - 1) / kBlock;
         const int64_t stride = int64_t{c_.n_head} * hd;

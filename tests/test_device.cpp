@@ -141,6 +141,42 @@ TEST_CASE("device: a prompt in small passes, through the ring") {
     }
 }
 
+// The self-conditioning MLP has a width of its own: zeros beside its rows change nothing.
+TEST_CASE("device: a self-conditioning MLP wider than the layers'") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    auto wide = std::make_shared<Model>(*model);
+    const int n_embd = wide->config.n_embd, n_ff = wide->config.n_ff_self_cond, n_wide = 5 * n_ff + 3;
+    wide->config.n_ff_self_cond = n_wide;
+    std::vector<float> gate(size_t(n_wide) * n_embd), up(gate.size()), down(gate.size());
+    const auto row = [](const Matrix& m, int64_t r, float* out) {
+        to_float(m.type, m.data + r * m.stride(), out, m.n_col);
+    };
+    for (int r = 0; r < n_ff; r++) {
+        row(model->self_cond_gate, r, gate.data() + size_t(r) * n_embd);
+        row(model->self_cond_up, r, up.data() + size_t(r) * n_embd);
+    }
+    for (int r = 0; r < n_embd; r++) row(model->self_cond_down, r, down.data() + size_t(r) * n_wide);
+    const auto matrix = [](const std::vector<float>& v, int64_t n_row, int64_t n_col) {
+        return Matrix{Type::F32, reinterpret_cast<const uint8_t*>(v.data()), n_row, n_col};
+    };
+    wide->self_cond_gate = matrix(gate, n_wide, n_embd);
+    wide->self_cond_up = matrix(up, n_wide, n_embd);
+    wide->self_cond_down = matrix(down, n_embd, n_wide);
+    GenerateParams params;
+    params.sampler = model->config.sampler;
+    params.seed = 3;
+    params.n_canvas = 2;
+    std::vector<std::vector<int32_t>> answers;
+    for (const std::shared_ptr<const Model>& m :
+         {std::shared_ptr<const Model>(model), std::shared_ptr<const Model>(wide)}) {
+        const auto backend = device_backend(m, {.n_context = 64, .exact = true});
+        backend->encode(std::vector<int32_t>{2, 3, 4});
+        answers.push_back(backend->generate(params, {}).tokens);
+    }
+    CHECK(!answers[0].empty());
+    CHECK(answers[0] == answers[1]);
+}
+
 TEST_CASE("device: truncate keeps what the ring still has, and says when it has not") {
     const auto model = load_model(fixture("tiny.gguf"));
     const auto prompt = golden_prompt("tiny");

@@ -35,7 +35,7 @@ int main() {
         Weights w{type, nullptr, 262144, d};
 #if defined(LINEAR)
         const std::string of_type = argument;
-        argument = of_type + "," + std::to_string(kMany);
+        argument = of_type + "," + std::to_string(kMany<F16>);
         linear<F16>(s, nullptr, nullptr, w, n);
         argument = of_type + "," + std::to_string(kFew);
         w.n_expert = 128;
