@@ -179,6 +179,7 @@ ifeq ($(NVCC),)
 	@echo "SKIPPED cuda-build: there is no nvcc"
 else
 	$(MAKE) ARCH=90a EASEL=$(BUILD)/cuda/easel all unit-gpu
+	CXX=$(CXX) sh tools/launches.sh >/dev/null
 	$(BUILD)/cuda/easel info
 endif
 

@@ -279,9 +279,8 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
     lay_out_buffers<T>(model.config, room, buffers);
     int64_t host = 0;
     for (const Offloaded& o : w.offloaded) host += o.bytes;
-    return {weights.bytes(), cache.bytes(), buffers.bytes() + 256 + kLoadSlots * load_slot_bytes(model),
-            host,  // 256: scale_products()
-            room.n_token};
+    const int64_t loading = kLoadSlots * load_slot_bytes(model) + 256;  // 256: scale_products()
+    return {weights.bytes(), cache.bytes(), buffers.bytes() + loading, host, room.n_token};
 }
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {

@@ -2,7 +2,6 @@
 // same functions count the bytes (plan_gpu(), which `easel info` prints) and hand out the places.
 #pragma once
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -10,7 +9,6 @@
 #include <vector>
 
 #include "bench.h"
-#include "device.h"
 #include "model.h"
 #include "ops.h"
 #include "records.h"
@@ -135,34 +133,7 @@ Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena)
 template <class T>
 std::vector<KvLayer<T>> lay_out_cache(const Config& config, const Room& room, Arena& arena);
 
-// The way of weights from the mapped file to records (load.cpp): through a few pinned buffers, so that
-// reading the file, copying over and repacking on the device go on at the same time.
-class Loader {
-  public:
-    // slot_bytes: load_slot_bytes(). `total`: of all that will be loaded, for on_load.
-    Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
-    ~Loader();
-    Loader(const Loader&) = delete;
-    // On return the last of it may still be on its way in the stream.
-    void load(const std::vector<RecordSource>& sources);
-    // Waits for all of it; total_ms is since the construction.
-    LoadStats finish_all();
-
-  private:
-    struct Slot;
-    void load(const RecordSource& source);
-    Slot& next_slot();
-    void take_times(Slot& slot);
-
-    Stream stream_;     // repacks
-    OwnStream copies_;  // beside it, the next ones, so that the bus does not wait
-    const LoadProgressFn& on_load_;
-    const int64_t slot_bytes_, total_;
-    std::chrono::steady_clock::time_point start_;
-    LoadStats stats_;
-    std::unique_ptr<Slot[]> slots_;
-    int n_used_ = 0;
-};
+// Buffers that weights go through while they are loaded, see load.h.
 constexpr int kLoadSlots = 3;
 // Of each of the loader's slots, in host and device memory: 16 MiB, or less for a model whose matrices are
 // smaller.

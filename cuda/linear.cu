@@ -38,7 +38,8 @@ constexpr int n_block = N_TOKEN_TILE == kFew ? 4 : 2;
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
 //         bytes of weights are on their way: room for 32 slots instead of 128 lets more blocks into an SM. An
 //         expert with more goes over its weights again, from L2. A product of all tokens is bound by what its
-//         blocks read from L2, so its tile is as large as the registers allow two blocks of.
+//         blocks read from L2, so its tile is as large as the registers allow two blocks of; an SM with 100
+//         KiB holds one, which is enough for its slower tensor cores.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>

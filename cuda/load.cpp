@@ -1,11 +1,11 @@
-// load.cpp: weights from the mapped file to records on the device, see layout.h. Called by engine.cpp.
+// load.cpp: weights from the mapped file to records on the device, see load.h.
+#include "load.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "../src/parallel.h"
 #include "check.h"
-#include "device.h"
-#include "layout.h"
 
 namespace easel {
 

@@ -1,7 +1,7 @@
 // records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
-// file; weight_gemm.h, linear.cu and embed.cu read them with decode(). A permutation of the file's bits.
-// Types grow by padding to whole records (zeros), and Q4_K and Q5_K by 4 bytes in 144 and 176: their scales
-// are unpacked from 6 bits to 8, which decode() would otherwise do for every chunk.
+// file; weight_gemm.h, linear.cu and embed.cu read them with decode(). The file's bits in another order; but
+// the scales of Q4_K and Q5_K are unpacked from 6 bits to 8, which decode() would otherwise do for every
+// chunk: 4 bytes more in 144 and 176. Matrices are padded to whole records (zeros).
 //
 // A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record
 // is the tile's scales, then one chunk for every 64 columns. Records of a tile follow each other, then comes
@@ -16,9 +16,8 @@
 //   float        [16 rows][64 columns]
 // Scales:
 //   blocks of 32  f16 d [2][16 rows], a row's two blocks of the chunk; Q5_1: then f16 m likewise
-//   Q4_K, Q5_K    [chunk][16 rows] 4 bytes: scales, then minima of a row's two sub-blocks of the chunk, 6
-//   bits
-//                 each; then [16 rows] f16 d, f16 dmin
+//   Q4_K, Q5_K    [chunk][16 rows] 4 bytes: scales, then minima of a row's two sub-blocks of the chunk, of
+//                 6 bits each; then [16 rows] f16 d, f16 dmin
 //   Q6_K          [16 rows] 16 int8 scales, then [16 rows] f16 d
 #pragma once
 #include <type_traits>

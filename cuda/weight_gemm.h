@@ -33,10 +33,10 @@ struct WeightGemm {
     static constexpr int bytes_for(int stages) {
         return stages * (data_bytes + x_bytes) + (R::n_chunk == 1 ? stages : 2) * N_TILE * R::scale_bytes;
     }
-    // 4 if two blocks then fit an SM of the smallest cards, else 3 if one does; of a block's 99 KiB there, 1
-    // is left for the static arrays of the callers.
+    // 4 if two blocks then fit the 100 KiB of the smallest cards' SMs, a KiB of the system's and the callers'
+    // static arrays beside each; else 3 if one block's 99 KiB hold them, with those arrays.
     static constexpr int kMostBytes = 98 * 1024;
-    static constexpr int STAGES = bytes_for(4) <= kMostBytes / 2 ? 4 : bytes_for(3) <= kMostBytes ? 3 : 2;
+    static constexpr int STAGES = bytes_for(4) <= 48 * 1024 ? 4 : bytes_for(3) <= kMostBytes ? 3 : 2;
     static constexpr int N_SCALE = R::n_chunk == 1 ? STAGES : 2;
     static constexpr int shared_bytes = bytes_for(STAGES);
 

@@ -9,12 +9,7 @@ shift 2
 log=$(mktemp)
 launches=$(mktemp)
 trap 'rm -f "$log" "$log.o" "$launches"' EXIT
-for source in linear head embed attention moe sample; do
-    name=$(echo "$source" | tr '[:lower:]' '[:upper:]')
-    ${CXX:-g++} -std=c++20 -w -O0 -Iinclude -Icuda -isystem build/deps/usr/include -DFMT_HEADER_ONLY \
-        "-DSOURCE=\"$source.cu\"" "-D$name" tools/launches.cpp -o "$log.o"
-    "$log.o"
-done >"$launches"
+sh tools/launches.sh >"$launches"
 printf '%-5s %4s %6s %6s %6s %6s %7s %7s %6s %5s %-9s %s\n' \
     arch regs stores loads stack static dynamic threads blocks warps limit kernel
 for source in cuda/*.cu; do

@@ -1,0 +1,65 @@
+// host_ring.h: the host's end of the ring of frames that accept() writes (accept.cu). Used by engine.cpp.
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+#include "backend.h"
+#include "device.h"
+#include "ops.h"
+
+namespace easel {
+
+// A ring of frames in memory that host and device share.
+class HostRing {
+  public:
+    explicit HostRing(int n_canvas) : n_canvas_(n_canvas), slot_bytes_(ring_slot_bytes(n_canvas)) {
+        memory_ = static_cast<uint8_t*>(mapped_alloc(kHeader + kSlots * slot_bytes_));
+    }
+    ~HostRing() { mapped_free(memory_); }
+    HostRing(const HostRing&) = delete;
+
+    Ring device() const {
+        auto* p = static_cast<uint8_t*>(mapped_device_address(memory_));
+        return {reinterpret_cast<RingHeader*>(p), p + kHeader, kSlots, slot_bytes_};
+    }
+    void reset() { *header() = {}; }
+    void cancel() { word(&RingHeader::cancel).store(1); }
+
+    // Calls take(frame) for every frame that has come since the last time.
+    template <class F>
+    void poll(F take) {
+        auto tail = word(&RingHeader::tail);
+        for (uint32_t i = tail.load(); i != word(&RingHeader::head).load(std::memory_order_acquire); i++) {
+            const uint8_t* slot = memory_ + kHeader + i % kSlots * slot_bytes_;
+            const auto* h = reinterpret_cast<const FrameHeader*>(slot);
+            const auto* tokens = reinterpret_cast<const int32_t*>(h + 1);
+            const size_t n = n_canvas_;
+            const auto* entropy = reinterpret_cast<const float*>(tokens + 2 * n);
+            const float* log_prob = entropy + n;
+            take(Frame{h->canvas,
+                       h->step,
+                       {tokens, n},
+                       {tokens + n, n},
+                       {entropy, n},
+                       {log_prob, n},
+                       {reinterpret_cast<const uint8_t*>(log_prob + n), n},
+                       h->mean_entropy,
+                       h->temperature,
+                       h->dropped,
+                       h->last != 0});
+            tail.store(i + 1, std::memory_order_release);
+        }
+    }
+
+  private:
+    static constexpr int kHeader = 64, kSlots = 64;
+    RingHeader* header() { return reinterpret_cast<RingHeader*>(memory_); }
+    std::atomic_ref<uint32_t> word(uint32_t RingHeader::*member) {
+        return std::atomic_ref(header()->*member);
+    }
+
+    const int n_canvas_, slot_bytes_;
+    uint8_t* memory_;
+};
+
+}  // namespace easel
