@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "float_tiles.h"
 #include "gemm.h"
 #include "int8.h"
 #include "models.h"
@@ -220,9 +221,9 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
            {"gemm_peak_gflops", peak / 1e9}};
     if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
     fmt::print(
-        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); int8 by "
-        "{}\n",
-        n_threads(), fma / 1e9, peak / 1e9, int8_variants()[0].name);
+        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
+        "by {}, int8 by {}\n",
+        n_threads(), fma / 1e9, peak / 1e9, float_variants()[0].name, int8_variants()[0].name);
     fmt::print("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
                "GFLOP/s", "of product");
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <vector>
 
+#include "simd.h"
+
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -17,11 +19,6 @@
 #include <arm_neon.h>
 #include <sys/auxv.h>
 #endif
-
-// Loops over a tile must be unrolled, so that its sums are registers; those over columns by two only, or g++
-// moves their loads so far ahead that the sums no longer fit.
-#define UNROLL _Pragma("GCC unroll 8")
-#define TWICE _Pragma("GCC unroll 2")
 
 namespace easel {
 

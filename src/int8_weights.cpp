@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "int8.h"
+#include "simd.h"
 
 namespace easel {
 
@@ -172,32 +173,11 @@ const Entry* find(Type type) {
     return e == std::end(types) ? nullptr : e;
 }
 
-// Columns of 16 rows to panels: 4-byte groups of code change places as the floats of a transposed matrix do,
-// by blocks of 8 x 8.
+// Columns of 16 rows to panels: 4-byte groups of code change places as the floats of a transposed matrix do.
 void interleave(const Row (&rows)[kInt8Rows], uint8_t* codes) {
-    typedef uint32_t Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
     for (int k = 0; k < kInt8Cols / 4; k += 8)
-        for (int h = 0; h < 2; h++) {
-            Vec8 a[8], b[8];
-            for (int i = 0; i < 8; i++) a[i] = *reinterpret_cast<const Vec8*>(rows[h * 8 + i].code + k * 4);
-            for (int i = 0; i < 8; i += 2) {
-                b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-                b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-            }
-            for (int i = 0; i < 8; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-                    a[i + j + 2] =
-                        __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-                }
-            for (int j = 0; j < 4; j++) {
-                uint8_t* out = codes + (k + j) * 4 * kInt8Rows + 32 * h;
-                *reinterpret_cast<Vec8*>(out) =
-                    __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-                *reinterpret_cast<Vec8*>(out + 16 * kInt8Rows) =
-                    __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-            }
-        }
+        for (int r = 0; r < kInt8Rows; r += 8)
+            transpose_8x8(rows[r].code + k * 4, sizeof(Row), codes + (k * kInt8Rows + r) * 4, kInt8Rows * 4);
 }
 
 }  // namespace

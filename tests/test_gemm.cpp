@@ -4,6 +4,7 @@
 #include <random>
 
 #include "catch.h"
+#include "float_tiles.h"
 #include "gemm.h"
 #include "golden.h"
 #include "parallel.h"
@@ -78,6 +79,39 @@ TEST_CASE("gemm agrees with double at odd sizes, for several types") {
                 gemm(y.data(), {x.data(), n_token, n_col}, w.matrix);
                 CHECK(largest_error(y, expected) < 1e-6 * std::sqrt(n_col));
             }
+}
+
+TEST_CASE("every instruction set agrees with 8 lanes bit for bit") {
+    const auto variants = float_variants();
+    REQUIRE(std::string(variants.back().name) == "8 lanes");
+    constexpr int64_t x_stride = 301, y_stride = 83;
+    const auto w = random_floats(300 * 80, 12), x = random_floats(50 * x_stride, 13),
+               start = random_floats(50 * y_stride, 14);
+    for (int64_t n_k : {1, 31, 32, 33, 256, 300})
+        for (int64_t n_col : {1, 15, 16, 17, 32, 40, 48, 63, 64, 80})
+            for (int64_t n_token = 1; n_token < 50; n_token += n_token < 20 ? 1 : 14)
+                for (bool add : {false, true})
+                    for (const Panels& panels :
+                         {Panels{w.data(), 16, 16 * n_k, n_k, n_col}, Panels{w.data(), 80, 16, n_k, n_col}}) {
+                        std::vector<float> expected = start;
+                        variants.back().multiply(x.data(), x_stride, n_token, panels, expected.data(),
+                                                 y_stride, add);
+                        for (const FloatVariant& v : variants) {
+                            std::vector<float> y = start;
+                            v.multiply(x.data(), x_stride, n_token, panels, y.data(), y_stride, add);
+#if defined __FMA__ || defined __aarch64__
+                            const bool same = y == expected;
+#else  // 8 lanes round each product, others do not
+                            const bool same = largest_error(y, expected) < 1e-6 * std::sqrt(n_k);
+#endif
+                            if (same) continue;
+                            FAIL_CHECK(v.name << ", " << n_token << " tokens, " << n_k << "x" << n_col
+                                              << ", add " << add);
+                        }
+                    }
+    std::string names;
+    for (const FloatVariant& v : variants) names += std::string(names.empty() ? "" : ", ") + v.name;
+    WARN("float by " << names);
 }
 
 TEST_CASE("several products at once, rows apart, and none at all") {
