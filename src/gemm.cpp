@@ -48,6 +48,18 @@ void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
     to_float(w.type, w.data + r * w.stride() + row_bytes(w.type, c), out, n);
 }
 
+// Asks for columns [c, c + kTileCols) of rows [r0, r0 + n_row), while those before them are multiplied:
+// pieces of so many rows, far apart, are nothing that a processor foresees.
+void prefetch_piece(const Matrix& w, int64_t r0, int64_t n_row, int64_t c) {
+    if (c >= w.n_col) return;
+    const int64_t n = row_bytes(w.type, std::min(kTileCols, w.n_col - c));
+    for (int64_t r = r0; r < r0 + n_row; r++) {
+        const uint8_t* piece = w.data + r * w.stride() + row_bytes(w.type, c);
+        for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(piece + i, 0, 2);
+        __builtin_prefetch(piece + n - 1, 0, 2);
+    }
+}
+
 // Rows [t0, t1) of x [n_row, n_col] in pieces of kTileCols columns: piece c of row t at (c * n_row + t) *
 // kStride. A copy, because rows that lie a power of two apart would push each other out of the nearest cache.
 void pack_rows(const Rows& x, int64_t n_col, int64_t t0, int64_t t1, float* out) {
@@ -98,6 +110,7 @@ void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, in
         for (int64_t p = 0; p < n_row; p += kLanes)
             int8_panel(w.type, w.data + (r0 + p) * w.stride() + row_bytes(w.type, c), w.stride(),
                        std::min<int64_t>(kLanes, n_row - p), n_k, panels[p / kLanes]);
+        prefetch_piece(w, r0, n_row, c + kTileCols);
         for (int64_t t = 0; t < job.x.n_row; t += kTokensAtOnce) {
             const int64_t n_token = std::min(kTokensAtOnce, job.x.n_row - t);
             for (int64_t p = 0; p < n_row; p += kLanes) {
