@@ -13,10 +13,15 @@
 
 #include "check.h"
 #include "commands.h"
+#include "float_tiles.h"
 #include "gemm.h"
 #include "int8.h"
 #include "models.h"
 #include "parallel.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 namespace easel {
 
@@ -34,24 +39,51 @@ double median(std::vector<double> v) {
     return v.empty() ? 0 : v[v.size() / 2];
 }
 
-// FLOP/s of fused multiply-adds that wait for nothing, on all cores: no program is faster.
-double measure_fma_peak() {
+// n_round fused multiply-adds on each of kChains vectors, which wait for nothing but the one before on the
+// same vector: latency 4 to 5, two a clock. The chains begin different, or they would be computed once, and
+// end at 1000: numbers that shrink for ever become subnormal, which some processors compute a hundred times
+// as slowly.
+constexpr int64_t kChains = 10;
+
+float fma_chains(int64_t n_round) {
     typedef float Vec8 __attribute__((vector_size(32)));
-    constexpr int64_t kRounds = 20'000'000, kChains = 10;  // latency 4 to 5, two a clock
+    const Vec8 a = Vec8{} + 0.999f, b = Vec8{} + 1.0f;
+    Vec8 sum[kChains];
+    for (int c = 0; c < kChains; c++) sum[c] = Vec8{} + static_cast<float>(c);
+    for (int64_t r = 0; r < n_round; r++)
+        for (auto& s : sum) s = s * a + b;
+    for (int c = 1; c < kChains; c++) sum[0] += sum[c];
+    return sum[0][0];
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx512f"))) float fma_chains_avx512(int64_t n_round) {
+    const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(1.0f);
+    __m512 sum[kChains];
+    for (int c = 0; c < kChains; c++) sum[c] = _mm512_set1_ps(static_cast<float>(c));
+    for (int64_t r = 0; r < n_round; r++)
+        for (auto& s : sum) s = _mm512_fmadd_ps(s, a, b);
+    for (int c = 1; c < kChains; c++) sum[0] = _mm512_add_ps(sum[0], sum[c]);
+    return _mm512_cvtss_f32(sum[0]);
+}
+#endif
+
+// FLOP/s of fused multiply-adds on all cores, by the widest vectors there are: no program is faster.
+double measure_fma_peak() {
+    constexpr int64_t kRounds = 20'000'000;
+    float (*chains)(int64_t) = fma_chains;
+    int64_t n_lane = 8;
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f")) chains = fma_chains_avx512, n_lane = 16;
+#endif
     const int n = n_threads();
     std::vector<float> sink(n);
     double best = 0;
-    for (int repeat = 0; repeat < 3; repeat++) {
+    for (int repeat = 0; repeat < 5; repeat++) {
         const auto start = Clock::now();
-        parallel_for(n, [&](int64_t i) {
-            Vec8 sum[kChains];  // different ones: equal chains would be computed once
-            for (int64_t c = 0; c < kChains; c++) sum[c] = Vec8{} + static_cast<float>(c);
-            const Vec8 a = Vec8{} + 0.999f, b = Vec8{} + static_cast<float>(i);
-            for (int64_t r = 0; r < kRounds; r++)
-                for (auto& s : sum) s = s * a + b;
-            for (auto& s : sum) sink[i] += s[0];
-        });
-        best = std::max(best, 2.0 * 8 * kChains * kRounds * n / seconds_since(start));
+        parallel_for(n, [&](int64_t i) { sink[i] = chains(kRounds); });
+        best =
+            std::max(best, 2.0 * static_cast<double>(n_lane * kChains * kRounds * n) / seconds_since(start));
     }
     return best;
 }
@@ -189,9 +221,9 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
            {"gemm_peak_gflops", peak / 1e9}};
     if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
     fmt::print(
-        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); int8 by "
-        "{}\n",
-        n_threads(), fma / 1e9, peak / 1e9, int8_variants()[0].name);
+        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
+        "by {}, int8 by {}\n",
+        n_threads(), fma / 1e9, peak / 1e9, float_variants()[0].name, int8_variants()[0].name);
     fmt::print("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
                "GFLOP/s", "of product");
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8

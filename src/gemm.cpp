@@ -13,117 +13,32 @@
 #include <vector>
 
 #include "check.h"
+#include "float_tiles.h"
 #include "int8.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace easel {
 
 namespace {
 
 constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
-constexpr int kLanes = 16;                          // rows in a panel
-constexpr int kTokens = 6;                          // 6 x 16 sums fill 12 of 16 vector registers
-constexpr int64_t kGroup = 8 * kTokens;  // tokens that are multiplied with all panels before the next ones
-constexpr int64_t kStride = kTileCols + kLanes;  // of copied rows: off a power of two, see pack_rows()
+constexpr int kLanes = kPanelCols;                  // rows in a panel
+constexpr int64_t kGroup = 48;                      // tokens that meet all panels before the next ones
+constexpr int64_t kStride = kTileCols + kLanes;     // of copied rows: off a power of two, see pack_rows()
 
-typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
-
-Vec8 load8(const float* p) {
-    return *reinterpret_cast<const Vec8*>(p);
-}
-void store8(float* p, Vec8 v) {
-    *reinterpret_cast<Vec8*>(p) = v;
+void multiply(const float* x, int64_t x_stride, int64_t n_token, const Panels& w, float* y, int64_t y_stride,
+              bool add) {
+    static const FloatMultiply fastest = float_variants()[0].multiply;
+    fastest(x, x_stride, n_token, w, y, y_stride, add);
 }
 
-// out[t, j] (+)= sum over k of x[t, k] * panel[k, j], t < n, j < 16. Sums of kSpan products are added up one
-// after the other: the rounding of long sums is that of short ones. They add up on the stack, not in out,
-// whose rows may lie a power of two apart.
-template <int n>
-void micro_kernel(const float* x, int64_t x_stride, const float* panel, int64_t panel_stride, int64_t n_k,
-                  float* out, int64_t out_stride, bool add) {
-    constexpr int64_t kSpan = 32;
-    Vec8 total[n][2];
-    for (int t = 0; t < n; t++)
-        for (int h = 0; h < 2; h++) total[t][h] = add ? load8(out + t * out_stride + 8 * h) : Vec8{};
-    for (int64_t k0 = 0; k0 < n_k; k0 += kSpan) {
-        const int64_t end = std::min(n_k, k0 + kSpan);
-        Vec8 sum[n][2] = {};
-        for (int64_t k = k0; k < end; k++) {
-            const Vec8 w0 = load8(panel + k * panel_stride), w1 = load8(panel + k * panel_stride + 8);
-            for (int t = 0; t < n; t++) {
-                const float a = x[t * x_stride + k];
-                sum[t][0] += a * w0;
-                sum[t][1] += a * w1;
-            }
-        }
-        for (int t = 0; t < n; t++)
-            for (int h = 0; h < 2; h++) total[t][h] += sum[t][h];
-    }
-    for (int t = 0; t < n; t++)
-        for (int h = 0; h < 2; h++) store8(out + t * out_stride + 8 * h, total[t][h]);
-}
-
-void run_kernel(int n, const float* x, int64_t x_stride, const float* panel, int64_t panel_stride,
-                int64_t n_k, float* out, int64_t out_stride, bool add) {
-    switch (n) {
-        case 1:
-            return micro_kernel<1>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-        case 2:
-            return micro_kernel<2>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-        case 3:
-            return micro_kernel<3>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-        case 4:
-            return micro_kernel<4>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-        case 5:
-            return micro_kernel<5>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-        default:
-            return micro_kernel<6>(x, x_stride, panel, panel_stride, n_k, out, out_stride, add);
-    }
-}
-
-// All tokens of x [n_token, n_k] against one panel; width < 16 at a matrix's edge: the panel is full, y is
-// not.
-void multiply(const float* x, int64_t x_stride, int64_t n_token, const float* panel, int64_t panel_stride,
-              int64_t n_k, float* y, int64_t y_stride, int64_t width, bool add) {
-    float edge[kTokens * kLanes];
-    for (int64_t t = 0; t < n_token; t += kTokens) {
-        const int n = static_cast<int>(std::min<int64_t>(kTokens, n_token - t));
-        float* out = y + t * y_stride;
-        if (width == kLanes) {
-            run_kernel(n, x + t * x_stride, x_stride, panel, panel_stride, n_k, out, y_stride, add);
-            continue;
-        }
-        run_kernel(n, x + t * x_stride, x_stride, panel, panel_stride, n_k, edge, kLanes, false);
-        for (int i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++)
-                out[i * y_stride + j] = (add ? out[i * y_stride + j] : 0) + edge[i * kLanes + j];
-    }
-}
-
-// rows [16, stride] to panel [n_k, 16], by blocks of 8 x 8.
+// rows [16, stride] to panel [n_k, 16].
 void transpose_panel(const float* rows, int64_t stride, int64_t n_k, float* panel) {
     int64_t k = 0;
     for (; k + 8 <= n_k; k += 8)
-        for (int half = 0; half < 2; half++) {
-            Vec8 a[8], b[8];
-            for (int i = 0; i < 8; i++) a[i] = load8(rows + (half * 8 + i) * stride + k);
-            for (int i = 0; i < 8; i += 2) {
-                b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-                b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-            }
-            for (int i = 0; i < 8; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-                    a[i + j + 2] =
-                        __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-                }
-            for (int j = 0; j < 4; j++) {
-                store8(panel + (k + j) * kLanes + half * 8,
-                       __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11));
-                store8(panel + (k + j + 4) * kLanes + half * 8,
-                       __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15));
-            }
-        }
+        for (int r = 0; r < kLanes; r += 8)
+            transpose_8x8(rows + r * stride + k, stride * 4, panel + k * kLanes + r, kLanes * 4);
     for (; k < n_k; k++)
         for (int i = 0; i < kLanes; i++) panel[k * kLanes + i] = rows[i * stride + k];
 }
@@ -131,6 +46,18 @@ void transpose_panel(const float* rows, int64_t stride, int64_t n_k, float* pane
 // Columns [c, c + n) of row r as floats; c and n are multiples of the type's block.
 void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
     to_float(w.type, w.data + r * w.stride() + row_bytes(w.type, c), out, n);
+}
+
+// Asks for columns [c, c + kTileCols) of rows [r0, r0 + n_row), while those before them are multiplied:
+// pieces of so many rows, far apart, are nothing that a processor foresees.
+void prefetch_piece(const Matrix& w, int64_t r0, int64_t n_row, int64_t c) {
+    if (c >= w.n_col) return;
+    const int64_t n = row_bytes(w.type, std::min(kTileCols, w.n_col - c));
+    for (int64_t r = r0; r < r0 + n_row; r++) {
+        const uint8_t* piece = w.data + r * w.stride() + row_bytes(w.type, c);
+        for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(piece + i, 0, 2);
+        __builtin_prefetch(piece + n - 1, 0, 2);
+    }
 }
 
 // Rows [t0, t1) of x [n_row, n_col] in pieces of kTileCols columns: piece c of row t at (c * n_row + t) *
@@ -163,13 +90,10 @@ void gemm_tile(const GemmJob& job, const float* x, int64_t r0, int64_t n_row) {
             std::fill(rows + width * kTileCols, rows + kLanes * kTileCols, 0.0f);
             transpose_panel(rows, kTileCols, n_k, panels + p * kTileCols);
         }
-        for (int64_t t = 0; t < job.x.n_row; t += kGroup) {
-            const int64_t n_token = std::min(kGroup, job.x.n_row - t);
-            for (int64_t p = 0; p < n_row; p += kLanes)
-                multiply(x + t * kStride, kStride, n_token, panels + p * kTileCols, kLanes, n_k,
-                         job.y + t * job.y_stride + r0 + p, job.y_stride,
-                         std::min<int64_t>(kLanes, n_row - p), c > 0);
-        }
+        for (int64_t t = 0; t < job.x.n_row; t += kGroup)
+            multiply(x + t * kStride, kStride, std::min(kGroup, job.x.n_row - t),
+                     {panels, kLanes, kLanes * kTileCols, n_k, n_row}, job.y + t * job.y_stride + r0,
+                     job.y_stride, c > 0);
     }
 }
 
@@ -186,6 +110,7 @@ void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, in
         for (int64_t p = 0; p < n_row; p += kLanes)
             int8_panel(w.type, w.data + (r0 + p) * w.stride() + row_bytes(w.type, c), w.stride(),
                        std::min<int64_t>(kLanes, n_row - p), n_k, panels[p / kLanes]);
+        prefetch_piece(w, r0, n_row, c + kTileCols);
         for (int64_t t = 0; t < job.x.n_row; t += kTokensAtOnce) {
             const int64_t n_token = std::min(kTokensAtOnce, job.x.n_row - t);
             for (int64_t p = 0; p < n_row; p += kLanes) {
@@ -313,9 +238,8 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
                 else
                     for (int64_t r = 0; r < n; r++) packed[t * kRows + r] = from[active[a + r]];
             }
-            for (int64_t j = 0; j < n_col; j += kLanes)
-                multiply(packed.data(), kRows, p.n_row, panel + j, kStride, n, y + c + j, y_stride,
-                         std::min<int64_t>(kLanes, n_col - j), true);
+            multiply(packed.data(), kRows, p.n_row, {panel, kStride, kLanes, n, n_col}, y + c, y_stride,
+                     true);
         }
     }
 }

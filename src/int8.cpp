@@ -10,6 +10,8 @@
 #include <cstring>
 #include <vector>
 
+#include "simd.h"
+
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -18,37 +20,40 @@
 #include <sys/auxv.h>
 #endif
 
-// Loops over a tile must be unrolled, so that its sums are registers; those over columns by two only, or g++
-// moves their loads so far ahead that the sums no longer fit.
-#define UNROLL _Pragma("GCC unroll 8")
-#define TWICE _Pragma("GCC unroll 2")
-
 namespace easel {
 
+// Block b of a piece. __restrict__: bytes could be anything's, v's too.
+static void round_block(const float* __restrict__ v, int b, Int8Activations* __restrict__ out) {
+    uint32_t top = 0;  // floats without their sign order as integers do, NaN above all
+    for (int j = 0; j < 32; j++) top = std::max(top, std::bit_cast<uint32_t>(v[j]) & 0x7fffffff);
+    const float largest = std::bit_cast<float>(top);
+    const bool nothing = largest < 0x1p-100f;  // its inverse would be infinite
+    const float inverse = nothing ? 0 : 127 / largest, d = nothing ? 0 : largest / 127;
+    int8_t q[32];
+    for (int j = 0; j < 32; j++)  // adding 1.5 * 2^23 rounds to the nearest integer
+        q[j] = int8_t(std::bit_cast<int32_t>(v[j] * inverse + 0x1.8p23f) - std::bit_cast<int32_t>(0x1.8p23f));
+    std::memcpy(out->q + b * 32, q, 32);
+    int low = 0, high = 0;
+    for (int j = 0; j < 16; j++) low += q[j], high += q[j + 16];
+    out->d[b] = d;
+    out->sum16[2 * b] = d * float(low);
+    out->sum16[2 * b + 1] = d * float(high);
+    out->sum32[b] = d * float(low + high);
+    out->q_sum[b] = low + high;
+}
+
 void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t out_stride) {
-    for (int64_t at = 0; at < n; at += kInt8Cols, out += out_stride) {
+    for (int64_t at = 0; at < n; at += kInt8Cols, out += out_stride)
         for (int b = 0; b < 8; b++) {
+            const int64_t left = n - at - b * 32;
+            if (left >= 32) {
+                round_block(x + at + b * 32, b, out);
+                continue;
+            }
             float v[32] = {};
-            const int64_t left = std::clamp<int64_t>(n - at - b * 32, 0, 32);
             if (left > 0) std::memcpy(v, x + at + b * 32, size_t(left) * 4);
-            uint32_t top = 0;  // floats without their sign order as integers do, NaN above all
-            for (int j = 0; j < 32; j++) top = std::max(top, std::bit_cast<uint32_t>(v[j]) & 0x7fffffff);
-            const float largest = std::bit_cast<float>(top);
-            const bool nothing = largest < 0x1p-100f;  // its inverse would be infinite
-            const float inverse = nothing ? 0 : 127 / largest, d = nothing ? 0 : largest / 127;
-            int8_t* q = out->q + b * 32;
-            for (int j = 0; j < 32; j++)  // adding 1.5 * 2^23 rounds to the nearest integer
-                q[j] = int8_t(std::bit_cast<int32_t>(v[j] * inverse + 0x1.8p23f) -
-                              std::bit_cast<int32_t>(0x1.8p23f));
-            int low = 0, high = 0;
-            for (int j = 0; j < 16; j++) low += q[j], high += q[j + 16];
-            out->d[b] = d;
-            out->sum16[2 * b] = d * float(low);
-            out->sum16[2 * b + 1] = d * float(high);
-            out->sum32[b] = d * float(low + high);
-            out->q_sum[b] = low + high;
+            round_block(v, b, out);
         }
-    }
 }
 
 namespace {
@@ -192,7 +197,7 @@ void multiply_avx2(Int8Codes codes, const Int8Activations* x, int64_t n_token, c
 
 // ---------------------------------------------------------------- AVX-512 VNNI
 // vpdpbusd adds four products of unsigned by signed bytes to 32 bits at once: a panel's 16 rows are one
-// register, a tile has 8 tokens. Signed codes become unsigned by adding 128, which q_sum takes back.
+// register, a tile has up to 8 tokens. Signed codes become unsigned by adding 128, which q_sum takes back.
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12: inside its own _mm512_cvtepi32_ps
@@ -235,10 +240,13 @@ VNNI void tiles_vnni(Int8Codes codes, const Int8Activations* x, const Int8Panel&
 
 void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
                    int n_block, float* y, int64_t y_stride, bool add) {
-    int64_t t = 0;
-    for (; t + 8 <= n_token; t += 8)
-        tiles_vnni<8>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-    for (; t < n_token; t++) tiles_vnni<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+    constexpr decltype(&tiles_vnni<1>) tiles[] = {tiles_vnni<1>, tiles_vnni<2>, tiles_vnni<3>, tiles_vnni<4>,
+                                                  tiles_vnni<5>, tiles_vnni<6>, tiles_vnni<7>, tiles_vnni<8>};
+    const int64_t n_tile = (n_token + 7) / 8;
+    for (int64_t i = 0; i < n_tile; i++) {  // of about the same size
+        const int64_t t = i * n_token / n_tile, n = (i + 1) * n_token / n_tile - t;
+        tiles[n - 1](codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+    }
 }
 
 #endif

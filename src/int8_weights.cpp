@@ -7,6 +7,11 @@
 #include <cstring>
 
 #include "int8.h"
+#include "simd.h"
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 namespace easel {
 
@@ -19,18 +24,43 @@ struct Row {
 };
 
 inline float half(const uint8_t* p) {
-    return f16_to_f32(uint16_t(p[0] | p[1] << 8));
+    const uint16_t h = uint16_t(p[0] | p[1] << 8);
+#ifdef __F16C__
+    return _cvtsh_ss(h);
+#else
+    return f16_to_f32(h);
+#endif
+}
+
+typedef uint8_t Vec16 __attribute__((vector_size(16), aligned(1), may_alias));
+
+inline Vec16 load16(const uint8_t* p) {
+    return *reinterpret_cast<const Vec16*>(p);
+}
+inline void store16(uint8_t* p, Vec16 v) {
+    *reinterpret_cast<Vec16*>(p) = v;
 }
 
 // Byte j holds elements j and j + n.
 template <int n>
 inline void nibbles(const uint8_t* qs, uint8_t* code) {
-    for (int j = 0; j < n; j++) code[j] = qs[j] & 15;
-    for (int j = 0; j < n; j++) code[j + n] = qs[j] >> 4;
+    for (int j = 0; j < n; j += 16) {
+        const Vec16 q = load16(qs + j);
+        store16(code + j, q & 15);
+        store16(code + j + n, q >> 4);
+    }
 }
 
+// Bit j of the 32 at qh is worth 16 in code j.
 inline void fifth_bits(const uint8_t* qh, uint8_t* code) {
-    for (int j = 0; j < 32; j++) code[j] = uint8_t(code[j] | (qh[j / 8] >> j % 8 & 1) << 4);
+    typedef uint32_t Vec4 __attribute__((vector_size(16)));
+    uint32_t bits;
+    std::memcpy(&bits, qh, 4);
+    const Vec16 all = Vec16(Vec4{} + bits), bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const Vec16 low = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const Vec16 high = __builtin_shufflevector(all, all, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    store16(code, load16(code) | (Vec16((low & bit) != 0) & 16));
+    store16(code + 16, load16(code + 16) | (Vec16((high & bit) != 0) & 16));
 }
 
 // A block of 32 with a line (d, m) or around a middle code: Q4_0 Q4_1 Q5_0 Q5_1.
@@ -54,7 +84,12 @@ constexpr std::array<int8_t, 16> e2m1_doubled = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1,
 
 inline void look_up(const uint8_t* qs, const std::array<int8_t, 16>& table, uint8_t* code) {
     nibbles<16>(qs, code);
+#ifdef __clang__
     for (int j = 0; j < 32; j++) code[j] = uint8_t(table[code[j]]);
+#else  // one instruction
+    const Vec16 values = load16(reinterpret_cast<const uint8_t*>(table.data()));
+    for (int j = 0; j < 32; j += 16) store16(code + j, __builtin_shuffle(values, load16(code + j)));
+#endif
 }
 
 void unpack_iq4_nl(const uint8_t* b, int s, Row& row) {
@@ -92,14 +127,17 @@ void unpack_q45_k(const uint8_t* b, Row& row) {
     for (int c = 0; c < 4; c++) nibbles<32>(qs + 32 * c, row.code + 64 * c);
     if (BITS == 5)
         for (int i = 0; i < 8; i++)
-            for (int l = 0; l < 32; l++)
-                row.code[32 * i + l] = uint8_t(row.code[32 * i + l] | (qh[l] >> i & 1) << 4);
+            for (int l = 0; l < 32; l += 16) {
+                uint8_t* code = row.code + 32 * i + l;
+                store16(code, load16(code) | (load16(qh + l) >> i & 1) << 4);
+            }
 }
 
 void unpack_q2_k(const uint8_t* b, Row& row) {
     const float d = half(b + 80), dmin = half(b + 82);
     for (int i = 0; i < 8; i++)
-        for (int l = 0; l < 32; l++) row.code[32 * i + l] = (b[16 + i / 4 * 32 + l] >> (i % 4 * 2)) & 3;
+        for (int l = 0; l < 32; l += 16)
+            store16(row.code + 32 * i + l, load16(b + 16 + i / 4 * 32 + l) >> (i % 4 * 2) & 3);
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(b[s] & 15);
         row.min[s] = -dmin * float(b[s] >> 4);
@@ -110,9 +148,9 @@ void unpack_q3_k(const uint8_t* b, Row& row) {
     const uint8_t *hmask = b, *qs = b + 32, *scales = b + 96;
     const float d = half(b + 108);
     for (int i = 0; i < 8; i++)
-        for (int l = 0; l < 32; l++)
-            row.code[32 * i + l] =
-                uint8_t(((qs[i / 4 * 32 + l] >> (i % 4 * 2)) & 3) | ((hmask[l] >> i) & 1) << 2);
+        for (int l = 0; l < 32; l += 16)
+            store16(row.code + 32 * i + l,
+                    (load16(qs + i / 4 * 32 + l) >> (i % 4 * 2) & 3) | (load16(hmask + l) >> i & 1) << 2);
     for (int s = 0; s < 16; s++) {
         const int low = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4;
         row.scale[s] = d * float((low | ((scales[8 + s % 4] >> (s / 4 * 2)) & 3) << 4) - 32);
@@ -127,8 +165,10 @@ void unpack_q6_k(const uint8_t* b, Row& row) {
         uint8_t* code = row.code + 128 * h;
         nibbles<64>(ql, code);
         for (int i = 0; i < 4; i++)
-            for (int l = 0; l < 32; l++)
-                code[32 * i + l] = uint8_t(code[32 * i + l] | (qh[l] >> (2 * i) & 3) << 4);
+            for (int l = 0; l < 32; l += 16) {
+                uint8_t* at = code + 32 * i + l;
+                store16(at, load16(at) | (load16(qh + l) >> (2 * i) & 3) << 4);
+            }
     }
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(int8_t(b[192 + s]));
@@ -172,32 +212,11 @@ const Entry* find(Type type) {
     return e == std::end(types) ? nullptr : e;
 }
 
-// Columns of 16 rows to panels: 4-byte groups of code change places as the floats of a transposed matrix do,
-// by blocks of 8 x 8.
+// Columns of 16 rows to panels: 4-byte groups of code change places as the floats of a transposed matrix do.
 void interleave(const Row (&rows)[kInt8Rows], uint8_t* codes) {
-    typedef uint32_t Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
     for (int k = 0; k < kInt8Cols / 4; k += 8)
-        for (int h = 0; h < 2; h++) {
-            Vec8 a[8], b[8];
-            for (int i = 0; i < 8; i++) a[i] = *reinterpret_cast<const Vec8*>(rows[h * 8 + i].code + k * 4);
-            for (int i = 0; i < 8; i += 2) {
-                b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-                b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-            }
-            for (int i = 0; i < 8; i += 4)
-                for (int j = 0; j < 2; j++) {
-                    a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-                    a[i + j + 2] =
-                        __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-                }
-            for (int j = 0; j < 4; j++) {
-                uint8_t* out = codes + (k + j) * 4 * kInt8Rows + 32 * h;
-                *reinterpret_cast<Vec8*>(out) =
-                    __builtin_shufflevector(a[j], a[j + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-                *reinterpret_cast<Vec8*>(out + 16 * kInt8Rows) =
-                    __builtin_shufflevector(a[j], a[j + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-            }
-        }
+        for (int r = 0; r < kInt8Rows; r += 8)
+            transpose_8x8(rows[r].code + k * 4, sizeof(Row), codes + (k * kInt8Rows + r) * 4, kInt8Rows * 4);
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 #pragma once
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <vector>
 
+#include "blocks.h"
 #include "catch.h"
 #include "device.h"
 #include "ops.h"
@@ -58,15 +58,6 @@ std::vector<float> from_rows(const std::vector<T>& v, int n_col) {
     for (size_t r = 0; r < n_row; r++)
         for (int c = 0; c < n_col; c++) out[r * n_col + c] = host_f32(v[r * ld + c]);
     return out;
-}
-
-// Normally distributed, reproducible.
-inline std::vector<float> random_floats(size_t n, uint32_t seed, float scale = 1) {
-    std::mt19937 engine(seed);
-    std::normal_distribution<float> normal(0, scale);
-    std::vector<float> v(n);
-    for (float& x : v) x = normal(engine);
-    return v;
 }
 
 // |a - b| / |b| over all values (Frobenius), in double; infinite if sizes differ or a value is not finite.

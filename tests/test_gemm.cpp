@@ -1,9 +1,10 @@
 // test_gemm.cpp: the CPU products and the vector formulas against double.
 #include <algorithm>
 #include <atomic>
-#include <random>
 
+#include "blocks.h"
 #include "catch.h"
+#include "float_tiles.h"
 #include "gemm.h"
 #include "golden.h"
 #include "parallel.h"
@@ -13,14 +14,6 @@ using namespace easel;
 
 namespace {
 
-std::vector<float> random_floats(size_t n, uint32_t seed) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> v(n);
-    for (float& x : v) x = normal(random);
-    return v;
-}
-
 // Of products of normal numbers: a sum of n is about sqrt(n), and its rounding some 2^-24 of that.
 double largest_error(const std::vector<float>& a, const std::vector<float>& b) {
     double worst = 0;
@@ -29,26 +22,6 @@ double largest_error(const std::vector<float>& a, const std::vector<float>& b) {
         worst = std::max(worst, std::fabs(double{a[i]} - b[i]));
     }
     return worst;
-}
-
-struct Weights {
-    std::vector<uint8_t> bytes;
-    std::vector<float> values;
-    Matrix matrix;
-};
-
-Weights make_weights(Type type, int64_t n_row, int64_t n_col, uint32_t seed) {
-    Weights w;
-    const std::vector<float> source = random_floats(n_row * n_col, seed);
-    w.bytes.resize(n_row * row_bytes(type, n_col));
-    w.values.resize(n_row * n_col);
-    for (int64_t r = 0; r < n_row; r++) {
-        uint8_t* row = w.bytes.data() + r * row_bytes(type, n_col);
-        from_float(type, source.data() + r * n_col, row, n_col);
-        to_float(type, row, w.values.data() + r * n_col, n_col);
-    }
-    w.matrix = {type, w.bytes.data(), n_row, n_col};
-    return w;
 }
 
 }  // namespace
@@ -65,7 +38,7 @@ TEST_CASE("gemm agrees with double at odd sizes, for several types") {
         for (int n_row : {1, 15, 16, 17, 65, 130})
             for (int n_token : {1, 5, 6, 7, 49}) {
                 INFO(type_info(type).name << " " << n_row << "x" << n_col << ", " << n_token << " tokens");
-                const Weights w = make_weights(type, n_row, n_col, 1);
+                const Blocks w = normal_blocks(type, n_row, n_col, 1);
                 const auto x = random_floats(size_t(n_token) * n_col, 2);
                 std::vector<float> y(size_t(n_token) * n_row, NAN), expected(y.size());
                 for (int t = 0; t < n_token; t++)
@@ -80,8 +53,41 @@ TEST_CASE("gemm agrees with double at odd sizes, for several types") {
             }
 }
 
+TEST_CASE("every instruction set agrees with 8 lanes bit for bit") {
+    const auto variants = float_variants();
+    REQUIRE(std::string(variants.back().name) == "8 lanes");
+    constexpr int64_t x_stride = 301, y_stride = 83;
+    const auto w = random_floats(300 * 80, 12), x = random_floats(50 * x_stride, 13),
+               start = random_floats(50 * y_stride, 14);
+    for (int64_t n_k : {1, 31, 32, 33, 256, 300})
+        for (int64_t n_col : {1, 15, 16, 17, 32, 40, 48, 63, 64, 80})
+            for (int64_t n_token = 1; n_token < 50; n_token += n_token < 20 ? 1 : 14)
+                for (bool add : {false, true})
+                    for (const Panels& panels :
+                         {Panels{w.data(), 16, 16 * n_k, n_k, n_col}, Panels{w.data(), 80, 16, n_k, n_col}}) {
+                        std::vector<float> expected = start;
+                        variants.back().multiply(x.data(), x_stride, n_token, panels, expected.data(),
+                                                 y_stride, add);
+                        for (const FloatVariant& v : variants) {
+                            std::vector<float> y = start;
+                            v.multiply(x.data(), x_stride, n_token, panels, y.data(), y_stride, add);
+#if defined __FMA__ || defined __aarch64__
+                            const bool same = y == expected;
+#else  // 8 lanes round each product, others do not
+                            const bool same = largest_error(y, expected) < 1e-6 * std::sqrt(n_k);
+#endif
+                            if (same) continue;
+                            FAIL_CHECK(v.name << ", " << n_token << " tokens, " << n_k << "x" << n_col
+                                              << ", add " << add);
+                        }
+                    }
+    std::string names;
+    for (const FloatVariant& v : variants) names += std::string(names.empty() ? "" : ", ") + v.name;
+    WARN("float by " << names);
+}
+
 TEST_CASE("several products at once, rows apart, and none at all") {
-    const Weights a = make_weights(Type::F32, 70, 24, 3), b = make_weights(Type::Q8_0, 33, 32, 4);
+    const Blocks a = normal_blocks(Type::F32, 70, 24, 3), b = normal_blocks(Type::Q8_0, 33, 32, 4);
     const auto x = random_floats(9 * 40, 5);
     std::vector<float> ya(9 * 100, -1), yb(9 * 33, -1);
     gemm(std::vector<GemmJob>{{ya.data(), 100, {x.data(), 9, 40}, a.matrix},
@@ -100,7 +106,7 @@ TEST_CASE("gemm_transposed agrees with double, and leaves out only what is small
     for (auto [type, n_col] : {std::pair{Type::F32, 20}, {Type::Q8_0, 288}, {Type::Q6_K, 512}})
         for (int n_row : {1, 63, 300})
             for (int n_token : {1, 7, 64}) {
-                const Weights w = make_weights(type, n_row, n_col, 6);
+                const Blocks w = normal_blocks(type, n_row, n_col, 6);
                 auto p = random_floats(size_t(n_token) * n_row, 7);
                 for (size_t i = 0; i < p.size(); i += 2) p[i] = 0;
                 std::vector<float> y(size_t(n_token) * n_col, NAN), expected(y.size());
@@ -118,7 +124,7 @@ TEST_CASE("gemm_transposed agrees with double, and leaves out only what is small
                 gemm_transposed_serial(y.data(), n_col, {p.data(), n_token, n_row}, w.matrix);
                 CHECK(largest_error(y, expected) < 1e-6 * std::sqrt(n_row));
             }
-    const Weights w = make_weights(Type::F32, 3, 16, 8);
+    const Blocks w = normal_blocks(Type::F32, 3, 16, 8);
     std::vector<float> y(16, NAN);
     const std::vector<float> p{0.001f, 1.0f, -0.001f};
     gemm_transposed(y.data(), {p.data(), 1, 3}, w.matrix, 0.01f);
@@ -126,7 +132,7 @@ TEST_CASE("gemm_transposed agrees with double, and leaves out only what is small
 }
 
 TEST_CASE("results do not depend on the number of threads") {
-    const Weights w = make_weights(Type::Q4_K, 300, 512, 9);
+    const Blocks w = normal_blocks(Type::Q4_K, 300, 512, 9);
     const auto x = random_floats(50 * 512, 10), p = random_floats(50 * 300, 11);
     std::vector<std::vector<float>> results;
     for (int n : {1, 2, 5}) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <random>
 
+#include "blocks.h"
 #include "catch.h"
 #include "easel.h"
 #include "gemm.h"
@@ -26,54 +27,6 @@ std::vector<float> activations(int64_t n, uint32_t seed) {
     std::vector<float> x(n);
     for (float& v : x) v = normal(random) * (random() % 50 ? 1.0f : 10.0f);
     return x;
-}
-
-struct Blocks {
-    std::vector<uint8_t> bytes;
-    std::vector<float> values;
-    Matrix matrix;
-};
-
-// Blocks of random bytes, every code and scale occurs; scales that are halves are finite.
-Blocks random_blocks(Type type, int64_t n_row, int64_t n_col, uint32_t seed) {
-    const TypeInfo& info = type_info(type);
-    const int64_t stride = row_bytes(type, n_col);
-    Blocks b{std::vector<uint8_t>(n_row * stride), std::vector<float>(n_row * n_col), {}};
-    std::mt19937 random(seed);
-    for (uint8_t& byte : b.bytes) byte = static_cast<uint8_t>(random());
-    for (size_t at = 0; at < b.bytes.size(); at += info.block_bytes) {
-        const auto put_half = [&](int offset) {
-            const uint16_t h =
-                f32_to_f16(0.001f * static_cast<float>(static_cast<int>(random() % 201) - 100));
-            std::memcpy(b.bytes.data() + at + offset, &h, 2);
-        };
-        switch (type) {
-            case Type::Q2_K:
-                put_half(80), put_half(82);
-                break;
-            case Type::Q3_K:
-                put_half(108);
-                break;
-            case Type::Q6_K:
-                put_half(208);
-                break;
-            case Type::Q4_1:
-            case Type::Q5_1:
-            case Type::Q4_K:
-            case Type::Q5_K:
-                put_half(0), put_half(2);
-                break;
-            case Type::MXFP4:
-                b.bytes[at] = static_cast<uint8_t>(random() % 4 ? 120 + random() % 8 : random() % 3);
-                break;
-            default:
-                put_half(0);
-        }
-    }
-    for (int64_t r = 0; r < n_row; r++)
-        to_float(type, b.bytes.data() + r * stride, b.values.data() + r * n_col, n_col);
-    b.matrix = {type, b.bytes.data(), n_row, n_col};
-    return b;
 }
 
 std::unique_ptr<Backend> int8_backend(const std::shared_ptr<const Model>& model) {

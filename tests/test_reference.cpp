@@ -1,10 +1,18 @@
 // test_reference.cpp: whole passes and the whole loop of the CPU backend against independent double-precision
 // results.
 #include <algorithm>
+#include <ctime>
+#if defined __GLIBC__ && __GLIBC_MINOR__ >= 33
+#include <malloc.h>
+#define HAS_MALLINFO2
+#endif
 
 #include "backend.h"
+#include "bench.h"
 #include "catch.h"
 #include "golden.h"
+#include "parallel.h"
+#include "synthetic.h"
 
 using namespace easel;
 
@@ -12,6 +20,47 @@ namespace {
 
 std::unique_ptr<Backend> backend_for(const std::shared_ptr<const Model>& model) {
     return make_cpu_backend(model, model->config.n_context);
+}
+
+// Three layers of the toy model's: 0 is sliding, with a window of 64, 1 global. What the last one attends to
+// is left out of an encode pass.
+std::shared_ptr<const Model> layers_of_toy(std::initializer_list<int> layers) {
+    const auto toy = synthetic_model("toy", "q8_0");
+    Model m = *toy;
+    m.layers.clear();
+    m.config.layers.clear();
+    for (const int l : layers) {
+        m.layers.push_back(toy->layers[l]);
+        m.config.layers.push_back(toy->config.layers[l]);
+    }
+    m.config.n_layer = static_cast<int>(layers.size());
+    m.config.n_context = 8192;
+    return {new Model(m), [toy](const Model* p) { delete p; }};  // toy has the weights
+}
+
+// Bytes in use of the heap; 0 where nobody counts them.
+int64_t heap_bytes() {
+#ifdef HAS_MALLINFO2
+    const auto m = mallinfo2();
+    return static_cast<int64_t>(m.uordblks + m.hblkhd);
+#else
+    return 0;
+#endif
+}
+
+// What a prompt of n tokens takes on one core.
+struct Cost {
+    double seconds;  // processor time
+    int64_t bytes;
+};
+Cost cost_of_prompt(const std::shared_ptr<const Model>& model, int n) {
+    std::vector<int32_t> prompt(n);
+    for (int i = 0; i < n; i++) prompt[i] = i * 7919 % model->config.n_vocab;
+    const int64_t before = heap_bytes();
+    const auto backend = make_cpu_backend(model, n);
+    const std::clock_t start = std::clock();
+    backend->encode(prompt);
+    return {double(std::clock() - start) / CLOCKS_PER_SEC, heap_bytes() - before};
 }
 
 }  // namespace
@@ -151,4 +200,55 @@ TEST_CASE("sampler approximations at their limits") {
                 if (f.accepted[i]) CHECK(f.tokens[i] == f.argmax[i]);
             return true;
         });
+}
+
+// The 26B model's shapes: linear in tokens but for global attention; KV grows on global layers alone.
+TEST_CASE("prompts: work and memory by arithmetic") {
+    const auto model = synthetic_shapes("26b-a4b", "q4_k_m");
+    const Config& c = model->config;
+    double attention = 0,
+           kv_row = 0;  // multiply-adds of one token with one key; bytes of K and V of one token
+    for (int l = 0; l < c.n_layer; l++) {
+        const LayerShape& y = c.layers[l];
+        if (y.global && l + 1 < c.n_layer) attention += 2.0 * c.n_head * y.head_dim;
+        if (y.global) kv_row += 4.0 * 2 * y.n_head_kv * y.head_dim;
+    }
+    // Past the window, a thousand tokens more cost more by what global layers' queries do with a thousand
+    // keys.
+    const auto flop = [&](int n) { return encode_flop(c, n); };
+    for (const int n : {4000, 32000, 128000})
+        CHECK((flop(n + 2000) - flop(n + 1000)) - (flop(n + 1000) - flop(n)) ==
+              Approx(2 * attention * 1000 * 1000).epsilon(1e-6));
+    const MemoryPlan small = plan_cpu(*model, 8192), large = plan_cpu(*model, 65536);
+    CHECK(static_cast<double>(large.kv - small.kv) == kv_row * (65536 - 8192));
+    CHECK(large.scratch == small.scratch);
+    CHECK(large.weights == small.weights);
+}
+
+// The quotient of two prompts' least times comes near that of their multiply-adds, however busy the machine
+// is.
+TEST_CASE("prompts: work and memory as measured grow like that") {
+    set_threads(1);
+    for (const bool global : {false, true}) {
+        const auto model = global ? layers_of_toy({0, 1, 1}) : layers_of_toy({0, 0, 0});
+        const double expected = encode_flop(model->config, 4096) / encode_flop(model->config, 1024);
+        CHECK(expected > (global ? 6 : 4));
+        CHECK(expected < (global ? 8 : 4.2));
+        double quotient = 1e30, least[2] = {1e30, 1e30};
+        for (int i = 0; i < 20 && quotient > 1.3 * expected; i++) {
+            least[0] = std::min(least[0], cost_of_prompt(model, 1024).seconds);
+            least[1] = std::min(least[1], cost_of_prompt(model, 4096).seconds);
+            quotient = least[1] / least[0];
+        }
+        INFO(least[0] << " s, " << least[1] << " s, expected " << expected << " times as much");
+        CHECK(quotient <= 1.3 * expected);
+        // Vectors that grow take up to twice what they hold. What sliding layers hold is all there after
+        // 3,500 tokens.
+        const int64_t half = cost_of_prompt(model, 4096).bytes, all = cost_of_prompt(model, 8192).bytes;
+        const MemoryPlan plan = plan_cpu(*model, 8192);
+        INFO(half << " bytes, then " << all << ", KV by plan " << plan.kv);
+        CHECK(all <= 2 * plan.kv + plan.scratch);
+        if (!global) CHECK(all <= half + half / 10);
+    }
+    set_threads(0);
 }

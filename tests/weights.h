@@ -14,35 +14,6 @@ struct TestWeights {
     Weights w;
 };
 
-// Random codes with small finite scales, for types that from_float() does not write.
-inline void random_blocks(Type type, uint8_t* row, int64_t bytes, uint32_t seed) {
-    std::mt19937 engine(seed);
-    for (int64_t i = 0; i < bytes; i++) row[i] = static_cast<uint8_t>(engine());
-    const TypeInfo& info = type_info(type);
-    for (int64_t b = 0; b < bytes; b += info.block_bytes) {
-        const auto put_half = [&](int offset) {
-            const uint16_t d = f32_to_f16(0.0001f * static_cast<float>(1 + engine() % 100));
-            std::memcpy(row + b + offset, &d, 2);
-        };
-        switch (type) {
-            case Type::Q2_K:
-                put_half(80), put_half(82);
-                break;
-            case Type::Q3_K:
-                put_half(108);
-                break;
-            case Type::Q4_1:
-                put_half(0), put_half(2);
-                break;
-            case Type::MXFP4:
-                row[b] = static_cast<uint8_t>(120 + engine() % 4);
-                break;
-            default:
-                put_half(0);
-        }
-    }
-}
-
 // X: the activations that it will be multiplied with. n_row of a gated pair counts both.
 template <class X>
 TestWeights make_weights(Type type, int n_row, int n_col, uint32_t seed, bool gated = false,
@@ -57,7 +28,7 @@ TestWeights make_weights(Type type, int n_row, int n_col, uint32_t seed, bool ga
         if (type_info(type).from_float) {
             from_float(type, floats.data() + size_t(r) * n_col, row, n_col);
         } else {
-            random_blocks(type, row, bytes, seed + r);
+            random_blocks(type, row, bytes, seed + r, 0.0001f);
         }
         to_float(type, row, out.values.data() + size_t(r) * n_col, n_col);
     }
