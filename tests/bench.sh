@@ -34,8 +34,8 @@ error "a prompt past the context" "the prompt needs 5000 tokens, the model's con
 
 # ---- on a CPU
 
-(cd "$dir" && $limit "$easel" bench all --device cpu --synthetic toy:q8_0 --router-skew 1.5 --prefix 64 --repeat 1 --json \
-    >out 2>err)
+(cd "$dir" && $limit "$easel" bench all --device cpu -t 1 --synthetic toy:q8_0 --router-skew 1.5 --prefix 64 --repeat 1 \
+    --json >out 2>err)
 check "bench all on a CPU: exit 0" $? -eq 0
 for text in "float32 peak" "encode" "denoise" "prefill"; do has "bench all prints $text" "$text" "$dir/out"; done
 file=$(ls "$dir"/bench/results/*.json)
@@ -43,7 +43,7 @@ check "the file is named after the device" -s "$file"
 has "the file has the skew" '"router_skew": 1.5' "$file"
 has "the file has the prompt" '"prefill": [' "$file"
 error "figures into no folder" "cannot be written" \
-    bench prefill --device cpu --synthetic toy --prefix 8 --repeat 1 --json "$dir/none/x.json"
+    bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1 --json "$dir/none/x.json"
 
 # ---- the picture
 

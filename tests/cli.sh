@@ -456,11 +456,11 @@ check "generate | head -c 1" "$(cat "$dir/status")" -eq 0
 
 # ---- Ctrl-C: the step in flight ends, exit 130. 160 canvases of 48 steps take far longer than this waits.
 
-long="generate -m $tiny -p hello -n 3840 --ignore-eos --confidence 0"
+long="generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0"
 # shellcheck disable=SC2086
-"$easel" $long </dev/null >"$dir/out" 2>"$dir/err" &
+"$easel" $long --show-steps </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!
-sleep 2
+wait_for grep -q '^step' "$dir/err"
 kill -INT $pid
 began=$(date +%s)
 wait $pid
@@ -482,7 +482,9 @@ echo \$? >$dir/status
 stty -g >$dir/modes1
 END
     rm -f "$dir/status"
-    { sleep 3; printf '\003'; sleep 3; } | script -qec "sh $dir/terminal.sh" /dev/null >"$dir/screen" 2>&1
+    : >"$dir/screen"
+    { wait_for grep -q 'canvas 1 | step' "$dir/screen"; printf '\003'; wait_for test -s "$dir/modes1"; } |
+        script -qefc "sh $dir/terminal.sh" /dev/null >"$dir/screen" 2>&1
     check "Ctrl-C from a terminal exits with 130" "$(cat "$dir/status" 2>/dev/null || echo none)" = 130
     same "the terminal's modes are as before" "$dir/modes0" "$dir/modes1"
     has "the canvas is shown on a terminal" "canvas 1 | step" "$dir/screen"

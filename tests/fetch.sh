@@ -52,12 +52,6 @@ works() {
     status=$?
     if [ $status -eq 0 ]; then ok "$name"; else bad "$name" "exit $status: $(tail -n 1 "$dir/err")"; fi
 }
-wait_for() {  # wait_for FILE: until it is there and not empty, 10 seconds at most
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-        [ -s "$1" ] && return
-        sleep 0.5
-    done
-}
 requests() { grep -c " $1\$" "$dir/log"; }  # requests RANGE: how many had that Range header, or none (-)
 
 # Nothing of the user's: proxies, settings of curl, folders.
@@ -68,7 +62,7 @@ models=$HOME/.cache/easel
 
 python3 tests/http_server.py src "$dir/port" >"$dir/log" 2>"$dir/log.err" &
 server=$!
-wait_for "$dir/port"
+wait_for test -s "$dir/port"
 if [ ! -s "$dir/port" ]; then
     bad "the server starts" "$(tail -n 1 "$dir/log.err")"
     echo "fetch: $passed passed, $failed failed"
@@ -141,9 +135,9 @@ has "shows what is here" "demo              2.13 MB  here             a note" "$
 
 # ---- -m NAME
 
-works "generate -m NAME" generate -m demo -p "What is 47 + 35?"
+works "generate -m NAME" generate -t 1 -m demo -p "What is 47 + 35?"
 cp "$dir/out" "$dir/answer"
-run generate -p "What is 47 + 35?"
+run generate -t 1 -p "What is 47 + 35?"
 same "answers as the demo model" "$dir/answer" "$dir/out"
 works "info NAME" info demo
 has "is of the cached file" "$models/demo.gguf: GGUF version 3" "$dir/out"
@@ -260,7 +254,7 @@ same "is used" "$dir/cache/easel/demo.gguf" $demo
 
 "$easel" fetch slow </dev/null >"$dir/slow.out" 2>"$dir/slow.err" &
 pid=$!
-wait_for "$models/slow.gguf.part"
+wait_for test -s "$models/slow.gguf.part"
 error "two at once" "slow is being fetched by another easel at this moment" fetch slow
 wait $pid
 check "the first one ends well" $? -eq 0
@@ -271,7 +265,7 @@ check "progress: a line every few seconds" "$lines" -ge 1
 rm "$models/slow.gguf"
 "$easel" fetch slow </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!
-wait_for "$models/slow.gguf.part"
+wait_for test -s "$models/slow.gguf.part"
 kill -INT $pid
 began=$(date +%s)
 wait $pid

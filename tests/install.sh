@@ -14,7 +14,7 @@ trap 'rm -rf "$dir"' EXIT
 trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
-[ -z "$limit" ] || limit="timeout 600"
+[ -z "$limit" ] || limit="timeout --foreground 600"
 
 # The tree is made of what the tested program was built with.
 if "$easel" --version | grep -q '^runs on: CPU;'; then cpu_only=NVCC=; else cpu_only=; fi

@@ -29,14 +29,6 @@ error() {
     elif ! grep -qF -e "$text" "$dir/err"; then bad "$name" "no '$text' in: $(cat "$dir/err")"
     else ok "$name"; fi
 }
-wait_for() {  # wait_for COMMAND...: until it is true, 30 s at most
-    for _ in $(seq 300); do
-        if "$@" 2>/dev/null; then return 0; fi
-        sleep 0.1
-    done
-    return 1
-}
-n_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }  # n_lines FILE N: it has N at least
 
 # ---- Plans and limits
 

@@ -39,7 +39,7 @@ error() {  # error NAME TEXT ARGUMENTS...: exit 1, nothing on stdout, one line o
 
 # ---- generate --trace
 
-sort="generate --device cpu --t-max 1.6 --seed 1 -p"  # hot at first, so that the demo model takes several steps
+sort="generate --device cpu -t 1 --t-max 1.6 --seed 1 -p"  # hot at first, so that the demo model takes several steps
 # shellcheck disable=SC2086
 {
     run $sort "Sort 40, 50, 46, 55"
@@ -55,18 +55,15 @@ sort="generate --device cpu --t-max 1.6 --seed 1 -p"  # hot at first, so that th
     same "gives the same bytes" "$dir/again.jsonl" "$dir/demo.jsonl"
     has "the trace has the hash" "\"hash\":\"$(cat "$dir/hash")\"" "$dir/demo.jsonl"
 }
-works "a trace of several canvases" generate --device cpu -m $tiny -p hello -n 72 --seed 1 --ignore-eos --trace "$dir/canvases.jsonl"
+works "a trace of several canvases" generate --device cpu -t 1 -m $tiny -p hello -n 72 --seed 1 --ignore-eos --trace "$dir/canvases.jsonl"
 error "no folder for the trace" "$dir/none/x: cannot be written: No such file" generate -p "Hello" --trace "$dir/none/x"
 error "a folder as the trace" "$dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
 error "a prompt that is none" "the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
 check "leaves no trace" ! -e "$dir/empty.jsonl"
 
-"$easel" generate -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &
+"$easel" generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    if [ -s "$dir/stopped.jsonl" ]; then break; fi
-    sleep 0.5
-done
+wait_for test -s "$dir/stopped.jsonl"
 kill -INT $pid
 wait $pid
 check "Ctrl-C exits with 130" $? -eq 130
