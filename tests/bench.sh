@@ -1,10 +1,8 @@
 #!/bin/sh
-# bench.sh EASEL: `easel bench` on a CPU, its file of figures, and the picture of one. $EASEL_BENCH_JSON, if set, is a file as
-# a GPU's: the unit tests make it, on the simulator.
+# bench.sh EASEL: `easel bench` on a CPU, its file of figures, and the picture of one. $EASEL_BENCH_JSON, if set, is a
+# file as a GPU's: the unit tests make it, on the simulator.
 set -u
-easel=$1
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+# shellcheck source=tests/checks.sh
 . tests/checks.sh
 root=$(pwd)
 case $easel in /*) ;; *) easel=$root/$easel ;; esac
@@ -107,5 +105,4 @@ END
     has "instructions of a loop" "3 6 [('float', 1), ('half', 1), ('mma', 1), ('other', 3)]" "$dir/out"
 fi
 
-echo "bench: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end

@@ -1,21 +1,12 @@
 #!/bin/sh
 # pipe.sh PROGRAM: tests `easel pipe` as a script meets it: many lines, bad ones, cancels, back-pressure, a killed
-# program, closed pipes, Ctrl-C. Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then
-# "pipe: N passed, N failed". Run from the project's root.
+# program, closed pipes, Ctrl-C.
+# shellcheck disable=SC2317  # some functions are called by wait_for and at the end
 set -u
-easel=${1:?usage: sh tests/pipe.sh build/easel}
-tiny=tests/fixtures/tiny.gguf
-if [ ! -x "$easel" ] || [ ! -f "$tiny" ]; then
-    echo "FAIL pipe: no program $easel, or not run from the project's root"
-    echo "pipe: 0 passed, 1 failed"
-    exit 1
-fi
-dir=$(mktemp -d) || exit 1
-pid=""
-trap '[ -n "$pid" ] && kill -KILL $pid 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
+pid=""
+at_end() { [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null; }
 
 # The tiny model on one thread, so that a line takes about a millisecond.
 pipe() { $limit "$easel" pipe -m "$tiny" -t 1 "$@" >"$dir/out" 2>"$dir/err"; }
@@ -389,5 +380,4 @@ for signal in INT:130 TERM:143; do
     same "answered and reported are all that was read ($signal)" "$dir/ids" "$dir/expected"
 done
 
-echo "pipe: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end

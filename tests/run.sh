@@ -74,7 +74,7 @@ report() {
 
 # One of the unit tests leaves figures as a GPU's there, for bench.sh.
 export EASEL_BENCH_JSON="$build/bench.json"
-one="unit bench cli trace install" other="chat view fetch pipe memory spark" lanes=
+one="unit bench" other="chat view cli fetch pipe memory trace install spark" lanes=
 for name in $one $other; do rm -f "$build/$name.status"; done
 trap 'kill -TERM $lanes 2>/dev/null; wait; exit 130' INT TERM
 # shellcheck disable=SC2086
@@ -85,7 +85,7 @@ trap 'kill -TERM $lanes 2>/dev/null; wait; exit 130' INT TERM
     lanes="$lanes $!"
 }
 report_unit
-for name in bench cli fetch pipe memory trace install spark chat view; do report $name; done
+for name in bench $other; do report "$name"; done
 wait
 trap - INT TERM
 

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154  # $dir is of checks.sh
 # screen.sh: a terminal that tests type into and look at: tmux. Read by chat.sh and view.sh after checks.sh.
 
 has_tmux() { command -v tmux >/dev/null && LC_ALL=C.UTF-8 tmux -V >/dev/null 2>&1; }
@@ -10,7 +11,7 @@ screen_start() {
     screen_on=1
 }
 screen_on=""
-screen_end() { if [ -n "$screen_on" ]; then tm kill-server 2>/dev/null; fi; }
+at_end() { if [ -n "$screen_on" ]; then tm kill-server 2>/dev/null; fi; }
 export_screen() { keys "export $1='$2'" Enter; }
 screen_size() { tm resize-window -x "$1" -y "$2"; }
 

@@ -1,22 +1,11 @@
 #!/bin/sh
-# spark.sh PROGRAM: tests tools/spark_pipe.py: its parts, then on a real Spark cluster of two executors on this machine,
-# with an easel and an executor killed on the way. Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each
-# check, then "spark: N passed, N failed". Run from the project's root. Spark is taken from build/venv, else from
-# python3's own packages.
+# spark.sh PROGRAM: tests tools/spark_pipe.py: its parts, then on a real Spark cluster of two executors on this
+# machine, with an easel and an executor killed on the way. Spark is taken from build/venv, else from python3's own
+# packages.
 set -u
-easel=${1:?usage: sh tests/spark.sh build/easel}
-if [ ! -x "$easel" ] || [ ! -f tools/spark_pipe.py ]; then
-    echo "FAIL spark: no program $easel, or not run from the project's root"
-    echo "spark: 0 passed, 1 failed"
-    exit 1
-fi
-easel=$(cd "$(dirname "$easel")" && pwd)/$(basename "$easel")
-end() { echo "spark: $passed passed, $failed failed"; [ "$failed" -eq 0 ]; exit; }
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
+easel=$(cd "$(dirname "$easel")" && pwd)/$(basename "$easel")
 [ -z "$limit" ] || limit="timeout --foreground 300"
 if ! command -v python3 >/dev/null; then
     skip spark "needs python3"

@@ -1,17 +1,8 @@
 #!/bin/sh
-# view.sh PROGRAM: tests the live canvas on screens of several sizes, which tmux plays: what is seen meanwhile, and what
-# is left. Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then "view: N passed, N failed".
-# Run from the project's root.
+# view.sh PROGRAM: tests the live canvas on screens of several sizes, which tmux plays: what is seen meanwhile, and
+# what is left.
+# shellcheck disable=SC2317  # some functions are called by wait_for and at the end
 set -u
-easel=${1:?usage: sh tests/view.sh build/easel}
-if [ ! -x "$easel" ] || [ ! -f tests/screen.sh ]; then
-    echo "FAIL view: no program $easel, or not run from the project's root"
-    echo "view: 0 passed, 1 failed"
-    exit 1
-fi
-dir=$(mktemp -d) || exit 1
-trap 'screen_end; rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
 # shellcheck source=tests/screen.sh
@@ -19,8 +10,7 @@ trap 'exit 130' INT TERM
 
 if ! has_tmux; then
     skip "the live canvas" "needs tmux"
-    echo "view: 0 passed, 0 failed"
-    exit
+    end
 fi
 
 # One canvas of 12 steps; fifteen that go past the answer's end, far more than 12 rows of 20 columns hold. On one thread:
@@ -140,5 +130,4 @@ check "--view on with --show-steps is refused" $? -eq 1
 eval "$easel $short --view maybe" >"$dir/out" 2>"$dir/err"
 check "--view takes auto, on and off" $? -eq 1
 
-echo "view: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end
