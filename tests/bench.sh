@@ -1,10 +1,8 @@
 #!/bin/sh
-# bench.sh EASEL: `easel bench` on a CPU, its file of figures, and the picture of one. $EASEL_BENCH_JSON, if set, is a file as
-# a GPU's: the unit tests make it, on the simulator.
+# bench.sh EASEL: `easel bench` on a CPU, its file of figures, and the picture of one. $EASEL_BENCH_JSON, if set, is a
+# file as a GPU's: the unit tests make it, on the simulator.
 set -u
-easel=$1
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+# shellcheck source=tests/checks.sh
 . tests/checks.sh
 root=$(pwd)
 case $easel in /*) ;; *) easel=$root/$easel ;; esac
@@ -34,8 +32,8 @@ error "a prompt past the context" "the prompt needs 5000 tokens, the model's con
 
 # ---- on a CPU
 
-(cd "$dir" && $limit "$easel" bench all --device cpu --synthetic toy:q8_0 --router-skew 1.5 --prefix 64 --repeat 1 --json \
-    >out 2>err)
+(cd "$dir" && $limit "$easel" bench all --device cpu -t 1 --synthetic toy:q8_0 --router-skew 1.5 --prefix 64 --repeat 1 \
+    --json >out 2>err)
 check "bench all on a CPU: exit 0" $? -eq 0
 for text in "float32 peak" "encode" "denoise" "prefill"; do has "bench all prints $text" "$text" "$dir/out"; done
 file=$(ls "$dir"/bench/results/*.json)
@@ -53,7 +51,7 @@ check "the file is named after the device" -s "$file"
 has "the file has the skew" '"router_skew": 1.5' "$file"
 has "the file has the prompt" '"prefill": [' "$file"
 error "figures into no folder" "cannot be written" \
-    bench prefill --device cpu --synthetic toy --prefix 8 --repeat 1 --json "$dir/none/x.json"
+    bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1 --json "$dir/none/x.json"
 
 # ---- the picture
 
@@ -117,5 +115,4 @@ END
     has "instructions of a loop" "3 6 [('float', 1), ('half', 1), ('mma', 1), ('other', 3)]" "$dir/out"
 fi
 
-echo "bench: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end

@@ -1,29 +1,19 @@
 #!/bin/sh
 # fetch.sh PROGRAM: tests `easel fetch` and -m NAME against an HTTP server on this machine (tests/http_server.py).
-# Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then "fetch: N passed, N failed". Run from
-# the project's root.
 # shellcheck disable=SC2016  # backquotes are part of messages
 set -u
-easel=${1:?usage: sh tests/fetch.sh build/easel}
-demo=src/demo.gguf
-if [ ! -x "$easel" ] || [ ! -f $demo ]; then
-    echo "FAIL fetch: no program $easel, or not run from the project's root"
-    echo "fetch: 0 passed, 1 failed"
-    exit 1
-fi
-for program in python3 curl sha256sum; do
-    if ! command -v $program >/dev/null; then
-        echo "SKIPPED fetch: needs $program"
-        echo "fetch: 0 passed, 0 failed"
-        exit 0
-    fi
-done
-dir=$(mktemp -d) || exit 1
-server=
-trap '[ -z "$server" ] || kill $server 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
+demo=src/demo.gguf
+for program in python3 curl sha256sum; do
+    if ! command -v $program >/dev/null; then
+        skip fetch "needs $program"
+        end
+    fi
+done
+server=
+# shellcheck disable=SC2317  # called by checks.sh
+at_end() { [ -z "$server" ] || kill "$server" 2>/dev/null; }
 
 vars=
 # shellcheck disable=SC2086
@@ -44,20 +34,6 @@ error() {
         *) bad "$name" "no '$text' in: $last" ;;
     esac; fi
 }
-# works NAME ARGUMENTS...: exit 0.
-works() {
-    name=$1
-    shift
-    run "$@"
-    status=$?
-    if [ $status -eq 0 ]; then ok "$name"; else bad "$name" "exit $status: $(tail -n 1 "$dir/err")"; fi
-}
-wait_for() {  # wait_for FILE: until it is there and not empty, 10 seconds at most
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-        [ -s "$1" ] && return
-        sleep 0.5
-    done
-}
 requests() { grep -c " $1\$" "$dir/log"; }  # requests RANGE: how many had that Range header, or none (-)
 
 # Nothing of the user's: proxies, settings of curl, folders.
@@ -68,11 +44,10 @@ models=$HOME/.cache/easel
 
 python3 tests/http_server.py src "$dir/port" >"$dir/log" 2>"$dir/log.err" &
 server=$!
-wait_for "$dir/port"
+wait_for test -s "$dir/port"
 if [ ! -s "$dir/port" ]; then
     bad "the server starts" "$(tail -n 1 "$dir/log.err")"
-    echo "fetch: $passed passed, $failed failed"
-    exit 1
+    end
 fi
 url=http://127.0.0.1:$(cat "$dir/port")
 # Port 1 (tcpmux) is one that nothing listens on.
@@ -141,9 +116,9 @@ has "shows what is here" "demo              2.13 MB  here             a note" "$
 
 # ---- -m NAME
 
-works "generate -m NAME" generate -m demo -p "What is 47 + 35?"
+works "generate -m NAME" generate -t 1 -m demo -p "What is 47 + 35?"
 cp "$dir/out" "$dir/answer"
-run generate -p "What is 47 + 35?"
+run generate -t 1 -p "What is 47 + 35?"
 same "answers as the demo model" "$dir/answer" "$dir/out"
 works "info NAME" info demo
 has "is of the cached file" "$models/demo.gguf: GGUF version 3" "$dir/out"
@@ -244,7 +219,7 @@ if $as_other true 2>/dev/null; then
     done
     rm "$dir/program"
 else
-    echo "SKIPPED a folder that must not be written: this is root, and there is no setpriv"
+    skip "a folder that must not be written" "this is root, and there is no setpriv"
 fi
 with HOME= error "no folder at all" "there is no folder for models: set EASEL_MODELS" fetch demo
 rm -f "$models/gone.gguf.lock"
@@ -260,7 +235,7 @@ same "is used" "$dir/cache/easel/demo.gguf" $demo
 
 "$easel" fetch slow </dev/null >"$dir/slow.out" 2>"$dir/slow.err" &
 pid=$!
-wait_for "$models/slow.gguf.part"
+wait_for test -s "$models/slow.gguf.part"
 error "two at once" "slow is being fetched by another easel at this moment" fetch slow
 wait $pid
 check "the first one ends well" $? -eq 0
@@ -271,7 +246,7 @@ check "progress: a line every few seconds" "$lines" -ge 1
 rm "$models/slow.gguf"
 "$easel" fetch slow </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!
-wait_for "$models/slow.gguf.part"
+wait_for test -s "$models/slow.gguf.part"
 kill -INT $pid
 began=$(date +%s)
 wait $pid
@@ -290,8 +265,7 @@ if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/n
     script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
     has "a terminal has a line that changes" "$(printf '\r\033[Kslow: ')" "$dir/screen"
 else
-    echo "SKIPPED progress on a terminal: needs util-linux's script"
+    skip "progress on a terminal" "needs util-linux's script"
 fi
 
-echo "fetch: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end

@@ -105,6 +105,43 @@ inline void check_generation(const std::string& file, easel::Backend& backend, c
     CHECK(answer.finish == (whole ? easel::Finish::Length : easel::Finish::Stop));
 }
 
+// A callback that says stop ends the answer after that step, one that throws at once; the next answer is that
+// of `fresh`, a backend like it.
+inline void check_stopped(easel::Backend& backend, easel::Backend& fresh) {
+    const std::vector<int32_t> prompt{2, 5, 9};
+    backend.encode(prompt);
+    easel::GenerateParams params;
+    params.n_canvas = 2;
+    params.sampler.max_steps = 3;
+    int n = 0;
+    const easel::Answer a = backend.generate(params, [&](const easel::Frame&) { return ++n < 2; });
+    CHECK(n == 2);
+    CHECK(a.finish == easel::Finish::Cancelled);
+    CHECK(a.tokens.empty());
+    CHECK(a.n_step() == 2);
+    CHECK(backend.n_cached() == 3);
+    const auto enough = [](const easel::Frame&) -> bool { throw easel::Error("enough"); };
+    CHECK_THROWS_WITH(backend.generate(params, enough), "enough");
+    CHECK(backend.n_cached() == 3);
+    params.n_canvas = 1;
+    fresh.encode(prompt);
+    CHECK(backend.generate(params, {}).tokens == fresh.generate(params, {}).tokens);
+}
+
+// What does not fit a context of 40 tokens is refused before anything is computed.
+inline void check_refusals(easel::Backend& backend) {
+    CHECK_THROWS_WITH(backend.encode(std::vector<int32_t>(41, 5)),
+                      Catch::Contains("41 tokens") && Catch::Contains("40"));
+    backend.encode(std::vector<int32_t>(17, 5));
+    easel::GenerateParams params;
+    params.sampler.max_steps = 2;
+    CHECK_THROWS_WITH(backend.generate(params, {}), Catch::Contains("need 41 places, the context has 40"));
+    backend.truncate(16);
+    CHECK(backend.generate(params, {}).tokens.size() == 24);
+    CHECK_THROWS_WITH(backend.encode(std::vector<int32_t>{512}), Catch::Contains("token id 512"));
+    CHECK_THROWS_WITH(backend.encode(std::vector<int32_t>{-1}), Catch::Contains("token id -1"));
+}
+
 // A frame of a canvas with given tokens: they are as they were given, certain, and not in the mean.
 inline void check_given(const easel::Frame& f, const easel::Given& given) {
     double sum = 0;

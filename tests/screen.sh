@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154  # $dir is of checks.sh
 # screen.sh: a terminal that tests type into and look at: tmux. Read by chat.sh and view.sh after checks.sh.
 
 has_tmux() { command -v tmux >/dev/null && LC_ALL=C.UTF-8 tmux -V >/dev/null 2>&1; }
@@ -10,7 +11,7 @@ screen_start() {
     screen_on=1
 }
 screen_on=""
-screen_end() { if [ -n "$screen_on" ]; then tm kill-server 2>/dev/null; fi; }
+at_end() { if [ -n "$screen_on" ]; then tm kill-server 2>/dev/null; fi; }
 export_screen() { keys "export $1='$2'" Enter; }
 screen_size() { tm resize-window -x "$1" -y "$2"; }
 
@@ -20,13 +21,8 @@ screen() { tm capture-pane -p; }                # what is seen
 scrollback() { tm capture-pane -p -S - -E -; }  # and all above it
 screen_has() { screen | grep -q -e "$1"; }
 
-wait_for() {  # wait_for COMMAND...: until it is true, 20 s at most
-    for _ in $(seq 400); do
-        if "$@" 2>/dev/null; then return 0; fi
-        sleep 0.05
-    done
-    return 1
-}
+step_seen() { screen | sed -n 's/.*step \([0-9]*\).*/\1/p' | tail -n 1; }
+step_after() { [ "$(step_seen)" -gt "$1" ]; }
 wait_screen() {  # wait_screen NAME PATTERN: a check that a line comes to match it
     if wait_for screen_has "$2"; then ok "$1"
     else bad "$1" "no line matches '$2' on the screen: $(screen | sed '/^$/d' | tail -n 8)"; fi

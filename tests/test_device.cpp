@@ -115,13 +115,10 @@ TEST_CASE("device: logits with 16-bit activations stay close to the CPU's", "[sl
     }
 }
 
-// The graph is made once and run for every answer.
+// Two canvases and an end in the third; an end in the first.
 TEST_CASE("device: the exact loop gives the golden tokens step by step", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
-    const auto graph = device_backend(model, {.exact = true});
-    check_generation("tiny.json", *graph, *model, 8e-7);
-    graph->truncate(0);
-    check_generation("tiny.cut1.json", *graph, *model, 8e-7);
+    check_generation("tiny.cut2.json", *device_backend(model, {.exact = true}), *model, 8e-7);
     check_generation("tiny.cut1.json", *device_backend(model, {.exact = true, .graph_loop = false}), *model,
                      8e-7);
 }
@@ -312,60 +309,15 @@ TEST_CASE("device: what self-conditioning leaves out is bounded, and nothing if 
     backend->generate(params, dropped(0));
 }
 
-TEST_CASE("device: a callback that says stop ends the answer after that step", "[slow]") {
+TEST_CASE("device: an answer that is stopped ends there, and does not disturb the next", "[slow]") {
     const auto model = load_model(fixture("tiny.gguf"));
-    for (const bool graph_loop : {true, false}) {
-        const auto backend = device_backend(model, {.graph_loop = graph_loop});
-        backend->encode(std::vector<int32_t>{2, 5, 9});
-        GenerateParams params;
-        params.n_canvas = 2;
-        params.sampler.max_steps = 4;
-        int n = 0;
-        const Answer a = backend->generate(params, [&](const Frame&) { return ++n < 2; });
-        CHECK(n == 2);
-        CHECK(a.finish == Finish::Cancelled);
-        CHECK(a.tokens.empty());
-        CHECK(a.n_step() == 2);
-        CHECK(backend->n_cached() == 3);
-        // And the next answer is not disturbed.
-        const auto again = backend->generate(params, {});
-        const auto fresh = device_backend(model, {.graph_loop = graph_loop});
-        fresh->encode(std::vector<int32_t>{2, 5, 9});
-        CHECK(again.tokens == fresh->generate(params, {}).tokens);
-    }
-}
-
-TEST_CASE("device: a callback that throws ends the answer, and the next is not disturbed", "[slow]") {
-    const auto model = load_model(fixture("tiny.gguf"));
-    for (const bool graph_loop : {true, false}) {
-        const auto backend = device_backend(model, {.graph_loop = graph_loop});
-        backend->encode(std::vector<int32_t>{2, 5, 9});
-        backend->encode({});
-        GenerateParams params;
-        params.n_canvas = 2;
-        params.sampler.max_steps = 4;
-        CHECK_THROWS_WITH(backend->generate(params, [](const Frame&) -> bool { throw Error("enough"); }),
-                          "enough");
-        CHECK(backend->n_cached() == 3);
-        const auto again = backend->generate(params, {});
-        const auto fresh = device_backend(model, {.graph_loop = graph_loop});
-        fresh->encode(std::vector<int32_t>{2, 5, 9});
-        CHECK(again.tokens == fresh->generate(params, {}).tokens);
-    }
+    for (const bool graph_loop : {true, false})
+        check_stopped(*device_backend(model, {.graph_loop = graph_loop}),
+                      *device_backend(model, {.graph_loop = graph_loop}));
 }
 
 TEST_CASE("device: what does not fit the context is refused before anything is computed") {
-    const auto model = load_model(fixture("tiny.gguf"));
-    const auto backend = device_backend(model, {.n_context = 40});
-    CHECK_THROWS_WITH(backend->encode(std::vector<int32_t>(41, 5)),
-                      Catch::Contains("41 tokens") && Catch::Contains("40"));
-    backend->encode(std::vector<int32_t>(17, 5));
-    GenerateParams params;
-    CHECK_THROWS_WITH(backend->generate(params, {}), Catch::Contains("need 41 places, the context has 40"));
-    backend->truncate(16);
-    params.sampler.max_steps = 2;
-    CHECK(backend->generate(params, {}).tokens.size() == 24);
-    CHECK_THROWS_WITH(backend->encode(std::vector<int32_t>{512}), Catch::Contains("token id 512"));
+    check_refusals(*device_backend(load_model(fixture("tiny.gguf")), {.n_context = 40}));
 }
 
 // The whole way of a user's request, with the model that is part of the program.

@@ -137,32 +137,13 @@ TEST_CASE("the same seed gives the same answer again, another seed another") {
     CHECK(first != answer(uint64_t{1} << 32 | 1));  // the high half of the seed counts
 }
 
-TEST_CASE("a callback that says stop ends the answer after that step") {
+TEST_CASE("an answer that is stopped ends there, and does not disturb the next") {
     const auto model = load_model(fixture("tiny.gguf"));
-    const auto backend = backend_for(model);
-    backend->encode(std::vector<int32_t>{2, 5, 9});
-    GenerateParams params;
-    params.n_canvas = 3;
-    int n = 0;
-    const Answer a = backend->generate(params, [&](const Frame&) { return ++n < 2; });
-    CHECK(n == 2);
-    CHECK(a.finish == Finish::Cancelled);
-    CHECK(a.tokens.empty());
-    CHECK(a.n_step() == 2);
+    check_stopped(*backend_for(model), *backend_for(model));
 }
 
 TEST_CASE("what does not fit the context is refused before anything is computed") {
-    const auto model = load_model(fixture("tiny.gguf"));
-    const auto backend = make_cpu_backend(model, 40);
-    CHECK_THROWS_WITH(backend->encode(std::vector<int32_t>(41, 5)),
-                      Catch::Contains("41 tokens") && Catch::Contains("40"));
-    backend->encode(std::vector<int32_t>(17, 5));
-    GenerateParams params;
-    CHECK_THROWS_WITH(backend->generate(params, {}), Catch::Contains("need 41 places, the context has 40"));
-    backend->truncate(16);
-    CHECK(backend->generate(params, {}).tokens.size() == 24);
-    CHECK_THROWS_WITH(backend->encode(std::vector<int32_t>{512}), Catch::Contains("token id 512"));
-    CHECK_THROWS_WITH(backend->encode(std::vector<int32_t>{-1}), Catch::Contains("token id -1"));
+    check_refusals(*make_cpu_backend(load_model(fixture("tiny.gguf")), 40));
 }
 
 // The approximations must be what they say, not merely run: with everything kept they change nothing, and

@@ -1,45 +1,14 @@
 #!/bin/sh
-# trace.sh PROGRAM: tests `generate --trace` and `easel trace`: the file, the page in a browser, the figure, broken files,
-# full disks. Prints "ok NAME", "FAIL NAME: why" or "SKIPPED NAME: why" for each check, then "trace: N passed, N failed".
-# Run from the project's root.
+# trace.sh PROGRAM: tests `generate --trace` and `easel trace`: the file, the page in a browser, the figure, broken
+# files, full disks.
 # shellcheck disable=SC2012 # names of our own
 set -u
-easel=${1:?usage: sh tests/trace.sh build/easel}
-tiny=tests/fixtures/tiny.gguf
-if [ ! -x "$easel" ] || [ ! -f "$tiny" ]; then
-    echo "FAIL trace: no program $easel, or not run from the project's root"
-    echo "trace: 0 passed, 1 failed"
-    exit 1
-fi
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT TERM
 # shellcheck source=tests/checks.sh
 . tests/checks.sh
 
-run() { $limit "$easel" "$@" </dev/null >"$dir/out" 2>"$dir/err"; }  # run ARGUMENTS...: its exit code
-works() {  # works NAME ARGUMENTS...: exit 0
-    name=$1
-    shift
-    run "$@"
-    status=$?
-    if [ $status -eq 0 ]; then ok "$name"; else bad "$name" "exit $status: $(tail -n 1 "$dir/err")"; fi
-}
-error() {  # error NAME TEXT ARGUMENTS...: exit 1, nothing on stdout, one line on stderr that contains TEXT
-    name=$1 text=$2
-    shift 2
-    run "$@"
-    status=$?
-    if [ $status -ne 1 ]; then bad "$name" "exit $status, expected 1"
-    elif [ -s "$dir/out" ]; then bad "$name" "something on stdout"
-    elif [ "$(wc -l <"$dir/err")" -ne 1 ]; then bad "$name" "$(wc -l <"$dir/err") lines on stderr, expected 1"
-    elif ! grep -qF -e "easel: $text" "$dir/err"; then bad "$name" "no 'easel: $text' in: $(cat "$dir/err")"
-    else ok "$name"; fi
-}
-
 # ---- generate --trace
 
-sort="generate --device cpu --t-max 1.6 --seed 1 -p"  # hot at first, so that the demo model takes several steps
+sort="generate --device cpu -t 1 --t-max 1.6 --seed 1 -p"  # hot at first, so that the demo model takes several steps
 # shellcheck disable=SC2086
 {
     run $sort "Sort 40, 50, 46, 55"
@@ -55,18 +24,15 @@ sort="generate --device cpu --t-max 1.6 --seed 1 -p"  # hot at first, so that th
     same "gives the same bytes" "$dir/again.jsonl" "$dir/demo.jsonl"
     has "the trace has the hash" "\"hash\":\"$(cat "$dir/hash")\"" "$dir/demo.jsonl"
 }
-works "a trace of several canvases" generate --device cpu -m $tiny -p hello -n 72 --seed 1 --ignore-eos --trace "$dir/canvases.jsonl"
-error "no folder for the trace" "$dir/none/x: cannot be written: No such file" generate -p "Hello" --trace "$dir/none/x"
-error "a folder as the trace" "$dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
-error "a prompt that is none" "the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
+works "a trace of several canvases" generate --device cpu -t 1 -m $tiny -p hello -n 72 --seed 1 --ignore-eos --trace "$dir/canvases.jsonl"
+error "no folder for the trace" "easel: $dir/none/x: cannot be written: No such file" generate -p "Hello" --trace "$dir/none/x"
+error "a folder as the trace" "easel: $dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
+error "a prompt that is none" "easel: the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
 check "leaves no trace" ! -e "$dir/empty.jsonl"
 
-"$easel" generate -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &
+"$easel" generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    if [ -s "$dir/stopped.jsonl" ]; then break; fi
-    sleep 0.5
-done
+wait_for test -s "$dir/stopped.jsonl"
 kill -INT $pid
 wait $pid
 check "Ctrl-C exits with 130" $? -eq 130
@@ -102,26 +68,26 @@ for part in 1 2 5 7 9; do
     works "and give a figure" trace "$dir/cut.jsonl" --svg
 done
 : >"$dir/x"
-error "an empty file" "$dir/x: is empty, expected a trace" trace "$dir/x"
+error "an empty file" "easel: $dir/x: is empty, expected a trace" trace "$dir/x"
 head -n 1 "$dir/demo.jsonl" >"$dir/x"
-error "a first line alone" "$dir/x: has no whole step" trace "$dir/x"
+error "a first line alone" "easel: $dir/x: has no whole step" trace "$dir/x"
 head -c 100 "$dir/demo.jsonl" >"$dir/x"
-error "half a first line" "$dir/x: is not a trace" trace "$dir/x"
-error "a model" "$tiny: is not a trace" trace $tiny
-error "a page" "$dir/demo.html: is not a trace" trace "$dir/demo.html"
-error "a folder" "$dir: cannot be read: Is a directory" trace "$dir"
-error "no file" "$dir/none: cannot be opened: No such file" trace "$dir/none"
+error "half a first line" "easel: $dir/x: is not a trace" trace "$dir/x"
+error "a model" "easel: $tiny: is not a trace" trace $tiny
+error "a page" "easel: $dir/demo.html: is not a trace" trace "$dir/demo.html"
+error "a folder" "easel: $dir: cannot be read: Is a directory" trace "$dir"
+error "no file" "easel: $dir/none: cannot be opened: No such file" trace "$dir/none"
 sed 's/^{"easel_trace":1,/{"easel_trace":2,/' "$dir/demo.jsonl" >"$dir/x"
-error "a trace of the future" "$dir/x: is a trace of version 2, this program reads 1" trace "$dir/x"
+error "a trace of the future" "easel: $dir/x: is a trace of version 2, this program reads 1" trace "$dir/x"
 sed '3s/"argmax":\[[0-9]*,/"argmax":[/' "$dir/demo.jsonl" >"$dir/x"
-error "a step that lacks a token" "$dir/x line 3: key argmax has 31 items, expected 32" trace "$dir/x"
+error "a step that lacks a token" "easel: $dir/x line 3: key argmax has 31 items, expected 32" trace "$dir/x"
 sed '3s/.*/\{/' "$dir/demo.jsonl" >"$dir/x"
-error "a broken line in the middle" "$dir/x line 3: is not a JSON object" trace "$dir/x"
+error "a broken line in the middle" "easel: $dir/x line 3: is not a JSON object" trace "$dir/x"
 cp "$dir/demo.jsonl" "$dir/x"
-error "the trace as the output" "$dir/x: is the trace itself" trace "$dir/x" -o "$dir/x"
+error "the trace as the output" "easel: $dir/x: is the trace itself" trace "$dir/x" -o "$dir/x"
 same "is left alone" "$dir/x" "$dir/demo.jsonl"
-error "no folder for the page" "$dir/none/x: cannot be written: No such file" trace "$dir/demo.jsonl" -o "$dir/none/x"
-error "no trace named" "file is required" trace
+error "no folder for the page" "easel: $dir/none/x: cannot be written: No such file" trace "$dir/demo.jsonl" -o "$dir/none/x"
+error "no trace named" "easel: file is required" trace
 
 if [ -c /dev/full ]; then
     # shellcheck disable=SC2086
@@ -130,7 +96,7 @@ if [ -c /dev/full ]; then
     same "the answer is there" "$dir/out" "$dir/answer"
     check "statistics, then one error" "$(grep -c 'hash' "$dir/err") $(wc -l <"$dir/err")" = "1 2"
     check "which says what happened" "$(tail -n 1 "$dir/err")" = "easel: /dev/full: the trace cannot be written: No space left on device"
-    error "a page to a full disk" "/dev/full: cannot be written: No space left" trace "$dir/demo.jsonl" -o /dev/full
+    error "a page to a full disk" "easel: /dev/full: cannot be written: No space left" trace "$dir/demo.jsonl" -o /dev/full
     $limit "$easel" trace "$dir/demo.jsonl" >/dev/full 2>"$dir/err"
     check "a page to a full stdout: exit 1" $? -eq 1
     has "and one line" "easel: cannot write to stdout: No space left" "$dir/err"
@@ -167,5 +133,4 @@ else
     fi
 fi
 
-echo "trace: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+end
