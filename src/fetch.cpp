@@ -22,6 +22,7 @@
 #include "commands.h"
 #include "models.h"
 #include "sha256.h"
+#include "text.h"
 
 extern char** environ;
 
@@ -78,7 +79,7 @@ class Progress {
     }
     void note(const std::string& text) {
         clear();
-        if (!quiet_) fmt::print(stderr, "{}\n", text);
+        if (!quiet_) fmt::print(stderr, "{}\n", safe_line(text));
     }
     void clear() {
         if (dirty_) std::fputs("\r\033[K", stderr);
