@@ -145,6 +145,10 @@ works "generate -m NAME" generate -m demo -p "What is 47 + 35?"
 cp "$dir/out" "$dir/answer"
 run generate -p "What is 47 + 35?"
 same "answers as the demo model" "$dir/answer" "$dir/out"
+echo "mine $n $sum $url/ok/demo.gguf" >"$dir/mine.txt"
+works "fetch --list FILE NAME" fetch --quiet --list "$dir/mine.txt" mine
+works "-m NAME without that list" generate -m mine -p "What is 47 + 35?"
+same "is the same model" "$dir/out" "$dir/answer"
 works "info NAME" info demo
 has "is of the cached file" "$models/demo.gguf: GGUF version 3" "$dir/out"
 echo 82 >"$dir/text"
