@@ -207,6 +207,8 @@ namespace {
 volatile std::sig_atomic_t drawing = 0, echo_off = 0;
 termios terminal_modes;
 
+constexpr int kLeaving[] = {SIGTERM, SIGHUP, SIGQUIT, SIGTSTP};
+
 void leave_on_signal(int signal) {
     const int saved = errno;
     abandon_view();
@@ -218,7 +220,7 @@ void leave_on_signal(int signal) {
 // Keys that are pressed while the canvas is drawn would move it.
 void begin_drawing() {
     if (drawing) return;
-    for (int signal : {SIGTERM, SIGTSTP})
+    for (int signal : kLeaving)
         if (std::signal(signal, leave_on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);
     // A program in the background may not change modes: it would be stopped.
     if (tcgetpgrp(STDERR_FILENO) == getpgrp() && tcgetattr(STDERR_FILENO, &terminal_modes) == 0) {
@@ -233,7 +235,7 @@ void begin_drawing() {
 void end_drawing() {
     if (!drawing) return;
     abandon_view();
-    for (int signal : {SIGTERM, SIGTSTP})
+    for (int signal : kLeaving)
         if (std::signal(signal, SIG_DFL) == SIG_IGN) std::signal(signal, SIG_IGN);
 }
 
