@@ -181,6 +181,8 @@ class Curl {
             "--speed-limit", "1000",      "--connect-timeout", std::to_string(kStallSeconds),
             "--url",         url};
         if (offset > 0) words.insert(words.end(), {"--continue-at", std::to_string(offset)});
+        // What is asked for encrypted does not come otherwise.
+        if (url.starts_with("https://")) words.insert(words.end(), {"--proto-redir", "=https"});
         std::vector<char*> argv;
         for (std::string& w : words) argv.push_back(w.data());
         argv.push_back(nullptr);
