@@ -373,7 +373,8 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     const Config& c = model.config;
     std::string out;
     DeviceOptions options;
-    options.n_context = flags.n_context ? std::min(flags.n_context, c.n_context) : 0;
+    require(flags.n_context <= c.n_context, "context is {}, expected 1 to {}", flags.n_context, c.n_context);
+    options.n_context = flags.n_context;
     options.n_offload = flags.n_offload;
     if (flags.memory_limit && flags.device == "cuda")
         options = fit_gpu(model, options, flags.memory_limit);

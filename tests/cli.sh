@@ -387,6 +387,9 @@ for text in "GGUF version 3" "46 keys" 'general.architecture = "diffusion-gemma"
 done
 works "info -m FILE -c N" info -m "$tiny" -c 100
 has "info at another context" "memory at a context of 100 tokens" "$dir/out"
+run info -m "$tiny" -c 5000
+check "info at a context of more than the model's is refused" $? -eq 1
+has "and says so" "easel: context is 5000, expected 1 to 4096" "$dir/err"
 works "info of the built-in model" info
 works "info of every block type" info $fixtures/mixed.gguf
 has "info counts types" "Q4_K" "$dir/out"
