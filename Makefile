@@ -114,7 +114,7 @@ $(BUILD)/obj/version.facts: FORCE
 # The library and all of the program for others. The headers are what easel.h includes.
 PREFIX ?= /usr/local
 ROOT := $(DESTDIR)$(PREFIX)
-HEADERS := easel.h backend.h chat.h gguf.h model.h quant.h sampler.h tokenizer.h
+HEADERS := easel.h backend.h chat.h error.h gguf.h model.h quant.h sampler.h tokenizer.h
 INSTALLED := bin/easel lib/libeasel.a lib/pkgconfig/easel.pc share/man/man1/easel.1 \
   share/bash-completion/completions/easel share/zsh/site-functions/_easel share/fish/vendor_completions.d/easel.fish \
   $(addprefix include/easel/,$(HEADERS))

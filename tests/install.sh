@@ -39,10 +39,11 @@ cp tests/library/example.cpp "$dir"
 # shellcheck disable=SC2086
 (cd "$dir" && ${CXX:-g++} -std=c++20 -Wall -Wextra -Werror -O1 example.cpp $flags -o example) >"$dir/log" 2>&1
 check "the example builds against it ($(head -n 1 "$dir/log"))" $? -eq 0
-printf 'What is 47 + 35?\nReverse the word lemon.\n' | "$dir/example" >"$dir/out" 2>"$dir/err"
+printf 'What is 47 + 35?\n\nReverse the word lemon.\n' | "$dir/example" >"$dir/out" 2>"$dir/err"
 check "and runs" $? -eq 0
 has "and answers" "82" "$dir/out"
-check "a line each" "$(wc -l <"$dir/out")" -eq 2
+check "a line each" "$(wc -l <"$dir/out")" -eq 3
+check "or what is wrong with a line" "$(sed -n 2p "$dir/out")" = "error: the prompt is empty"
 "$dir/example" Makefile </dev/null >"$dir/out" 2>"$dir/err"
 check "an error can be caught" $? -eq 1
 has "and says what is wrong" 'example: Makefile: not a GGUF file' "$dir/err"
