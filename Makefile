@@ -71,28 +71,47 @@ $(EASEL).archs: FORCE
 	@echo '$(BACKENDS)' | cmp -s - $@ || echo '$(BACKENDS)' >$@
 FORCE:
 
+# What objects are compiled with: they are made anew when it changes. It is compared here and not by a recipe, so that
+# `make -n` tells what there is to do.
+FLAGS := $(strip $(CXX) $(CPPFLAGS) $(CXXFLAGS))
+ifneq ($(FLAGS),$(shell cat $(BUILD)/obj/flags 2>/dev/null))
+$(BUILD)/obj/flags: FORCE
+endif
+$(BUILD)/obj/flags:
+	@mkdir -p $(@D)
+	@echo '$(FLAGS)' >$@
+ifneq ($(NVCC),)
+DEVICE_FLAGS := $(strip $(NVCC) $(NVCC_FLAGS))
+ifneq ($(DEVICE_FLAGS),$(shell cat $(CUDA_OBJ)/flags 2>/dev/null))
+$(CUDA_OBJ)/flags: FORCE
+endif
+$(CUDA_OBJ)/flags:
+	@mkdir -p $(@D)
+	@echo '$(DEVICE_FLAGS)' >$@
+endif
+
 $(BUILD)/unit: $(TEST_OBJ) $(LIB_OBJ) $(SIM_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
 
-$(BUILD)/obj/%.o: src/%.cpp | $(DEPS)/ready
+$(BUILD)/obj/%.o: src/%.cpp $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 
-$(CUDA_OBJ)/%.o: cuda/%.cu | $(DEPS)/ready
+$(CUDA_OBJ)/%.o: cuda/%.cu $(CUDA_OBJ)/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-$(CUDA_OBJ)/%.o: cuda/%.cpp | $(DEPS)/ready
+$(CUDA_OBJ)/%.o: cuda/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) $(CXXFLAGS) -DEASEL_ARCHS='"$(ARCHS)"' -MMD -MP -c $< -o $@
 
-$(BUILD)/obj/sim/%.o: cuda/%.cu | $(DEPS)/ready
+$(BUILD)/obj/sim/%.o: cuda/%.cu $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
-$(BUILD)/obj/sim/%.o: cuda/%.cpp | $(DEPS)/ready
+$(BUILD)/obj/sim/%.o: cuda/%.cpp $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c $< -o $@
 
-$(BUILD)/obj/tests/%.o: tests/%.cpp | $(DEPS)/ready
+$(BUILD)/obj/tests/%.o: tests/%.cpp $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
 
@@ -114,7 +133,7 @@ $(BUILD)/obj/version.facts: FORCE
 # The library and all of the program for others. The headers are what easel.h includes.
 PREFIX ?= /usr/local
 ROOT := $(DESTDIR)$(PREFIX)
-HEADERS := easel.h backend.h chat.h gguf.h model.h quant.h sampler.h tokenizer.h
+HEADERS := easel.h backend.h chat.h error.h gguf.h model.h quant.h sampler.h tokenizer.h
 INSTALLED := bin/easel lib/libeasel.a lib/pkgconfig/easel.pc share/man/man1/easel.1 \
   share/bash-completion/completions/easel share/zsh/site-functions/_easel share/fish/vendor_completions.d/easel.fish \
   $(addprefix include/easel/,$(HEADERS))
@@ -160,10 +179,10 @@ asan:
 GPU_TESTS := linear head attention norm moe embed sample accept device memory
 GPU_KERNEL_TESTS := $(CUDA_OBJ)/gpu/test_ptx.o $(CUDA_OBJ)/gpu/test_repack.o
 GPU_OBJ := $(GPU_TESTS:%=$(CUDA_OBJ)/gpu/test_%.o) $(GPU_KERNEL_TESTS) $(BUILD)/obj/tests/unit_main.o
-$(GPU_KERNEL_TESTS): $(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready
+$(GPU_KERNEL_TESTS): $(CUDA_OBJ)/gpu/%.o: tests/%.cpp $(CUDA_OBJ)/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -x cu -Isrc -Itests -isystem $(DEPS)/usr/include -MMD -MP -MF $(@:.o=.d) -c $< -o $@
-$(CUDA_OBJ)/gpu/%.o: tests/%.cpp | $(DEPS)/ready
+$(CUDA_OBJ)/gpu/%.o: tests/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Isrc -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
 $(CUDA_OBJ)/unit-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ)

@@ -1,7 +1,6 @@
 // check.h: the one way a wrong file, flag or request is reported.
 // Every part throws Error; main() alone catches it, prints the one line and exits with 1.
 #pragma once
-#include <stdexcept>
 #include <utility>
 
 #ifndef __CUDACC__
@@ -9,17 +8,9 @@
 #include <fmt/ranges.h>
 #endif
 
+#include "error.h"
+
 namespace easel {
-
-// What a user did or gave that cannot be served: one line, what was expected and what was found.
-struct Error : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// The device that this process computes on is lost: no later request can be served either.
-struct DeviceError : Error {
-    using Error::Error;
-};
 
 #ifdef __CUDACC__  // nvcc does not take fmt's headers: kernel files have plain texts
 [[noreturn]] inline void fail(const char* text) {

@@ -1,5 +1,11 @@
 // easel.h: the program as a library: a model, its tokenizer and a backend behind one call. main, and whatever
 // else answers requests, use this and nothing below it.
+//
+// What goes wrong is thrown as an Error (error.h); a DeviceError among them says that the GPU is lost, and
+// this process' Engines with it. One thing cannot be thrown: where a model's file becomes shorter, or can no
+// longer be read, while it is mapped, the process says so on stderr and ends with exit code 1. For that, the
+// first file that is mapped sets a handler of SIGBUS; it leaves other bus errors to the handler that was
+// there.
 #pragma once
 #include <functional>
 #include <map>
@@ -10,6 +16,7 @@
 
 #include "backend.h"
 #include "chat.h"
+#include "error.h"
 #include "model.h"
 #include "tokenizer.h"
 

@@ -36,8 +36,8 @@ std::string name_hint(const std::vector<ModelEntry>& models, std::string_view na
 // Letters to insert, delete or change between two names; upper and lower case are the same.
 int edit_distance(std::string_view a, std::string_view b);
 
-// The file that -m MODEL means: a path that exists, else the fetched file of that name. Error for a model
-// that has not been fetched, and for what is neither.
+// The file that -m MODEL means: a path that exists, else the fetched file of that name, whatever list that
+// was in. Error for a model that has not been fetched, and for what is neither.
 std::string find_model(const std::string& model);
 // Opens it; empty: the demo model that is part of the program.
 std::shared_ptr<const Gguf> open_model(const std::string& model);

@@ -15,6 +15,7 @@
 #include "commands.h"
 #include "line_input.h"
 #include "models.h"
+#include "text.h"
 
 namespace easel {
 
@@ -165,11 +166,9 @@ class Chat {
         fmt::print(stderr, "{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : "");
     }
     // What went wrong, on one line whatever bytes are in it; the conversation goes on.
-    void report(std::string text) {
+    void report(std::string_view text) {
         failed_ = true;
-        std::replace_if(
-            text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
-        say(fmt::format("easel: {}", text));
+        say(fmt::format("easel: {}", safe_line(text)));
     }
 
     // A line, several that end in a backslash, or what stands between two """. False: there is no more.

@@ -18,6 +18,7 @@
 #include "convert.h"
 #include "infill.h"
 #include "models.h"
+#include "text.h"
 #include "trace.h"
 
 namespace easel {
@@ -188,7 +189,8 @@ std::string step_line(const Tokenizer& tokenizer, const Frame& f) {
         std::replace(text.begin(), text.end(), '\n', ' ');
         canvas += text;
     }
-    return fmt::format("step {:>2}  mean entropy {:.3f}  {}\n", f.step + 1, f.mean_entropy, canvas);
+    return fmt::format("step {:>2}  mean entropy {:.3f}  {}\n", f.step + 1, f.mean_entropy,
+                       safe_line(canvas));
 }
 
 void warn(const Model& model) {
@@ -293,7 +295,8 @@ int run_generate(const GenerateFlags& flags) {
                              : flags.print == "ids" ? ids_text(result.ids)
                              : to_terminal          ? terminal_text(result.text) + "\n"
                                                     : result.text + "\n";
-    if (!result.thought.empty() && flags.print == "text") fmt::print(stderr, "thought: {}\n", result.thought);
+    if (!result.thought.empty() && flags.print == "text")
+        fmt::print(stderr, "thought: {}\n", terminal_text(result.thought));
     write_stdout(text);
     warn(engine.model());
     if (!result.note.empty()) fmt::print(stderr, "easel: {}\n", result.note);
@@ -350,10 +353,7 @@ int run_tokenize(const TokenizeFlags& flags) {
 static std::string value_text(const Value& v) {
     constexpr uint64_t kShown = 8;
     if (v.type == ValueType::String) {
-        std::string s(v.string[0].substr(0, 60));
-        std::replace_if(
-            s.begin(), s.end(), [](unsigned char c) { return c < 32; }, ' ');
-        return fmt::format("\"{}\"{}", s,
+        return fmt::format("\"{}\"{}", safe_line(v.string[0].substr(0, 60)),
                            v.string[0].size() > 60 ? fmt::format("... ({} bytes)", v.string[0].size()) : "");
     }
     const auto number = [](ValueType type, double x) {  // a float as short as a float can be told
@@ -373,7 +373,8 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     const Config& c = model.config;
     std::string out;
     DeviceOptions options;
-    options.n_context = flags.n_context ? std::min(flags.n_context, c.n_context) : 0;
+    require(flags.n_context <= c.n_context, "context is {}, expected 1 to {}", flags.n_context, c.n_context);
+    options.n_context = flags.n_context;
     options.n_offload = flags.n_offload;
     if (flags.memory_limit && flags.device == "cuda")
         options = fit_gpu(model, options, flags.memory_limit);
@@ -397,7 +398,8 @@ int run_info(const InfoFlags& flags) {
     std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file->name(),
                                   file->version(), human_bytes(static_cast<int64_t>(file->file_bytes())),
                                   file->values().size(), file->tensors().size());
-    for (const auto& [key, value] : file->values()) out += fmt::format("  {} = {}\n", key, value_text(value));
+    for (const auto& [key, value] : file->values())
+        out += fmt::format("  {} = {}\n", safe_line(key), value_text(value));
 
     std::map<std::string_view, std::pair<int, int64_t>> by_type;  // number of tensors, bytes
     for (const Tensor& t : file->tensors()) {
@@ -442,7 +444,7 @@ int run_convert(const ConvertFlags& flags) {
     options.progress = [&](uint64_t done, uint64_t total, std::string_view tensor) {
         progress.show(fmt::format("{:3.0f} % of {}  {}",
                                   total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0,
-                                  human_bytes(static_cast<int64_t>(total)), tensor));
+                                  human_bytes(static_cast<int64_t>(total)), safe_line(tensor)));
     };
     convert(find_model(flags.source), flags.target, options);
     return 0;

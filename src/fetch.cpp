@@ -22,6 +22,7 @@
 #include "commands.h"
 #include "models.h"
 #include "sha256.h"
+#include "text.h"
 
 extern char** environ;
 
@@ -78,7 +79,7 @@ class Progress {
     }
     void note(const std::string& text) {
         clear();
-        if (!quiet_) fmt::print(stderr, "{}\n", text);
+        if (!quiet_) fmt::print(stderr, "{}\n", safe_line(text));
     }
     void clear() {
         if (dirty_) std::fputs("\r\033[K", stderr);
@@ -180,6 +181,8 @@ class Curl {
             "--speed-limit", "1000",      "--connect-timeout", std::to_string(kStallSeconds),
             "--url",         url};
         if (offset > 0) words.insert(words.end(), {"--continue-at", std::to_string(offset)});
+        // What is asked for encrypted does not come otherwise.
+        if (url.starts_with("https://")) words.insert(words.end(), {"--proto-redir", "=https"});
         std::vector<char*> argv;
         for (std::string& w : words) argv.push_back(w.data());
         argv.push_back(nullptr);

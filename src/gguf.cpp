@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "mapping.h"
+#include "text.h"
 
 namespace easel {
 
@@ -194,14 +195,7 @@ struct Gguf::Part {
 };
 
 std::string shown(std::string_view s) {
-    std::string out;
-    for (unsigned char c : s.substr(0, 64)) {
-        if (c < 32 || c == 127)
-            out += fmt::format("\\x{:02x}", c);
-        else
-            out += static_cast<char>(c);
-    }
-    return s.size() > 64 ? out + "..." : out;
+    return safe_line(s.substr(0, 64)) + (s.size() > 64 ? "..." : "");
 }
 
 const char* value_type_name(ValueType type) {

@@ -15,6 +15,7 @@
 #include "check.h"
 #include "commands.h"
 #include "help.h"
+#include "text.h"
 
 namespace {
 
@@ -398,10 +399,7 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "easel: out of memory\n");
     } catch (const std::exception& e) {
         // One line, whatever bytes a broken file put into the text.
-        std::string text = e.what();
-        std::replace_if(
-            text.begin(), text.end(), [](unsigned char c) { return c < 32 || c == 127; }, '?');
-        std::fprintf(stderr, "easel: %s\n", text.c_str());
+        std::fprintf(stderr, "easel: %s\n", safe_line(e.what()).c_str());
     }
     return 1;
 }

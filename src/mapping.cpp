@@ -9,6 +9,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "text.h"
+
 namespace easel {
 
 namespace {
@@ -49,10 +51,8 @@ void watch_mapping(const void* p, size_t bytes, const std::string& name) {
     while (w && w->begin.load()) w = w->next;
     const bool is_new = !w;
     if (is_new) w = new Watched;
-    std::string text = "easel: " + name.substr(0, 300);
-    for (char& c : text)
-        if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
-    text += ": shrank while it was in use, or can no longer be read\n";
+    const std::string text = "easel: " + safe_line(name).substr(0, 300) +
+                             ": shrank while it was in use, or can no longer be read\n";
     std::memcpy(w->text, text.c_str(), text.size() + 1);
     w->bytes = bytes;
     w->begin.store(static_cast<const uint8_t*>(p));

@@ -164,14 +164,15 @@ std::string find_model(const std::string& model) {
     // What is written like a path is one; its Error comes from opening it.
     const bool is_path = model.find('/') != model.npos || model.ends_with(".gguf");
     if (is_path || access(model.c_str(), F_OK) == 0) return model;
+    // A list of `fetch --list` has names that known_models() does not have.
+    const std::string path = is_name(model) ? model_path({.name = model}) : "";
+    if (access(path.c_str(), F_OK) == 0) return path;
     const std::vector<ModelEntry> models = known_models();
     const ModelEntry* entry = find_entry(models, model);
     require(entry, "{}: cannot open the model file: No such file, and no model has that name{}", shown(model),
             name_hint(models, model));
-    const std::string path = model_path(*entry);
-    require(access(path.c_str(), F_OK) == 0, "model {} is not here yet: easel fetch {}{}", model, model,
-            entry->bytes ? " (" + human_bytes(entry->bytes) + ")" : "");
-    return path;
+    fail("model {} is not here yet: easel fetch {}{}", model, model,
+         entry->bytes ? " (" + human_bytes(entry->bytes) + ")" : "");
 }
 
 std::shared_ptr<const Gguf> open_model(const std::string& model) {

@@ -15,38 +15,14 @@
 #include <cstring>
 #include <cwchar>
 
+#include "text.h"
+
 namespace easel {
 
 namespace {
 
-constexpr std::string_view kReplacement = "\ufffd";
 constexpr std::string_view kDot = "\u00b7";
 constexpr int kTab = 8;
-
-// The character that s, which is not empty, starts with, and its bytes. A stray byte is U+FFFD.
-struct Char {
-    char32_t c;
-    size_t n;
-};
-Char first_char(std::string_view s) {
-    const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
-    const unsigned char b = byte(0);
-    if (b < 0x80) return {b, 1};
-    const size_t n = b >= 0xf0 ? 4 : b >= 0xe0 ? 3 : 2;
-    if (b < 0xc2 || b > 0xf4 || s.size() < n) return {0xfffd, 1};
-    char32_t c = b & (0xff >> (n + 1));
-    for (size_t i = 1; i < n; i++) {
-        if ((byte(i) & 0xc0) != 0x80) return {0xfffd, 1};
-        c = c << 6 | (byte(i) & 0x3f);
-    }
-    constexpr char32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return {0xfffd, 1};
-    return {c, n};
-}
-
-bool is_control(char32_t c) {
-    return c < 0x20 || (c >= 0x7f && c < 0xa0);
-}
 
 const char* attributes(Ink ink) {
     switch (ink) {
@@ -109,30 +85,6 @@ int char_width(char32_t c) {
     const int n = wcwidth(static_cast<wchar_t>(c));
     // Characters newer than the C library: pictures are wide.
     return n >= 0 ? n : c >= 0x1f000 && c < 0x20000 ? 2 : 1;
-}
-
-std::string terminal_text(std::string_view text) {
-    std::string out;
-    while (!text.empty()) {
-        const auto [c, n] = first_char(text);
-        const bool newline = c == '\r' && text.size() > 1 && text[1] == '\n';
-        if (c == 0xfffd || (is_control(c) && c != '\n' && c != '\t'))
-            out += newline ? "" : kReplacement;
-        else
-            out += text.substr(0, n);
-        text.remove_prefix(n);
-    }
-    return out;
-}
-
-std::string valid_utf8(std::string_view text) {
-    std::string out;
-    for (size_t n; !text.empty(); text.remove_prefix(n)) {
-        const Char next = first_char(text);
-        n = next.n;
-        out += next.c == 0xfffd ? kReplacement : text.substr(0, n);
-    }
-    return out;
 }
 
 std::vector<Piece> frame_pieces(const Tokenizer& tokenizer, const Frame& f, bool color, bool ignore_end) {
@@ -255,6 +207,8 @@ namespace {
 volatile std::sig_atomic_t drawing = 0, echo_off = 0;
 termios terminal_modes;
 
+constexpr int kLeaving[] = {SIGTERM, SIGHUP, SIGQUIT, SIGTSTP};
+
 void leave_on_signal(int signal) {
     const int saved = errno;
     abandon_view();
@@ -266,7 +220,7 @@ void leave_on_signal(int signal) {
 // Keys that are pressed while the canvas is drawn would move it.
 void begin_drawing() {
     if (drawing) return;
-    for (int signal : {SIGTERM, SIGTSTP})
+    for (int signal : kLeaving)
         if (std::signal(signal, leave_on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);
     // A program in the background may not change modes: it would be stopped.
     if (tcgetpgrp(STDERR_FILENO) == getpgrp() && tcgetattr(STDERR_FILENO, &terminal_modes) == 0) {
@@ -281,7 +235,7 @@ void begin_drawing() {
 void end_drawing() {
     if (!drawing) return;
     abandon_view();
-    for (int signal : {SIGTERM, SIGTSTP})
+    for (int signal : kLeaving)
         if (std::signal(signal, SIG_DFL) == SIG_IGN) std::signal(signal, SIG_IGN);
 }
 

@@ -58,10 +58,6 @@ constexpr std::string_view kErase = "\r\033[J";
 
 // Columns that a character takes: 0 for combining ones, 2 for wide ones.
 int char_width(char32_t c);
-// A model's text for a terminal: control bytes other than newline and tab, and stray bytes, become U+FFFD.
-std::string terminal_text(std::string_view text);
-// The text as valid UTF-8: stray bytes become U+FFFD.
-std::string valid_utf8(std::string_view text);
 
 // Whether the file descriptor is a terminal that can move its cursor.
 bool is_screen(int fd);

@@ -313,7 +313,9 @@ works "the largest seed" generate -m "$tiny" -p hi -n 24 --max-steps 1 --seed 18
 generate -p hello -n 24 --seed 5 --show-steps
 same "--show-steps leaves the answer as it is" "$dir/out" "$dir/answer"
 steps=$(sed -n 's/.* \([0-9]*\) steps, .*/\1/p' "$dir/err")
-check "--show-steps shows every step on stderr" "$(grep -c 'step' "$dir/err")" -ge "${steps:-1000}"
+check "--show-steps shows every step on stderr" "$(grep -c '^step ' "$dir/err")" -eq "${steps:-1000}"
+check "--show-steps keeps control bytes of the draws away" "$(generate -p hi --show-steps --t-min 100 --t-max 100 \
+    --entropy-bound 1e9 --max-steps 4; LC_ALL=C tr -cd '\000-\011\013-\037\177' <"$dir/err" | wc -c)" -eq 0
 works "a system text and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
 works "the built-in model" generate -p "What is 2 + 2?" -n 16
 cp "$dir/out" "$dir/demo"
@@ -357,9 +359,28 @@ for text in "GGUF version 3" "46 keys" 'general.architecture = "diffusion-gemma"
 done
 works "info -m FILE -c N" info -m "$tiny" -c 100
 has "info at another context" "memory at a context of 100 tokens" "$dir/out"
+run info -m "$tiny" -c 5000
+check "info at a context of more than the model's is refused" $? -eq 1
+has "and says so" "easel: context is 5000, expected 1 to 4096" "$dir/err"
 works "info of the built-in model" info
 works "info of every block type" info $fixtures/mixed.gguf
 has "info counts types" "Q4_K" "$dir/out"
+
+# A file whose names and values would write to the terminal: to its title, and with U+009B, which begins a command too.
+{
+    number() { printf "\\$(printf %03o "$1")\\0\\0\\0\\0\\0\\0\\0"; }
+    printf 'GGUF\3\0\0\0'
+    number 1; number 2
+    number 20; printf 'general.architecture\10\0\0\0'; number 15; printf diffusion-gemma
+    number 14; printf 'evil\033]0;pwned\007\10\0\0\0'; number 6; printf 'a\177b\302\233c'
+    number 8; printf 'x.\033[2J\302\233\1\0\0\0'; number 1; printf '\0\0\0\0'; number 0
+    head -c 39 /dev/zero
+} >"$dir/evil.gguf"
+controls() { LC_ALL=C sed 's/\xc2\x9b/\x1b/g' "$1" | LC_ALL=C tr -cd '\000-\011\013-\037\177' | wc -c; }
+run info "$dir/evil.gguf"
+has "info shows control characters of keys and values" 'evil\x1b]0;pwned\x07 = "a\x7fb\xc2\x9bc"' "$dir/out"
+check "and none are left" "$(controls "$dir/out")" -eq 0
+error "nor in an error's text" 'x\xc2\x9b.gguf: cannot open' info "$(printf 'x\302\233.gguf')"
 
 # ---- convert
 
@@ -375,6 +396,12 @@ check "convert leaves only the target" "$(ls "$dir" | grep -c 'new\.gguf')" -eq 
 works "info of what was converted" info "$dir/new.gguf"
 has "it has the new type" "BF16" "$dir/out"
 works "generate from it" generate -m "$dir/new.gguf" -p hi -n 24 --max-steps 2
+if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/null 2>&1; then
+    TERM=xterm script -qec "$easel convert $dir/evil.gguf $dir/evil2.gguf --type f16" /dev/null </dev/null >"$dir/screen" 2>&1
+    has "convert's progress shows control characters of a tensor's name" 'x.\x1b[2J\xc2\x9b' "$dir/screen"
+else
+    skip "convert's progress" "needs util-linux's script"
+fi
 works "convert back to f32" convert "$tiny" "$dir/f32.gguf" --type f32
 run generate -m "$dir/f32.gguf" -p hello -n 24 --seed 5
 same "f32 of f32 is the same model" "$dir/out" "$dir/answer"

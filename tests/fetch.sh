@@ -120,6 +120,10 @@ works "generate -m NAME" generate -t 1 -m demo -p "What is 47 + 35?"
 cp "$dir/out" "$dir/answer"
 run generate -t 1 -p "What is 47 + 35?"
 same "answers as the demo model" "$dir/answer" "$dir/out"
+echo "mine $n $sum $url/ok/demo.gguf" >"$dir/mine.txt"
+works "fetch --list FILE NAME" fetch --quiet --list "$dir/mine.txt" mine
+works "-m NAME without that list" generate -m mine -p "What is 47 + 35?"
+same "is the same model" "$dir/out" "$dir/answer"
 works "info NAME" info demo
 has "is of the cached file" "$models/demo.gguf: GGUF version 3" "$dir/out"
 echo 82 >"$dir/text"
@@ -195,6 +199,12 @@ error "offline: no such host" "cannot find easel.invalid: is this machine online
 error "a full disk" "free, 9000000.00 TB needed for huge" fetch huge
 mkdir "$dir/empty"
 with "PATH=$dir/empty" error "no curl" "the program curl downloads and is not installed" fetch gone
+mkdir "$dir/fake"
+printf '#!/bin/sh\necho "$@" >"%s/words"\nexit 7\n' "$dir" >"$dir/fake/curl"
+chmod +x "$dir/fake/curl"
+echo "secure $n $sum https://127.0.0.1:1/demo.gguf" >"$dir/secure.txt"
+with "PATH=$dir/fake:$PATH" error "https" "cannot connect to 127.0.0.1:1" fetch --list "$dir/secure.txt" secure
+has "is not redirected to http" "--proto-redir =https" "$dir/words"
 : >"$dir/file"
 with "EASEL_MODELS=$dir/file/models" error "a folder below a file" "$dir/file/models: cannot be made: Not a directory" \
     fetch demo

@@ -9,7 +9,7 @@ if ! gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1
 fi
 echo "test-gpu on $gpu"
 status=0
-"$unit" -d yes || status=1
+"$unit" -d yes || { echo "FAIL kernel and loop tests"; status=1; }
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 if [ -z "$sanitizer" ]; then
     echo "SKIPPED memcheck and racecheck: compute-sanitizer is not installed"

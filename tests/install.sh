@@ -29,10 +29,11 @@ cp tests/library/example.cpp "$dir"
 # shellcheck disable=SC2086
 (cd "$dir" && ${CXX:-g++} -std=c++20 -Wall -Wextra -Werror -O1 example.cpp $flags -o example) >"$dir/log" 2>&1
 check "the example builds against it ($(head -n 1 "$dir/log"))" $? -eq 0
-printf 'What is 47 + 35?\nReverse the word lemon.\n' | "$dir/example" >"$dir/out" 2>"$dir/err"
+printf 'What is 47 + 35?\n\nReverse the word lemon.\n' | "$dir/example" >"$dir/out" 2>"$dir/err"
 check "and runs" $? -eq 0
 has "and answers" "82" "$dir/out"
-check "a line each" "$(wc -l <"$dir/out")" -eq 2
+check "a line each" "$(wc -l <"$dir/out")" -eq 3
+check "or what is wrong with a line" "$(sed -n 2p "$dir/out")" = "error: the prompt is empty"
 "$dir/example" Makefile </dev/null >"$dir/out" 2>"$dir/err"
 check "an error can be caught" $? -eq 1
 has "and says what is wrong" 'example: Makefile: not a GGUF file' "$dir/err"
@@ -130,6 +131,45 @@ if command -v man >/dev/null && command -v groff >/dev/null; then
 else
     skip "man shows the page" "needs man and groff"
 fi
+
+# ---- Objects are compiled anew when flags change, and only then: a tree by compilers that write nothing
+
+cat >"$dir/cxx" <<'END'
+#!/bin/sh
+while [ $# -gt 1 ]; do
+    if [ "$1" = -o ]; then : >"$2"; fi
+    shift
+done
+END
+cp "$dir/cxx" "$dir/nvcc"
+cp "$dir/cxx" "$dir/cxx2"
+chmod +x "$dir/cxx" "$dir/cxx2" "$dir/nvcc"
+mk() { ${MAKE:-make} BUILD="$dir/b" EASEL="$dir/b/easel" CXX="$dir/cxx" NVCC="$dir/nvcc" ARCH=90a "$@" 2>"$dir/err"; }
+goals="$dir/b/easel $dir/b/unit $dir/b/obj/cuda/90a/unit-gpu"
+# compiled NAME N SETTING...: `make` with that setting would compile so many of: a source file, a test, a kernel, a file of
+# cuda/ for CUDA, the kernel for the simulator, a test for a GPU, one with kernels.
+compiled() {
+    name=$1 n=$2
+    shift 2
+    # shellcheck disable=SC2086
+    mk -n "$@" $goals >"$dir/log"
+    check "$name" "$(grep -c -e ' -c src/gguf.cpp ' -e ' -c tests/test_gguf.cpp ' -e ' -c cuda/norm.cu ' \
+        -e ' -c cuda/engine.cpp -o [^ ]*/cuda/' -e ' -c tests/test_norm.cpp -o [^ ]*/gpu/' \
+        -e ' -c tests/test_ptx.cpp -o [^ ]*/gpu/' "$dir/log")" -eq "$n"
+}
+compiled "a new tree: all is compiled" 7
+# shellcheck disable=SC2086
+mk $goals >"$dir/log"
+check "a build by compilers that write nothing ($(head -n 1 "$dir/err"))" $? -eq 0
+compiled "the same flags: nothing" 0
+for setting in MARCH=other OPT=-O9 SAN=-fsanitize=other CXX="$dir/cxx2"; do
+    compiled "$setting: what that compiler makes" 5 "$setting"
+done
+compiled "NVCC_FLAGS=-O9: what nvcc makes, and what goes with it" 4 NVCC_FLAGS=-O9
+# shellcheck disable=SC2086
+mk MARCH=other $goals >"$dir/log"
+compiled "after a build with other flags, the same: nothing" 0 MARCH=other
+compiled "and the first ones again" 5
 
 install uninstall
 check "make uninstall" $? -eq 0

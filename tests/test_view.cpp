@@ -8,6 +8,7 @@
 
 #include "catch.h"
 #include "gguf.h"
+#include "text.h"
 #include "view.h"
 
 using namespace easel;
@@ -151,6 +152,9 @@ TEST_CASE("Control and stray bytes show as a mark and do nothing", "[view]") {
     CHECK(wrapped("\xff\xc3(", 20) == Rows{kMark + kMark + "("});
     CHECK(wrapped("\xed\xa0\x80", 20) == Rows{kMark + kMark + kMark});  // a surrogate
     CHECK(terminal_text("a\033]0;x\007\tb\r\nc\xc3") == "a" + kMark + "]0;x" + kMark + "\tb\nc" + kMark);
+    CHECK(safe_line("a\033]0;x\007\tb\r\nc\177\302\233\303") ==
+          R"(a\x1b]0;x\x07\x09b\x0d\x0ac\x7f\xc2\x9b\xc3)");
+    CHECK(safe_line("all 中 \ufffd well") == "all 中 \ufffd well");
     CHECK(valid_utf8("\303\244\303\033") == "\303\244" + kMark + "\033");
     CHECK(valid_utf8("all 中 well") == "all 中 well");
 }

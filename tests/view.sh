@@ -101,13 +101,15 @@ scrollback >"$dir/all"
 check "Ctrl-C leaves no canvas" "$(grep -c '^canvas\|name' "$dir/all")" -eq 0
 stty -g <"$tty" >"$dir/modes1"
 same "and the terminal's modes as they were" "$dir/modes0" "$dir/modes1"
-start "echo \$\$ >$dir/pid; exec $easel $endless --view-delay 300"
-wait_screen "a canvas to kill" "step [2-9]"
-kill -TERM "$(cat "$dir/pid")"
-wait_screen "a killed program" "^Terminated"
-stty -g <"$tty" >"$dir/modes1"
-same "a killed one leaves the terminal's modes" "$dir/modes0" "$dir/modes1"
-check "and no canvas" "$(scrollback | grep -c '^canvas')" -eq 0
+for signal in TERM:Terminated HUP:Hangup QUIT:Quit; do
+    start "ulimit -c 0; echo \$\$ >$dir/pid; exec $easel $endless --view-delay 300"
+    wait_screen "a canvas to kill" "step [2-9]"
+    kill -"${signal%:*}" "$(cat "$dir/pid")"
+    wait_screen "a program killed by SIG${signal%:*}" "^${signal#*:}"
+    stty -g <"$tty" >"$dir/modes1"
+    same "leaves the terminal's modes" "$dir/modes0" "$dir/modes1"
+    check "and no canvas" "$(scrollback | grep -c '^canvas')" -eq 0
+done
 start "$easel $lasting --view-delay 100"
 wait_screen "a canvas to type at" "step [2-9]"
 keys Enter Enter 'echo typed' Enter

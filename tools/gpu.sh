@@ -5,27 +5,50 @@
 #   NAME-skew.json         a step whose tokens prefer some experts
 #   NAME-peer.json         transformers' own class at the same shapes; $PYTHON (default: python3) must have torch with CUDA,
 #                          transformers (tools/requirements.txt)
+# Prints "FAIL NAME" for whatever went wrong, and then exits with 1.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1) || exit 1
-echo "== $gpu, commit $(git describe --always --dirty 2>/dev/null)"
-make -j"$(nproc)" ARCH=native build/easel || exit 1
-make -j"$(nproc)" ARCH=native test-gpu || echo "FAIL test-gpu"
-for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years old and lives in Oslo.'; do
-    for flags in "cpu" "cuda --exact" "cuda" "cuda --host-loop"; do
+gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)
+if [ -z "$gpu" ]; then
+    echo "FAIL there is no NVIDIA GPU, or no driver"
+    exit 1
+fi
+status=0
+fail() {
+    echo "FAIL $1"
+    status=1
+}
+# same FLAGS FLAGS: both answer $prompt, with the same ids.
+same() {
+    first=
+    for flags; do
         # shellcheck disable=SC2086
-        printf '%-18s ' "$flags" && build/easel generate -p "$prompt" --device $flags 2>&1 | tail -n 1
+        line=$(build/easel generate -p "$prompt" --device $flags 2>&1 >/dev/null | tail -n 1)
+        printf '%-18s %s\n' "$flags" "$line"
+        hash=$(echo "$line" | sed -n 's/.* | hash \([0-9a-f]*\)$/\1/p')
+        if [ -z "$hash" ] || [ "${first:=$hash}" != "$hash" ]; then fail "$1 and $2 answer alike: $prompt"; fi
     done
+}
+echo "== $gpu, commit $(git describe --always --dirty 2>/dev/null)"
+make -j"$(nproc)" ARCH=native build/easel || { fail "the build"; exit 1; }
+make -j"$(nproc)" ARCH=native test-gpu || fail test-gpu
+for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years old and lives in Oslo.'; do
+    same cpu "cuda --exact"
+    same cuda "cuda --host-loop"
 done
 mkdir -p bench/results
 name=bench/results/$(echo "$gpu" | sed 's/,.*//; s/[^A-Za-z0-9]\{1,\}/-/g; s/-$//' | tr '[:upper:]' '[:lower:]')
-build/easel bench all --json "$name.json" "$@" &&
-    python3 tools/plot_bench.py "$name.json" -o "$name.svg" && echo "wrote $name.json, $name.svg"
-build/easel bench step --router-skew 1 --json "$name-skew.json" || echo "FAIL bench step --router-skew 1"
-build/easel bench load || echo "FAIL bench load"
+if build/easel bench all --json "$name.json" "$@" && python3 tools/plot_bench.py "$name.json" -o "$name.svg"; then
+    echo "wrote $name.json, $name.svg"
+else
+    fail "bench all"
+fi
+build/easel bench step --router-skew 1 --json "$name-skew.json" || fail "bench step --router-skew 1"
+build/easel bench load || fail "bench load"
 python=${PYTHON:-python3}
 if "$python" -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
-    "$python" tools/peers/transformers_step.py --json "$name-peer.json" || echo "FAIL transformers_step.py"
+    "$python" tools/peers/transformers_step.py --json "$name-peer.json" || fail transformers_step.py
 else
     echo "SKIPPED transformers_step.py: $python has no torch with CUDA and transformers"
 fi
+exit $status

@@ -2,7 +2,7 @@
 // tensor of them can be read; likewise for the model that they may describe. First inputs:
 // tests/fixtures/broken.
 
-// sources: gguf.cpp mapping.cpp quant.cpp model.cpp sampler.cpp
+// sources: gguf.cpp mapping.cpp text.cpp quant.cpp model.cpp sampler.cpp
 #include <memory>
 
 #include "check.h"

@@ -1,5 +1,5 @@
 // fuzz_tokenizer.cpp: libFuzzer target: any bytes as a text, as chat messages and as a model's ids.
-// sources: tokenizer.cpp chat.cpp gguf.cpp mapping.cpp quant.cpp
+// sources: tokenizer.cpp chat.cpp gguf.cpp mapping.cpp text.cpp quant.cpp
 #include "../make_gguf.h"
 #include "chat.h"
 

@@ -16,10 +16,15 @@ int main(int argc, char** argv) {
         for (std::string line; std::getline(std::cin, line);) {
             easel::Request request;
             request.messages.push_back({easel::Role::User, line});
-            const easel::Result result = engine.generate(request);
-            std::cout << result.text << "\n";
+            try {
+                std::cout << engine.generate(request).text << "\n";
+            } catch (const easel::DeviceError&) {
+                throw;                         // the GPU is lost: nor could the next line be answered
+            } catch (const easel::Error& e) {  // of this line: it is empty, or too long
+                std::cout << "error: " << e.what() << "\n";
+            }
         }
-    } catch (const std::exception& e) {  // easel::Error is one: a broken file, a prompt that is too long
+    } catch (const std::exception& e) {  // a broken file, a lost GPU, no number of threads
         std::cerr << "example: " << e.what() << "\n";
         return 1;
     }

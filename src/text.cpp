@@ -1,0 +1,67 @@
+// text.cpp: see text.h.
+#include "text.h"
+
+#include <fmt/format.h>
+
+namespace easel {
+
+Char first_char(std::string_view s) {
+    const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
+    const unsigned char b = byte(0);
+    if (b < 0x80) return {b, 1};
+    const size_t n = b >= 0xf0 ? 4 : b >= 0xe0 ? 3 : 2;
+    if (b < 0xc2 || b > 0xf4 || s.size() < n) return {0xfffd, 1};
+    char32_t c = b & (0xff >> (n + 1));
+    for (size_t i = 1; i < n; i++) {
+        if ((byte(i) & 0xc0) != 0x80) return {0xfffd, 1};
+        c = c << 6 | (byte(i) & 0x3f);
+    }
+    constexpr char32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return {0xfffd, 1};
+    return {c, n};
+}
+
+bool is_control(char32_t c) {
+    return c < 0x20 || (c >= 0x7f && c < 0xa0);
+}
+
+std::string safe_line(std::string_view text) {
+    std::string out;
+    for (size_t n; !text.empty(); text.remove_prefix(n)) {
+        const Char next = first_char(text);
+        n = next.n;
+        const bool stray = next.c == 0xfffd && n == 1;
+        if (!stray && !is_control(next.c))
+            out += text.substr(0, n);
+        else
+            for (const char byte : text.substr(0, n))
+                out += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+    }
+    return out;
+}
+
+std::string terminal_text(std::string_view text) {
+    std::string out;
+    while (!text.empty()) {
+        const auto [c, n] = first_char(text);
+        const bool newline = c == '\r' && text.size() > 1 && text[1] == '\n';
+        if (c == 0xfffd || (is_control(c) && c != '\n' && c != '\t'))
+            out += newline ? "" : kReplacement;
+        else
+            out += text.substr(0, n);
+        text.remove_prefix(n);
+    }
+    return out;
+}
+
+std::string valid_utf8(std::string_view text) {
+    std::string out;
+    for (size_t n; !text.empty(); text.remove_prefix(n)) {
+        const Char next = first_char(text);
+        n = next.n;
+        out += next.c == 0xfffd ? kReplacement : text.substr(0, n);
+    }
+    return out;
+}
+
+}  // namespace easel

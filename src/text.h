@@ -1,0 +1,30 @@
+// text.h: UTF-8, and text from files and models for a terminal: no byte of it may move the cursor or be a
+// command. Used by whatever prints such text or puts it into a message.
+#pragma once
+#include <string>
+#include <string_view>
+
+namespace easel {
+
+constexpr std::string_view kReplacement = "\ufffd";
+
+// The character that s, which is not empty, starts with, and its bytes. A stray byte is U+FFFD.
+struct Char {
+    char32_t c;
+    size_t n;
+};
+Char first_char(std::string_view s);
+
+// Of ASCII, DEL, and U+0080 to U+009F, which many terminals obey too.
+bool is_control(char32_t c);
+
+// A part of one line, whatever is in it: control characters, newlines among them, and stray bytes become
+// \x1b.
+std::string safe_line(std::string_view text);
+// A model's text for a terminal: control characters other than newline and tab, and stray bytes, become
+// U+FFFD.
+std::string terminal_text(std::string_view text);
+// The text as valid UTF-8: stray bytes become U+FFFD.
+std::string valid_utf8(std::string_view text);
+
+}  // namespace easel
