@@ -46,6 +46,9 @@ struct Request {
     uint64_t seed = 0;
     int n_token = 0;  // answer tokens at most; whole canvases are computed; 0: 2048 or what there is room for
     bool ignore_eos = false;  // go on past end-of-generation ids
+    // The text ends before the first of these in it; the canvas that completes one is the last. Ids stay
+    // whole.
+    std::vector<std::string> stop;
 
     // Infill: the answer's text with holes. [[8]] is a hole of 8 tokens, [[yes|no]] one of these texts
     // (equally long in tokens), [[*]] at the end whatever follows; \[[ stands for [[. It has to fit one

@@ -129,6 +129,7 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;
+    r.stop = f.stop;
     r.canvas = f.canvas;
     for (const std::string& flag : f.choices) add_choices(flag, r.choices);
     require(!f.canvas || !f.n_token, "--canvas goes without -n: its text and holes say how long it is");

@@ -20,7 +20,7 @@ Engine open_engine(EngineOptions options);
 struct GenerateFlags {
     EngineOptions engine;
     std::optional<std::string> prompt, canvas;
-    std::vector<std::string> choices;  // "HOLE=A|B"
+    std::vector<std::string> choices, stop;  // choices: "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
     bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
     std::optional<std::string> trace;  // file for every step (trace.h)

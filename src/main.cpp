@@ -156,6 +156,7 @@ Command generate_command(CLI::App& app) {
     c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
         ->check(CLI::Range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
+    c->add_option("--stop", f.stop, "the text ends before this; as often as needed")->allow_extra_args(false);
     c->add_option("--canvas", f.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
     c->add_option("--choices", f.choices, "HOLE=A|B: texts for a hole by number")->allow_extra_args(false);
     c->add_option("--retry-empty", f.n_retry, "other seeds while the answer is empty")

@@ -91,7 +91,7 @@ void read_stop(const Json& v, PipeItem& item) {
             shown(v));
     const auto add = [&](const Json& text) {
         require(!read_text(text, "stop").empty(), "key stop has an empty string, expected some text");
-        item.stop.push_back(text);
+        item.request.stop.push_back(text);
     };
     if (v.is_string()) return add(v);
     for (const Json& text : v) add(text);
@@ -281,14 +281,6 @@ std::string pipe_schema() {
         "SIGTERM. These report all that was read and not answered as cancelled; where stdout takes nothing\n"
         "for a second, its ids go to stderr instead.\n";
     return out;
-}
-
-bool cut_at_stop(std::string& text, std::span<const std::string> stop) {
-    size_t at = text.npos;
-    for (const std::string& s : stop) at = std::min(at, text.find(s));
-    if (at == text.npos) return false;
-    text.resize(at);
-    return true;
 }
 
 // ---- Lines of a stream

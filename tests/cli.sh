@@ -179,6 +179,11 @@ has "makes as many answers" '"tries":3' "$dir/out"
 works "--retry-empty" generate -p 'What is 12 + 34?' --retry-empty 3 --print json
 has "makes one where it is not empty" '"tries":1' "$dir/out"
 
+works "--stop" generate -p 'Count to 6.' --stop 9 --stop 5 --best-of 2 --print json
+has "ends the text before it" '"text":"1 2 3 4 "' "$dir/out"
+has "ends no tries" '"tries":2' "$dir/out"
+error "an empty --stop" "a stop string is empty" generate -p hi --stop ""
+
 works "--help" --help
 has "--help names the commands" "generate" "$dir/out"
 check "--help is not an error" ! -s "$dir/err"

@@ -286,6 +286,54 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
           "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
 }
 
+TEST_CASE("stop strings cut each of several answers before they are compared", "[infill]") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r;
+    r.prompt_ids = {2, 9, 30};
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 2;
+    r.n_token = 4 * engine.model().config.n_canvas;
+    r.ignore_eos = true;
+    const auto with_seed = [&](uint64_t seed) {
+        Request one = r;
+        one.seed = seed;
+        return engine.generate(one);
+    };
+    const Result whole[] = {with_seed(0), with_seed(1)};
+    REQUIRE(whole[0].finish == Finish::Length);
+    // Three bytes that only the second answer has.
+    size_t at = 5;
+    while (whole[0].text.find(whole[1].text.substr(at, 3)) != std::string::npos) at++;
+    REQUIRE(at < whole[1].text.size() / 2);
+    r.stop = {"not in it", whole[1].text.substr(at, 3)};
+    const Result single[] = {with_seed(0), with_seed(1)};
+    CHECK(single[0].ids == whole[0].ids);
+    CHECK(single[0].finish == Finish::Length);
+    CHECK(single[1].text == whole[1].text.substr(0, whole[1].text.find(r.stop[1])));
+    CHECK(single[1].finish == Finish::Stop);
+    CHECK(single[1].steps.size() < 4);
+    CHECK(single[1].ids == std::vector(whole[1].ids.begin(), whole[1].ids.begin() + single[1].ids.size()));
+    CHECK(single[1].ids.size() == single[1].steps.size() * engine.model().config.n_canvas);
+
+    r.n_best = 2;
+    const Result best = engine.generate(r);
+    const Result& likelier = single[single[1].mean_log_prob() > single[0].mean_log_prob()];
+    CHECK(best.n_try == 2);
+    CHECK(best.hash == likelier.hash);
+    CHECK(best.text == likelier.text);
+    CHECK(best.finish == likelier.finish);
+    // A text that is cut to nothing is an empty answer.
+    for (const int i : {0, 1}) {
+        r.stop = {whole[i].text.substr(0, 3)};
+        REQUIRE(!whole[1 - i].text.starts_with(r.stop[0]));
+        CHECK(engine.generate(r).seed == 1u - i);
+    }
+    // Cancelled is what the caller does, and an empty string stops nothing.
+    CHECK(engine.generate(r, [](const Frame&) { return false; }).finish == Finish::Cancelled);
+    r.stop = {""};
+    CHECK_THROWS_WITH(engine.generate(r), "a stop string is empty, expected some text");
+}
+
 TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {
     Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
     Request r;

@@ -91,7 +91,7 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(r.seed == UINT64_MAX);
     CHECK(r.ignore_eos);
     CHECK(i->frames);
-    CHECK(i->stop == std::vector<std::string>{"x", "y"});
+    CHECK(r.stop == std::vector<std::string>{"x", "y"});
     const SamplerConfig& s = *r.sampler;
     CHECK(s.greedy);
     CHECK(s.max_steps == 3);
@@ -119,7 +119,7 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(m->id == 7);
     REQUIRE(m->request.messages.size() == 4);
     CHECK(m->request.messages[2].role == Role::Model);
-    CHECK(m->stop == std::vector<std::string>{"x"});
+    CHECK(m->request.stop == std::vector<std::string>{"x"});
     CHECK(parse(R"({"prompt_ids": [1, 2, 3]})")->request.prompt_ids == std::vector<int32_t>{1, 2, 3});
 
     const auto c = parse(R"({"cancel": "a"})");
@@ -209,15 +209,6 @@ TEST_CASE("pipe: unknown keys are named", "[pipe]") {
     for (int i = 0; i < 1000; i++) many += fmt::format(", \"unknown{}\": 0", i);
     CHECK(warnings(many + "}").size() == 9);
     CHECK(warnings(many + "}").back() == "992 more keys are ignored");
-}
-
-TEST_CASE("pipe: stop strings cut before the first of them", "[pipe]") {
-    const std::vector<std::string> stop = {"two", "one"};
-    std::string text = "zero one two";
-    CHECK(cut_at_stop(text, stop));
-    CHECK(text == "zero ");
-    CHECK(!cut_at_stop(text, stop));
-    CHECK(!cut_at_stop(text, {}));
 }
 
 TEST_CASE("pipe: the queue keeps the order and the ids", "[pipe]") {
@@ -342,6 +333,8 @@ TEST_CASE("pipe: a stop string ends the canvases", "[pipe]") {
     CHECK(cut["canvases"] == 1);
     CHECK(cut["steps"] == 2);
     CHECK(cut["usage"]["answer_tokens"] == n_canvas);
+    request["best_of"] = 3;
+    CHECK(serve(engine, request.dump(), options).at(0)["tries"] == 3);
 }
 
 // A backend whose device is lost with its second answer.
