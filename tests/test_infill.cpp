@@ -119,6 +119,9 @@ TEST_CASE("a canvas is placed token by token", "[infill]") {
     REQUIRE(c.given.choices.size() == 1);
     CHECK(c.given.choices[0].begin == begin + 4);
     CHECK(c.given.choices[0].options == std::vector{ids("1"), ids("2")});
+    // A text that is there twice is one option.
+    const CanvasTokens twice = place_canvas(parse_canvas("[[2|1|2]]", {}), demo.tokenizer, 32);
+    CHECK(twice.given.choices[0].options == std::vector{ids("2"), ids("1")});
     // Full to the last token: no end token. Open: none either, and the rest is the hole's.
     CHECK(place_canvas(parse_canvas("[[32]]", {}), demo.tokenizer, 32).given.tokens ==
           std::vector<int32_t>(32, -1));
@@ -234,6 +237,7 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     const Result sum = engine.generate(ask("What is 12 + 34?", "[[36|46|47]]"));
     CHECK(sum.text == "46");
     CHECK(sum.holes[0].confidence > 0.9f);
+    CHECK(engine.generate(ask("What is 12 + 34?", "[[46|46|36]]")).holes[0].confidence > 0.9f);
     const Result wrong = engine.generate(ask("What is 12 + 34?", "[[36|47]]"));
     CHECK((wrong.text == "36" || wrong.text == "47"));
     Request numbered = ask("What is 12 + 34?", "[[1]]");
