@@ -362,6 +362,7 @@ class Chat {
         const size_t n_turn = turns_.size() / 2;
         require(n >= 1 && n <= n_turn, "there are {} turns, /drop got {}", n_turn, n);
         turns_.erase(turns_.begin(), turns_.begin() + static_cast<std::ptrdiff_t>(2 * n));
+        n_used_ = 0;
         note(fmt::format("{} turns left", n_turn - n));
     }
 
