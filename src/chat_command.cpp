@@ -296,6 +296,7 @@ class Chat {
                             r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
                             ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
         note(last_);
+        if (!r.note.empty()) note(r.note);
         if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
         // Of a stopped answer, canvases that were finished are kept; where there is none, the question goes
         // too.

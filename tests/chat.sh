@@ -76,6 +76,11 @@ printf '/think on\nhello\n' | chat -m "$tiny" -t 1 -n 8
 "$easel" generate --device cpu -m "$tiny" -t 1 -n 8 -p hello --think 2>/dev/null >"$dir/expected"
 same "/think on" "$dir/out" "$dir/expected"
 
+# A message, one that is as long as what sliding layers keep, and the first again.
+text() { awk -v n="$1" 'BEGIN { for (i = 0; i < n; i++) printf "%c", 97 + i * 7 % 26; print "" }'; }
+{ text 400; text 3400; echo /clear; text 400; } | chat -m "$tiny" -t 1 -n 8
+has "what is encoded again is told" "tokens of the prompt are encoded again" "$dir/err"
+
 # Each of these is one line on stderr, and the conversation goes on.
 echo '{"messages": [{"role": "tool", "content": ""}]}' >"$dir/role.json"
 echo '{"messages": [{"role": "user", "content": "x"}]}' >"$dir/open.json"
