@@ -208,6 +208,12 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {
         Result r = answer(request, request.seed + static_cast<uint64_t>(i), on_frame, on_progress);
+        if (i > 0) {  // the others find the prompt in the cache: what it took is the first one's
+            r.n_reused = best.n_reused;
+            r.n_lost = best.n_lost;
+            r.encode_ms = best.encode_ms;
+            if (r.note.empty()) r.note = best.note;
+        }
         const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
         const bool cancelled = r.finish == Finish::Cancelled;
         const bool likelier = r.mean_log_prob() > best.mean_log_prob();

@@ -281,6 +281,16 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     CHECK(best.hash == most->hash);
     CHECK(best.seed == most->seed);
     CHECK(best.n_try == 5);
+    // What the prompt took is told, whichever is kept.
+    Engine fresh({.device = "cpu"});
+    r.seed = most->seed - 1;
+    r.n_best = 2;
+    const Result second = fresh.generate(r);
+    CHECK(second.seed == most->seed);
+    CHECK(second.n_reused == 0);
+    CHECK(second.encode_ms > 0);
+    r.seed = 10;
+    r.n_best = 5;
     int n_frame = 0;
     const Result stopped = engine.generate(r, [&](const Frame&) { return ++n_frame < 3; });
     CHECK(stopped.finish == Finish::Cancelled);
