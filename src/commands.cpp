@@ -126,6 +126,7 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     r.think = f.think;
     r.sampler = engine.model().config.sampler;
     for (const auto& change : f.sampler_changes) change(*r.sampler);
+    check_sampler(*r.sampler);  // before a trace is begun
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;

@@ -10,6 +10,7 @@
 #include "files.h"
 #include "parallel.h"
 #include "pipe.h"
+#include "sampler_settings.h"
 
 using namespace easel;
 using Json = nlohmann::json;
@@ -132,6 +133,8 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(parse_pipe_line(R"({"prompt": "x"})", 1, defaults)->request.sampler->max_steps == 11);
     CHECK(parse_pipe_line(R"({"prompt": "x", "max_steps": 2})", 1, defaults)->request.sampler->max_steps ==
           2);
+    for (const SamplerSetting& setting : kSamplerSettings)
+        check_has(pipe_schema(), {setting.name, setting.text});
     check_has(pipe_schema(), {"prompt_ids", "self_cond_top_k", "finish_reason", "--queue"});
 }
 
