@@ -87,6 +87,7 @@ struct Result {
     uint64_t hash = 0;  // FNV-1a of the ids: equal answers have equal hashes
 
     double mean_log_prob() const;  // nats; 0 without ids
+    int n_step() const;
 };
 
 // Tokens of the prompt that are encoded, and all of them. Returns false to cancel.

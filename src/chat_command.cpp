@@ -284,8 +284,7 @@ class Chat {
             const std::string out = isatty(STDOUT_FILENO) ? terminal_text(r.text) : r.text;
             if (!write_stdout(out + "\n")) done_ = true;
         }
-        int n_step = 0;
-        for (int n : r.steps) n_step += n;
+        const int n_step = r.n_step();
         const double ms = r.encode_ms + r.denoise_ms + r.commit_ms;
         n_step_ += n_step;
         ms_ += ms;

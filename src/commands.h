@@ -89,10 +89,6 @@ struct FetchFlags {
 };
 int run_fetch(const FetchFlags& flags);
 
-// The engine, with progress on a terminal while weights go to a GPU, and what the user should know about its
-// device.
-Engine open_engine(EngineOptions options);
-
 struct TraceFlags {
     std::string file, output;  // no output: stdout
     bool svg = false;          // a figure instead of a page

@@ -200,6 +200,10 @@ double Result::mean_log_prob() const {
     return log_prob.empty() ? 0 : sum / static_cast<double>(log_prob.size());
 }
 
+int Result::n_step() const {
+    return std::accumulate(steps.begin(), steps.end(), 0);
+}
+
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
     require(request.n_best >= 1 && request.n_retry >= 0,
             "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",

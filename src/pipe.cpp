@@ -330,8 +330,6 @@ class Server {
         queue_.answered(item);
         if (!error.empty()) return write_error(item, error);
         if (!r.note.empty()) write({{"type", "warning"}, {"line", item.line}, {"message", r.note}});
-        int n_step = 0;
-        for (int n : r.steps) n_step += n;
         OrderedJson extra = OrderedJson::object();
         for (const Filled& f : r.holes)
             extra["holes"].push_back({{"text", f.text}, {"confidence", f.confidence}});
@@ -342,13 +340,11 @@ class Server {
             {"text", r.text},
             {"thought", r.thought},
             {"ids", r.ids},
-            {"finish_reason", r.finish == Finish::Stop     ? "stop"
-                              : r.finish == Finish::Length ? "length"
-                                                           : "cancelled"},
+            {"finish_reason", finish_name(r.finish)},
             {"usage",
              {{"prompt_tokens", r.n_prompt}, {"reused_tokens", r.n_reused}, {"answer_tokens", r.ids.size()}}},
             {"canvases", r.steps.size()},
-            {"steps", n_step},
+            {"steps", r.n_step()},
             {"timings_ms",
              {{"wait", wait_ms},
               {"encode", r.encode_ms},
