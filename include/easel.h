@@ -53,6 +53,9 @@ struct Request {
     uint64_t seed = 0;
     int n_token = 0;  // answer tokens at most; whole canvases are computed; 0: 2048 or what there is room for
     bool ignore_eos = false;  // go on past end-of-generation ids
+    // The text ends before the first of these in it; the canvas that completes one is the last. Ids stay
+    // whole.
+    std::vector<std::string> stop;
 
     // Infill: the answer's text with holes. [[8]] is a hole of 8 tokens, [[yes|no]] one of these texts
     // (equally long in tokens), [[*]] at the end whatever follows; \[[ stands for [[. It has to fit one
@@ -80,16 +83,18 @@ struct Result {
     Finish finish = Finish::Length;
     std::vector<Filled> holes;  // of Request::canvas
     uint64_t seed = 0;          // that gave this answer
-    int n_try = 1;              // answers made; times, steps and hash are those of the one that is kept
-    std::vector<int> steps;     // a number a canvas
-    int n_prompt = 0;           // tokens of the prompt
-    int n_reused = 0;           // of these, found in the cache
-    int n_lost = 0;             // had been encoded before, and were again: sliding layers no longer had them
-    std::string note;           // what the user should know about how it was computed, or nothing
+    int n_try =
+        1;  // answers made; steps, hash and times are of the one that is kept, but the prompt's of the first
+    std::vector<int> steps;  // a number a canvas
+    int n_prompt = 0;        // tokens of the prompt
+    int n_reused = 0;        // of these, found in the cache
+    int n_lost = 0;          // had been encoded before, and were again: sliding layers no longer had them
+    std::string note;        // what the user should know about how it was computed, or nothing
     double encode_ms = 0, denoise_ms = 0, commit_ms = 0;
     uint64_t hash = 0;  // FNV-1a of the ids: equal answers have equal hashes
 
     double mean_log_prob() const;  // nats; 0 without ids
+    int n_step() const;
 };
 
 // Tokens of the prompt that are encoded, and all of them. Returns false to cancel.

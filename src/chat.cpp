@@ -193,4 +193,12 @@ Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
     return reply;
 }
 
+bool cut_at_stop(std::string& text, std::span<const std::string> stop) {
+    size_t at = text.npos;
+    for (const std::string& s : stop) at = std::min(at, text.find(s));
+    if (at == text.npos) return false;
+    text.resize(at);
+    return true;
+}
+
 }  // namespace easel

@@ -283,8 +283,7 @@ class Chat {
             const std::string out = isatty(STDOUT_FILENO) ? terminal_text(r.text) : r.text;
             if (!write_stdout(out + "\n")) done_ = true;
         }
-        int n_step = 0;
-        for (int n : r.steps) n_step += n;
+        const int n_step = r.n_step();
         const double ms = r.encode_ms + r.denoise_ms + r.commit_ms;
         n_step_ += n_step;
         ms_ += ms;
@@ -295,6 +294,7 @@ class Chat {
                             r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
                             ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
         note(last_);
+        if (!r.note.empty()) note(r.note);
         if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
         // Of a stopped answer, canvases that were finished are kept; where there is none, the question goes
         // too.
@@ -361,6 +361,7 @@ class Chat {
         const size_t n_turn = turns_.size() / 2;
         require(n >= 1 && n <= n_turn, "there are {} turns, /drop got {}", n_turn, n);
         turns_.erase(turns_.begin(), turns_.begin() + static_cast<std::ptrdiff_t>(2 * n));
+        n_used_ = 0;
         note(fmt::format("{} turns left", n_turn - n));
     }
 

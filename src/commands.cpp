@@ -12,7 +12,6 @@
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "check.h"
 #include "convert.h"
@@ -127,9 +126,11 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
     r.think = f.think;
     r.sampler = engine.model().config.sampler;
     for (const auto& change : f.sampler_changes) change(*r.sampler);
+    check_sampler(*r.sampler);  // before a trace is begun
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;
+    r.stop = f.stop;
     r.canvas = f.canvas;
     for (const std::string& flag : f.choices) add_choices(flag, r.choices);
     require(!f.canvas || !f.n_token, "--canvas goes without -n: its text and holes say how long it is");
@@ -157,7 +158,7 @@ std::string result_json(const Result& r) {
     j["tries"] = r.n_try;
     j["prompt_tokens"] = r.n_prompt;
     j["canvases"] = r.steps.size();
-    j["steps"] = std::accumulate(r.steps.begin(), r.steps.end(), 0);
+    j["steps"] = r.n_step();
     j["steps_per_canvas"] = r.steps;
     j["timings_ms"] = {{"encode", r.encode_ms}, {"denoise", r.denoise_ms}, {"commit", r.commit_ms}};
     j["hash"] = fmt::format("{:016x}", r.hash);
@@ -166,7 +167,7 @@ std::string result_json(const Result& r) {
 }
 
 void print_statistics(const Result& r) {
-    const int n_step = std::accumulate(r.steps.begin(), r.steps.end(), 0);
+    const int n_step = r.n_step();
     const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
     fmt::print(stderr,

@@ -20,7 +20,7 @@ Engine open_engine(EngineOptions options);
 struct GenerateFlags {
     EngineOptions engine;
     std::optional<std::string> prompt, canvas;
-    std::vector<std::string> choices;  // "HOLE=A|B"
+    std::vector<std::string> choices, stop;  // choices: "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
     bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
     std::optional<std::string> trace;  // file for every step (trace.h)
@@ -88,10 +88,6 @@ struct FetchFlags {
     bool quiet = false;
 };
 int run_fetch(const FetchFlags& flags);
-
-// The engine, with progress on a terminal while weights go to a GPU, and what the user should know about its
-// device.
-Engine open_engine(EngineOptions options);
 
 struct TraceFlags {
     std::string file, output;  // no output: stdout

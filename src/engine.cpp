@@ -200,6 +200,10 @@ double Result::mean_log_prob() const {
     return log_prob.empty() ? 0 : sum / static_cast<double>(log_prob.size());
 }
 
+int Result::n_step() const {
+    return std::accumulate(steps.begin(), steps.end(), 0);
+}
+
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
     require(request.n_best >= 1 && request.n_retry >= 0,
             "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
@@ -208,6 +212,12 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {
         Result r = answer(request, request.seed + static_cast<uint64_t>(i), on_frame, on_progress);
+        if (i > 0) {  // the others find the prompt in the cache: what it took is the first one's
+            r.n_reused = best.n_reused;
+            r.n_lost = best.n_lost;
+            r.encode_ms = best.encode_ms;
+            if (r.note.empty()) r.note = best.note;
+        }
         const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
         const bool cancelled = r.finish == Finish::Cancelled;
         const bool likelier = r.mean_log_prob() > best.mean_log_prob();
@@ -234,6 +244,8 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     check_sampler(params.sampler);
     params.seed = seed;
     require(request.n_token >= 0, "the answer's length is {}, expected 1 or more tokens", request.n_token);
+    for (const std::string& s : request.stop)
+        require(!s.empty(), "a stop string is empty, expected some text");
     if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
     CanvasTokens canvas;
     if (request.canvas) {
@@ -289,7 +301,22 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     }
     result.encode_ms = ms_since(start);
 
-    Answer answer = backend_->generate(params, on_frame);
+    // A stop string that the finished canvases have cancels the next one, with its first step.
+    std::vector<int32_t> finished;
+    bool stopped = false;
+    const auto frame_or_stop = [&](const Frame& f) {
+        if (f.canvas > 0 && f.step == 0) {
+            std::string text = split_reply(*tokenizer_, finished).answer;
+            stopped = cut_at_stop(text, request.stop);
+        }
+        if (f.last) finished.insert(finished.end(), f.argmax.begin(), f.argmax.end());
+        return !stopped && (!on_frame || on_frame(f));
+    };
+    Answer answer = backend_->generate(params, request.stop.empty() ? on_frame : FrameFn(frame_or_stop));
+    if (stopped) {
+        answer.finish = Finish::Stop;
+        answer.steps.pop_back();  // of the canvas that was begun
+    }
     // The canvases that were committed may be part of the next prompt, a chat's next turn.
     const size_t n_committed = std::min<size_t>(backend_->n_cached() - prompt.size(), answer.tokens.size());
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
@@ -315,11 +342,13 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     if (request.canvas && result.finish != Finish::Cancelled) {
         result.text = tokenizer_->decode(result.ids, false);
         result.holes = filled_holes(canvas, result, *tokenizer_);
-        return result;
+    } else {
+        Reply reply = split_reply(*tokenizer_, result.ids);
+        result.text = std::move(reply.answer);
+        result.thought = std::move(reply.thought);
     }
-    Reply reply = split_reply(*tokenizer_, result.ids);
-    result.text = std::move(reply.answer);
-    result.thought = std::move(reply.thought);
+    if (cut_at_stop(result.text, request.stop) && result.finish != Finish::Cancelled)
+        result.finish = Finish::Stop;
     return result;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "check.h"
 
@@ -99,6 +100,9 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
                 "many",
                 i + 1, hole.options[0], choice.options[0].size(), hole.options[odd - choice.options.begin()],
                 odd->size());
+        // A text that is there twice is one option: two would have half of its probability each.
+        std::set<std::vector<int32_t>> seen;
+        std::erase_if(choice.options, [&](const auto& option) { return !seen.insert(option).second; });
         const int length = choice.options.empty() ? hole.n_token : choice.length();
         out.begin.push_back(choice.begin);
         out.length.push_back(length);

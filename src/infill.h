@@ -40,7 +40,8 @@ struct CanvasTokens {
     bool open = false;  // the last hole goes on to the end token that the model chooses
 };
 
-// Error if it does not fit n_canvas tokens, or if options of a hole have different numbers of tokens.
+// Equal options of a hole become one. Error if it does not fit n_canvas tokens, or if options of a hole have
+// different numbers of tokens.
 CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, int n_canvas);
 
 }  // namespace easel

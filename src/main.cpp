@@ -15,6 +15,7 @@
 #include "check.h"
 #include "commands.h"
 #include "help.h"
+#include "sampler_settings.h"
 #include "text.h"
 
 namespace {
@@ -27,34 +28,23 @@ constexpr const char* kModelText = "GGUF file or fetched model (default: built-i
 // settings.
 void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConfig&)>>& changes) {
     constexpr const char* group = "Sampler settings (default: the model's; man easel tells what they do)";
-    const auto option = [&]<class T>(const char* name, T SamplerConfig::*setting, const char* text) {
-        const auto note = [&changes, setting](const T& v) {
-            changes.push_back([setting, v](SamplerConfig& s) { s.*setting = v; });
+    for (const SamplerSetting& setting : kSamplerSettings) {
+        std::string name = fmt::format("--{}", setting.name);
+        std::replace(name.begin(), name.end(), '_', '-');
+        const auto add = [&]<class T>(T SamplerConfig::*member) {
+            const auto note = [&changes, member](const T& v) {
+                changes.push_back([member, v](SamplerConfig& s) { s.*member = v; });
+            };
+            if constexpr (std::is_same_v<T, bool>)
+                app.add_flag_callback(
+                       name, [note] { note(true); }, setting.text)
+                    ->group(group)
+                    ->disable_flag_override();
+            else
+                app.add_option_function<T>(name, note, setting.text)->group(group);
         };
-        app.add_option_function<T>(name, note, text)->group(group);
-    };
-    option("--max-steps", &SamplerConfig::max_steps, "denoise steps a canvas at most");
-    option("--t-min", &SamplerConfig::t_min, "temperature of the last step");
-    option("--t-max", &SamplerConfig::t_max, "temperature of the first step");
-    option("--entropy-bound", &SamplerConfig::entropy_bound, "nats of entropy accepted a step");
-    option("--stability", &SamplerConfig::stability, "equal argmax canvases before a canvas may end");
-    option("--confidence", &SamplerConfig::confidence, "mean entropy in nats below which it may end");
-    option("--top-k", &SamplerConfig::top_k, "logits a position that take part (0: all, exact)");
-    option("--top-k-start", &SamplerConfig::top_k_start, "top-k of the first step, changing evenly to ...");
-    option("--top-k-end", &SamplerConfig::top_k_end, "... top-k of the last");
-    option("--self-cond-top-k", &SamplerConfig::self_cond_top_k,
-           "probabilities a position fed back (0: all, exact)");
-    option("--self-cond-drop", &SamplerConfig::self_cond_drop,
-           "probability a position that may be left out of it (0: none; default: 2^-24, on a GPU 2^-10)");
-    const auto flag = [&](const char* name, bool SamplerConfig::*setting, const char* text) {
-        const auto note = [&changes, setting] {
-            changes.push_back([setting](SamplerConfig& s) { s.*setting = true; });
-        };
-        app.add_flag_callback(name, note, text)->group(group)->disable_flag_override();
-    };
-    flag("--greedy", &SamplerConfig::greedy, "take the most likely token instead of drawing one");
-    flag("--top-k-tail-correction", &SamplerConfig::top_k_tail_correction,
-         "entropy over all logits although top-k draws from few");
+        std::visit(add, setting.member);
+    }
 }
 
 // "16G", "24576M" or bytes; units are powers of 1000.
@@ -157,6 +147,7 @@ Command generate_command(CLI::App& app) {
     c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
         ->check(CLI::Range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
+    c->add_option("--stop", f.stop, "the text ends before this; as often as needed")->allow_extra_args(false);
     c->add_option("--canvas", f.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
     c->add_option("--choices", f.choices, "HOLE=A|B: texts for a hole by number")->allow_extra_args(false);
     c->add_option("--retry-empty", f.n_retry, "other seeds while the answer is empty")

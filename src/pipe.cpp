@@ -305,34 +305,6 @@ class Server {
                       {"mean_entropy", f.mean_entropy}});
     }
 
-    // One request through the engine. An answer that has a stop string in a finished canvas ends there.
-    Result generate(const PipeItem& item) {
-        std::vector<int32_t> committed;
-        size_t n_stop_canvas = 0;  // canvases up to the one that completes a stop string; 0: none does
-        Result r = engine_.generate(
-            item.request,
-            [&](const Frame& f) {
-                if (n_stop_canvas || !goes_on(item)) return false;
-                if (!item.stop.empty() && f.canvas > 0 && f.step == 0) {
-                    std::string text = split_reply(engine_.tokenizer(), committed).answer;
-                    if (cut_at_stop(text, item.stop)) {
-                        n_stop_canvas = static_cast<size_t>(f.canvas);
-                        return false;
-                    }
-                }
-                if (f.last && !item.stop.empty())
-                    committed.insert(committed.end(), f.argmax.begin(), f.argmax.end());
-                return !item.frames || write_frame(item, f);
-            },
-            [&](int, int) { return goes_on(item); });
-        if (n_stop_canvas && r.finish == Finish::Cancelled) {
-            r.finish = Finish::Stop;
-            r.steps.resize(n_stop_canvas);  // without the canvas that was begun
-        }
-        if (cut_at_stop(r.text, item.stop) && r.finish != Finish::Cancelled) r.finish = Finish::Stop;
-        return r;
-    }
-
     void answer(const PipeItem& item) {
         using Ms = std::chrono::duration<double, std::milli>;
         const double wait_ms = Ms(std::chrono::steady_clock::now() - item.read_at).count();
@@ -340,7 +312,10 @@ class Server {
         std::string error;
         if (goes_on(item)) {
             try {
-                r = generate(item);
+                r = engine_.generate(
+                    item.request,
+                    [&](const Frame& f) { return goes_on(item) && (!item.frames || write_frame(item, f)); },
+                    [&](int, int) { return goes_on(item); });
                 cached_ = item.request.prompt_ids;
             } catch (const DeviceError& e) {
                 write_error(item, e.what());
@@ -355,8 +330,6 @@ class Server {
         queue_.answered(item);
         if (!error.empty()) return write_error(item, error);
         if (!r.note.empty()) write({{"type", "warning"}, {"line", item.line}, {"message", r.note}});
-        int n_step = 0;
-        for (int n : r.steps) n_step += n;
         OrderedJson extra = OrderedJson::object();
         for (const Filled& f : r.holes)
             extra["holes"].push_back({{"text", f.text}, {"confidence", f.confidence}});
@@ -367,13 +340,11 @@ class Server {
             {"text", r.text},
             {"thought", r.thought},
             {"ids", r.ids},
-            {"finish_reason", r.finish == Finish::Stop     ? "stop"
-                              : r.finish == Finish::Length ? "length"
-                                                           : "cancelled"},
+            {"finish_reason", finish_name(r.finish)},
             {"usage",
              {{"prompt_tokens", r.n_prompt}, {"reused_tokens", r.n_reused}, {"answer_tokens", r.ids.size()}}},
             {"canvases", r.steps.size()},
-            {"steps", n_step},
+            {"steps", r.n_step()},
             {"timings_ms",
              {{"wait", wait_ms},
               {"encode", r.encode_ms},

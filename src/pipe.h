@@ -48,7 +48,6 @@ struct PipeItem {
     std::vector<std::string> warnings;
 
     Request request;
-    std::vector<std::string> stop;
     bool frames = false, log_probs = false;
     nlohmann::json cancel;  // the id to cancel; null: the line is none
 
@@ -66,9 +65,6 @@ std::string shown(const nlohmann::json& value);
 
 // The table of all keys that `easel pipe --schema` prints.
 std::string pipe_schema();
-
-// Cuts `text` before the first of the stop strings in it; false: there is none.
-bool cut_at_stop(std::string& text, std::span<const std::string> stop);
 
 // Requests from the reading thread to the answering one; knows which ids are waiting or running.
 class PipeQueue {

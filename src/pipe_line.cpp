@@ -7,6 +7,7 @@
 #include "check.h"
 #include "models.h"
 #include "pipe.h"
+#include "sampler_settings.h"
 
 namespace easel {
 
@@ -91,7 +92,7 @@ void read_stop(const Json& v, PipeItem& item) {
             shown(v));
     const auto add = [&](const Json& text) {
         require(!read_text(text, "stop").empty(), "key stop has an empty string, expected some text");
-        item.stop.push_back(text);
+        item.request.stop.push_back(text);
     };
     if (v.is_string()) return add(v);
     for (const Json& text : v) add(text);
@@ -99,7 +100,7 @@ void read_stop(const Json& v, PipeItem& item) {
 
 struct Key {
     const char *name, *type, *text;
-    void (*read)(const Json& v, PipeItem& item);  // null: parse_object() does it
+    std::function<void(const Json& v, PipeItem& item)> read;  // null: parse_object() does it
 };
 
 void read_choices(const Json& v, PipeItem& item) {
@@ -114,14 +115,7 @@ void read_choices(const Json& v, PipeItem& item) {
     }
 }
 
-// A setting of the sampler; its flag has the same name.
-#define SAMPLER_KEY(name, type, text)                                                                 \
-    {                                                                                                 \
-#name, type, text,                                                                            \
-            [](const Json& v, PipeItem& item) { read_value(v, #name, (*item.request.sampler).name); } \
-    }
-
-const Key kKeys[] = {
+const Key kOwnKeys[] = {
     {"id", "string, integer", "names the request in every line about it; default: the line's number",
      nullptr},
     {"cancel", "string, integer", "alone: ends the waiting or running request of this id", nullptr},
@@ -157,21 +151,21 @@ const Key kKeys[] = {
      [](const Json& v, PipeItem& item) { read_value(v, "ignore_eos", item.request.ignore_eos); }},
     {"frames", "boolean", "a line a denoise step; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "frames", item.frames); }},
-    SAMPLER_KEY(greedy, "boolean", "take the most likely token instead of drawing one"),
-    SAMPLER_KEY(max_steps, "integer", "denoise steps a canvas at most"),
-    SAMPLER_KEY(t_min, "number", "temperature of the last step"),
-    SAMPLER_KEY(t_max, "number", "temperature of the first step"),
-    SAMPLER_KEY(entropy_bound, "number", "nats of entropy accepted a step"),
-    SAMPLER_KEY(stability, "integer", "equal argmax canvases before a canvas may end"),
-    SAMPLER_KEY(confidence, "number", "mean entropy in nats below which it may end"),
-    SAMPLER_KEY(top_k, "integer", "logits a position that take part; 0: all, exact"),
-    SAMPLER_KEY(top_k_start, "integer", "top-k of the first step, changing evenly to ..."),
-    SAMPLER_KEY(top_k_end, "integer", "... top-k of the last"),
-    SAMPLER_KEY(top_k_tail_correction, "boolean", "entropy over all logits although top-k draws from few"),
-    SAMPLER_KEY(self_cond_drop, "number", "probability a position that may be left out of it; 0: none"),
-    SAMPLER_KEY(self_cond_top_k, "integer", "probabilities a position fed back; 0: all, exact"),
 };
-#undef SAMPLER_KEY
+
+// And the sampler's settings; their flags have the same names.
+const std::vector<Key> kKeys = [] {
+    std::vector<Key> keys(std::begin(kOwnKeys), std::end(kOwnKeys));
+    constexpr const char* types[] = {"integer", "number", "boolean"};  // as the member's alternatives
+    for (const SamplerSetting& setting : kSamplerSettings)
+        keys.push_back({setting.name, types[setting.member.index()], setting.text,
+                        [&setting](const Json& v, PipeItem& item) {
+                            SamplerConfig& s = *item.request.sampler;
+                            std::visit([&](auto member) { read_value(v, setting.name, s.*member); },
+                                       setting.member);
+                        }});
+    return keys;
+}();
 
 std::string unknown_key(const std::string& name) {
     const Key* nearest = nullptr;
@@ -191,8 +185,8 @@ void parse_object(const Json& object, PipeItem& item) {
     const bool is_cancel = object.contains("cancel");
     for (const auto& [name, value] : object.items()) {
         const auto known = [&](const Key& key) { return name == key.name; };
-        const auto key = std::find_if(std::begin(kKeys), std::end(kKeys), known);
-        if (key == std::end(kKeys))
+        const auto key = std::find_if(kKeys.begin(), kKeys.end(), known);
+        if (key == kKeys.end())
             item.warnings.push_back(unknown_key(name));
         else if (is_cancel && name != "cancel")
             item.warnings.push_back(fmt::format("key {} is ignored beside cancel", name));
@@ -281,14 +275,6 @@ std::string pipe_schema() {
         "SIGTERM. These report all that was read and not answered as cancelled; where stdout takes nothing\n"
         "for a second, its ids go to stderr instead.\n";
     return out;
-}
-
-bool cut_at_stop(std::string& text, std::span<const std::string> stop) {
-    size_t at = text.npos;
-    for (const std::string& s : stop) at = std::min(at, text.find(s));
-    if (at == text.npos) return false;
-    text.resize(at);
-    return true;
 }
 
 // ---- Lines of a stream

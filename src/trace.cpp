@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "sampler_settings.h"
 
 namespace easel {
 
@@ -27,18 +28,17 @@ std::string dump(const OrderedJson& j) {
 OrderedJson sampler_json(const SamplerConfig& s) {
     // Floats in their own shortest form: 0.4, not 0.4000000059604645.
     const auto number = [](float x) { return Json::parse(fmt::format("{}", x)); };
-    return {{"max_steps", s.max_steps},
-            {"t_min", number(s.t_min)},
-            {"t_max", number(s.t_max)},
-            {"entropy_bound", number(s.entropy_bound)},
-            {"stability", s.stability},
-            {"confidence", number(s.confidence)},
-            {"greedy", s.greedy},
-            {"top_k", s.top_k},
-            {"top_k_start", s.top_k_start},
-            {"top_k_end", s.top_k_end},
-            {"top_k_tail_correction", s.top_k_tail_correction},
-            {"self_cond_top_k", s.self_cond_top_k}};
+    OrderedJson j;
+    for (const SamplerSetting& setting : kSamplerSettings) {
+        const auto add = [&]<class T>(T SamplerConfig::*member) {
+            if constexpr (std::is_same_v<T, float>)
+                j[setting.name] = number(s.*member);
+            else
+                j[setting.name] = s.*member;
+        };
+        std::visit(add, setting.member);
+    }
+    return j;
 }
 
 // Rounded to 0.0001 nats; JSON has no NaN.
@@ -80,6 +80,9 @@ TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Re
                   : request.messages.empty() ? tokenizer_.decode(prompt, true)
                                              : request.messages.back().content;
     j["prompt_ids"] = prompt;
+    if (request.canvas) j["canvas_text"] = *request.canvas;
+    for (const auto& [hole, texts] : request.choices) j["choices"][std::to_string(hole)] = texts;
+    if (!request.stop.empty()) j["stop"] = request.stop;
     add_pieces(prompt);
     line_ = dump(j);
     line_.pop_back();

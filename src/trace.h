@@ -3,6 +3,7 @@
 //
 //   {"easel_trace":1, "model":, "device":, "canvas": tokens, "vocabulary":, "seed":, "sampler":{..},
 //    "end_ids":[..], "prompt": as it was given, "prompt_ids":[..], "pieces":{..}}
+//    and, where the request has them, "canvas_text":, "choices": texts by hole, "stop":[..]
 //   {"canvas":, "step": both from 0, "temperature":, "mean_entropy":, "last":, "tokens":[..], "argmax":[..],
 //    "entropy":[..] nats, "accepted":[..] 0 or 1, "pieces":{..}}           a line a step, fields as in Frame
 //   {"finish": stop, length or cancelled, "text":, "thought":, "ids":[..], "steps":[..] a number a canvas,

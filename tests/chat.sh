@@ -58,6 +58,8 @@ printf 'hello\n/clear\nhello\n' | chat -m "$tiny" -n 8 -s brief
 check "/clear begins anew" "$(tail -n 1 "$dir/out")" = "$first"
 printf 'hello\nmore\n/drop\nhello\n/drop 2\nhello\n' | chat -m "$tiny" -n 8 -s brief
 check "/drop forgets the oldest turns" "$(tail -n 1 "$dir/out")" = "$first"
+printf 'hello\nmore\n/drop\n/stats\n' | chat -m "$tiny" -n 8
+has "/stats after /drop has no old context" "1 turns; seed 0" "$dir/err"
 printf 'hello\n/seed 7\n/clear\nhello\n' | chat -m "$tiny" -n 8
 "$easel" generate --device cpu -t 1 -m "$tiny" -n 8 -p hello --seed 7 2>/dev/null >"$dir/expected"
 tail -n 1 "$dir/out" >"$dir/second"
@@ -65,6 +67,11 @@ same "/seed" "$dir/second" "$dir/expected"
 printf '/think on\nhello\n' | chat -m "$tiny" -n 8
 "$easel" generate --device cpu -t 1 -m "$tiny" -n 8 -p hello --think 2>/dev/null >"$dir/expected"
 same "/think on" "$dir/out" "$dir/expected"
+
+# A message, one that is as long as what sliding layers keep, and the first again.
+text() { awk -v n="$1" 'BEGIN { for (i = 0; i < n; i++) printf "%c", 97 + i * 7 % 26; print "" }'; }
+{ text 400; text 3400; echo /clear; text 400; } | chat -m "$tiny" -n 8
+has "what is encoded again is told" "tokens of the prompt are encoded again" "$dir/err"
 
 # Each of these is one line on stderr, and the conversation goes on.
 echo '{"messages": [{"role": "tool", "content": ""}]}' >"$dir/role.json"

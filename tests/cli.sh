@@ -115,6 +115,7 @@ done <<'END'
 --top-k-end -1 top-k-start is 0 and top-k-end -1, expected both or neither
 --self-cond-top-k -1 self-cond-top-k is -1, expected 0 (all) or more
 --self-cond-drop 1 self-cond-drop is 1, expected 0 or more and less than 1
+--self-cond-drop -inf self-cond-drop is -inf, expected 0 or more and less than 1
 END
 
 # Infill: canvas, choices, what the message says. The built-in model has a canvas of 32.
@@ -150,6 +151,11 @@ works "--best-of" generate -p 'What is 12 + 34?' --best-of 3 --print json
 has "makes as many answers" '"tries":3' "$dir/out"
 works "--retry-empty" generate -p 'What is 12 + 34?' --retry-empty 3 --print json
 has "makes one where it is not empty" '"tries":1' "$dir/out"
+
+works "--stop" generate -p 'Count to 6.' --stop 9 --stop 5 --best-of 2 --print json
+has "ends the text before it" '"text":"1 2 3 4 "' "$dir/out"
+has "ends no tries" '"tries":2' "$dir/out"
+error "an empty --stop" "a stop string is empty" generate -p hi --stop ""
 
 works "--help" --help
 has "--help names the commands" "generate" "$dir/out"

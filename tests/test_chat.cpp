@@ -218,3 +218,12 @@ TEST_CASE("chat: a reply splits into thought and answer", "[chat]") {
     CHECK(split_reply(tiny.tokenizer, Ids{5 + 0xc2, 362, 325, 363, 5 + 0xa7}).answer == "\u00a7");
     CHECK_THROWS_AS(split_reply(tiny.tokenizer, Ids{512}), Error);
 }
+
+TEST_CASE("stop strings cut before the first of them", "[chat]") {
+    const std::vector<std::string> stop = {"two", "one"};
+    std::string text = "zero one two";
+    CHECK(cut_at_stop(text, stop));
+    CHECK(text == "zero ");
+    CHECK(!cut_at_stop(text, stop));
+    CHECK(!cut_at_stop(text, {}));
+}

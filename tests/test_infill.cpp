@@ -119,6 +119,9 @@ TEST_CASE("a canvas is placed token by token", "[infill]") {
     REQUIRE(c.given.choices.size() == 1);
     CHECK(c.given.choices[0].begin == begin + 4);
     CHECK(c.given.choices[0].options == std::vector{ids("1"), ids("2")});
+    // A text that is there twice is one option.
+    const CanvasTokens twice = place_canvas(parse_canvas("[[2|1|2]]", {}), demo.tokenizer, 32);
+    CHECK(twice.given.choices[0].options == std::vector{ids("2"), ids("1")});
     // Full to the last token: no end token. Open: none either, and the rest is the hole's.
     CHECK(place_canvas(parse_canvas("[[32]]", {}), demo.tokenizer, 32).given.tokens ==
           std::vector<int32_t>(32, -1));
@@ -234,6 +237,7 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     const Result sum = engine.generate(ask("What is 12 + 34?", "[[36|46|47]]"));
     CHECK(sum.text == "46");
     CHECK(sum.holes[0].confidence > 0.9f);
+    CHECK(engine.generate(ask("What is 12 + 34?", "[[46|46|36]]")).holes[0].confidence > 0.9f);
     const Result wrong = engine.generate(ask("What is 12 + 34?", "[[36|47]]"));
     CHECK((wrong.text == "36" || wrong.text == "47"));
     Request numbered = ask("What is 12 + 34?", "[[1]]");
@@ -277,6 +281,16 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     CHECK(best.hash == most->hash);
     CHECK(best.seed == most->seed);
     CHECK(best.n_try == 5);
+    // What the prompt took is told, whichever is kept.
+    Engine fresh({.device = "cpu"});
+    r.seed = most->seed - 1;
+    r.n_best = 2;
+    const Result second = fresh.generate(r);
+    CHECK(second.seed == most->seed);
+    CHECK(second.n_reused == 0);
+    CHECK(second.encode_ms > 0);
+    r.seed = 10;
+    r.n_best = 5;
     int n_frame = 0;
     const Result stopped = engine.generate(r, [&](const Frame&) { return ++n_frame < 3; });
     CHECK(stopped.finish == Finish::Cancelled);
@@ -284,6 +298,54 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     r.n_best = 0;
     CHECK(ask_message(r) ==
           "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
+}
+
+TEST_CASE("stop strings cut each of several answers before they are compared", "[infill]") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r;
+    r.prompt_ids = {2, 9, 30};
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 2;
+    r.n_token = 4 * engine.model().config.n_canvas;
+    r.ignore_eos = true;
+    const auto with_seed = [&](uint64_t seed) {
+        Request one = r;
+        one.seed = seed;
+        return engine.generate(one);
+    };
+    const Result whole[] = {with_seed(0), with_seed(1)};
+    REQUIRE(whole[0].finish == Finish::Length);
+    // Three bytes that only the second answer has.
+    size_t at = 5;
+    while (whole[0].text.find(whole[1].text.substr(at, 3)) != std::string::npos) at++;
+    REQUIRE(at < whole[1].text.size() / 2);
+    r.stop = {"not in it", whole[1].text.substr(at, 3)};
+    const Result single[] = {with_seed(0), with_seed(1)};
+    CHECK(single[0].ids == whole[0].ids);
+    CHECK(single[0].finish == Finish::Length);
+    CHECK(single[1].text == whole[1].text.substr(0, whole[1].text.find(r.stop[1])));
+    CHECK(single[1].finish == Finish::Stop);
+    CHECK(single[1].steps.size() < 4);
+    CHECK(single[1].ids == std::vector(whole[1].ids.begin(), whole[1].ids.begin() + single[1].ids.size()));
+    CHECK(single[1].ids.size() == single[1].steps.size() * engine.model().config.n_canvas);
+
+    r.n_best = 2;
+    const Result best = engine.generate(r);
+    const Result& likelier = single[single[1].mean_log_prob() > single[0].mean_log_prob()];
+    CHECK(best.n_try == 2);
+    CHECK(best.hash == likelier.hash);
+    CHECK(best.text == likelier.text);
+    CHECK(best.finish == likelier.finish);
+    // A text that is cut to nothing is an empty answer.
+    for (const int i : {0, 1}) {
+        r.stop = {whole[i].text.substr(0, 3)};
+        REQUIRE(!whole[1 - i].text.starts_with(r.stop[0]));
+        CHECK(engine.generate(r).seed == 1u - i);
+    }
+    // Cancelled is what the caller does, and an empty string stops nothing.
+    CHECK(engine.generate(r, [](const Frame&) { return false; }).finish == Finish::Cancelled);
+    r.stop = {""};
+    CHECK_THROWS_WITH(engine.generate(r), "a stop string is empty, expected some text");
 }
 
 TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {

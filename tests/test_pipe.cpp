@@ -3,13 +3,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <numeric>
 #include <thread>
 
 #include "catch.h"
 #include "files.h"
 #include "parallel.h"
 #include "pipe.h"
+#include "sampler_settings.h"
 
 using namespace easel;
 using Json = nlohmann::json;
@@ -91,7 +91,7 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(r.seed == UINT64_MAX);
     CHECK(r.ignore_eos);
     CHECK(i->frames);
-    CHECK(i->stop == std::vector<std::string>{"x", "y"});
+    CHECK(r.stop == std::vector<std::string>{"x", "y"});
     const SamplerConfig& s = *r.sampler;
     CHECK(s.greedy);
     CHECK(s.max_steps == 3);
@@ -119,7 +119,7 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(m->id == 7);
     REQUIRE(m->request.messages.size() == 4);
     CHECK(m->request.messages[2].role == Role::Model);
-    CHECK(m->stop == std::vector<std::string>{"x"});
+    CHECK(m->request.stop == std::vector<std::string>{"x"});
     CHECK(parse(R"({"prompt_ids": [1, 2, 3]})")->request.prompt_ids == std::vector<int32_t>{1, 2, 3});
 
     const auto c = parse(R"({"cancel": "a"})");
@@ -132,6 +132,8 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     CHECK(parse_pipe_line(R"({"prompt": "x"})", 1, defaults)->request.sampler->max_steps == 11);
     CHECK(parse_pipe_line(R"({"prompt": "x", "max_steps": 2})", 1, defaults)->request.sampler->max_steps ==
           2);
+    for (const SamplerSetting& setting : kSamplerSettings)
+        check_has(pipe_schema(), {setting.name, setting.text});
     check_has(pipe_schema(), {"prompt_ids", "self_cond_top_k", "finish_reason", "--queue"});
 }
 
@@ -209,15 +211,6 @@ TEST_CASE("pipe: unknown keys are named", "[pipe]") {
     for (int i = 0; i < 1000; i++) many += fmt::format(", \"unknown{}\": 0", i);
     CHECK(warnings(many + "}").size() == 9);
     CHECK(warnings(many + "}").back() == "992 more keys are ignored");
-}
-
-TEST_CASE("pipe: stop strings cut before the first of them", "[pipe]") {
-    const std::vector<std::string> stop = {"two", "one"};
-    std::string text = "zero one two";
-    CHECK(cut_at_stop(text, stop));
-    CHECK(text == "zero ");
-    CHECK(!cut_at_stop(text, stop));
-    CHECK(!cut_at_stop(text, {}));
 }
 
 TEST_CASE("pipe: the queue keeps the order and the ids", "[pipe]") {
@@ -314,7 +307,7 @@ TEST_CASE("pipe: answers are the engine's own", "[pipe]") {
         CHECK(found["text"] == expected.text);
         CHECK(found["ids"] == Json(expected.ids));
         CHECK(found["hash"] == fmt::format("{:016x}", expected.hash));
-        CHECK(found["steps"] == std::accumulate(expected.steps.begin(), expected.steps.end(), 0));
+        CHECK(found["steps"] == expected.n_step());
     }
     // What neighbours share is encoded once.
     CHECK(lines[1]["usage"]["reused_tokens"] > 0);
@@ -342,6 +335,8 @@ TEST_CASE("pipe: a stop string ends the canvases", "[pipe]") {
     CHECK(cut["canvases"] == 1);
     CHECK(cut["steps"] == 2);
     CHECK(cut["usage"]["answer_tokens"] == n_canvas);
+    request["best_of"] = 3;
+    CHECK(serve(engine, request.dump(), options).at(0)["tries"] == 3);
 }
 
 // A backend whose device is lost with its second answer.

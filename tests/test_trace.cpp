@@ -5,6 +5,7 @@
 
 #include "catch.h"
 #include "files.h"
+#include "sampler_settings.h"
 #include "trace.h"
 
 using namespace easel;
@@ -123,6 +124,35 @@ TEST_CASE("trace: what the writer writes is read", "[trace]") {
     CHECK(bytes == engine.tokenizer().decode(result.ids, false));
     for (const TraceStep& s : t.steps)
         for (const int32_t id : s.tokens) CHECK(t.pieces.count(id) == 1);
+}
+
+TEST_CASE("trace: the first line has all that was asked for", "[trace]") {
+    const TempDir dir;
+    const Engine engine({.model = "tests/fixtures/tiny.gguf", .device = "cpu"});
+    Request request;
+    request.prompt_ids = {2};
+    request.sampler = engine.model().config.sampler;
+    request.sampler->self_cond_drop = 0.125f;
+    request.sampler->top_k_tail_correction = true;
+    const auto header = [&] {
+        TraceWriter(dir / "trace", engine, request).close();
+        std::ifstream file(dir / "trace");
+        return Json::parse(file);
+    };
+    const Json plain = header();
+    CHECK(plain["sampler"].size() == std::size(kSamplerSettings));
+    CHECK(plain["sampler"]["max_steps"] == request.sampler->max_steps);
+    CHECK(plain["sampler"]["self_cond_drop"] == 0.125);
+    CHECK(plain["sampler"]["top_k_tail_correction"] == true);
+    for (const char* key : {"canvas_text", "choices", "stop"}) CHECK_FALSE(plain.contains(key));
+    request.canvas = "[[1]] and [[2]]";
+    request.choices = {{2, {"a", "b"}}};
+    request.stop = {"x"};
+    const Json infill = header();
+    CHECK(infill["canvas"] == engine.model().config.n_canvas);
+    CHECK(infill["canvas_text"] == "[[1]] and [[2]]");
+    CHECK(infill["choices"] == Json{{"2", {"a", "b"}}});
+    CHECK(infill["stop"] == Json{"x"});
 }
 
 TEST_CASE("trace: a frame without numbers is written as valid JSON", "[trace]") {

@@ -28,6 +28,7 @@ works "a trace of several canvases" generate --device cpu -t 1 -m $tiny -p hello
 error "no folder for the trace" "easel: $dir/none/x: cannot be written: No such file" generate -p "Hello" --trace "$dir/none/x"
 error "a folder as the trace" "easel: $dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
 error "a prompt that is none" "easel: the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
+error "a setting that is none" "easel: t-min is nan" generate -p Hello --t-min nan --trace "$dir/empty.jsonl"
 check "leaves no trace" ! -e "$dir/empty.jsonl"
 
 "$easel" generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &

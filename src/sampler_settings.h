@@ -1,0 +1,37 @@
+// sampler_settings.h: the settings of the sampler by name. The flags (main.cpp), the keys of a pipe's line
+// (pipe_line.cpp) and those of a trace (trace.cpp) are made from this table.
+#pragma once
+#include <iterator>
+#include <variant>
+
+#include "sampler.h"
+
+namespace easel {
+
+struct SamplerSetting {
+    const char* name;  // the key; the flag of max_steps is --max-steps
+    std::variant<int SamplerConfig::*, float SamplerConfig::*, bool SamplerConfig::*> member;
+    const char* text;
+};
+
+inline constexpr SamplerSetting kSamplerSettings[] = {
+    {"max_steps", &SamplerConfig::max_steps, "denoise steps a canvas at most"},
+    {"t_min", &SamplerConfig::t_min, "temperature of the last step"},
+    {"t_max", &SamplerConfig::t_max, "temperature of the first step"},
+    {"entropy_bound", &SamplerConfig::entropy_bound, "nats of entropy accepted a step"},
+    {"stability", &SamplerConfig::stability, "equal argmax canvases before a canvas may end"},
+    {"confidence", &SamplerConfig::confidence, "mean entropy in nats below which it may end"},
+    {"greedy", &SamplerConfig::greedy, "take the most likely token instead of drawing one"},
+    {"top_k", &SamplerConfig::top_k, "logits a position that take part (0: all, exact)"},
+    {"top_k_start", &SamplerConfig::top_k_start, "top-k of the first step, changing evenly to ..."},
+    {"top_k_end", &SamplerConfig::top_k_end, "... top-k of the last"},
+    {"top_k_tail_correction", &SamplerConfig::top_k_tail_correction,
+     "entropy over all logits although top-k draws from few"},
+    {"self_cond_top_k", &SamplerConfig::self_cond_top_k, "probabilities a position fed back (0: all, exact)"},
+    {"self_cond_drop", &SamplerConfig::self_cond_drop,
+     "probability a position that may be left out of it (0: none; default: 2^-24, on a GPU 2^-10)"},
+};
+// Each takes 4 bytes, a bool by its padding.
+static_assert(sizeof(SamplerConfig) == 4 * std::size(kSamplerSettings), "a setting is not in the table");
+
+}  // namespace easel
