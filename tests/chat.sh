@@ -159,14 +159,17 @@ wait_screen "an answer" "^82$"
 wait_screen "with its figures" "^reused 0 of 23"
 check "and no canvas" "$(screen | grep -c 'canvas 1')" -eq 0
 if grep -q -- -DEASEL_EDIT build/deps/edit.flags 2>/dev/null; then
+    wait_for at_prompt
     keys Up
     wait_screen "arrow-up is the line before" "^> What is 47 + 35?$"
     keys Home Right Right Right Right Right Delete Delete are End Enter
     wait_screen "the edited line" "^> What are 47 + 35?$"
     wait_screen "is answered" "^reused [1-9][0-9]* of"
+    wait_for at_prompt
     keys C-r; keys planet; keys C-c
     wait_screen "Ctrl-C leaves a line" '\^C'
-    keys 'half a line' C-c
+    wait_for at_prompt
+    interrupt 'half a line'
     keys C-d
     wait_screen "Ctrl-D ends" "^exit 0"
     check "the history is a file" "$(sed -n 2p "$dir/state/easel/history")" = "What are 47 + 35?"
@@ -175,7 +178,9 @@ if grep -q -- -DEASEL_EDIT build/deps/edit.flags 2>/dev/null; then
     wait_screen "again" "Ctrl-D ends"
     keys Up Up
     wait_screen "the history outlives the program" "^> What is 47 + 35?$"
-    keys C-c C-d
+    keys C-c
+    wait_for at_prompt
+    keys C-d
     wait_screen "Ctrl-C and Ctrl-D" "^exit 0"
     fresh "$easel chat $cpu --no-history; echo exit \$?"
     wait_screen "once more" "Ctrl-D ends"
@@ -204,6 +209,7 @@ wait_screen "a canvas to stop" "canvas 1 | step [2-9]"
 keys C-c
 wait_screen "Ctrl-C stops the answer" "stopped: the question is forgotten"
 check "and clears the screen" "$(screen | grep -c 'canvas 1')" -eq 0
+wait_for at_prompt
 keys "/save $dir/empty.json" Enter
 wait_screen "the stopped question is forgotten" "^0 messages written"
 keys 'Reverse "planet"' Enter
@@ -217,6 +223,7 @@ keys hello Enter
 wait_screen "is on its way" "canvas \([2-9]\|[1-9][0-9]*[0-9]\) | "
 keys C-c
 wait_screen "what was finished is kept" "what is above is kept"
+wait_for at_prompt
 keys "/save $dir/kept.json" Enter
 wait_screen "in the conversation" "^2 messages written"
 keys /quit Enter
@@ -227,7 +234,8 @@ fresh "TERM=dumb $easel chat $cpu; echo exit \$?"
 wait_screen "a dumb terminal" "Ctrl-D ends"
 keys 'Reverse "planet"' Enter
 wait_screen "has answers" "^tenalp$"
-keys 'half a li' C-c
+wait_for at_prompt
+interrupt 'half a li'
 keys /clear Enter 'Reverse "garden"' Enter
 wait_screen "Ctrl-C leaves its line" "^nedrag$"
 keys C-d

@@ -318,7 +318,8 @@ has "and why" "easel: the input cannot be read: Is a directory" "$dir/err"
 # ---- Ctrl-C
 
 start
-{ long run; lines 1 200; } >&3
+{ long run; lines 1 200; } >"$dir/in"
+cat "$dir/in" >&3  # in one piece, so that it is read in one
 wait_for stalled $pid
 kill -INT $pid
 began=$(date +%s)

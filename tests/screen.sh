@@ -28,6 +28,15 @@ wait_screen() {  # wait_screen NAME PATTERN: a check that a line comes to match 
     else bad "$1" "no line matches '$2' on the screen: $(screen | sed '/^$/d' | tail -n 8)"; fi
 }
 
+# An empty prompt is the last line. Keys that come while a program handles Ctrl-C are lost.
+at_prompt() { [ "$(screen | sed '/^$/d' | tail -n 1)" = ">" ]; }
+interrupt() {  # interrupt TEXT: types it, then Ctrl-C, and waits for the next prompt
+    keys "$1"
+    wait_for screen_has "$1"
+    keys C-c
+    wait_for at_prompt
+}
+
 # fresh COMMAND: typed on a screen that has lost what an earlier chat left there, so that nothing is read of that one.
 no_greeting() { ! screen_has "Ctrl-D ends"; }
 fresh() {
