@@ -45,11 +45,15 @@ class Pool {
             f_ = &f;
             n_ = n;
             next_ = 0;
-            busy_ = static_cast<int>(threads_.size());
+            open_ = true;
             round_++;
         }
         wake_.notify_all();
         take_items();
+        {
+            std::lock_guard lock(mutex_);
+            open_ = false;
+        }
         if (!look_a_moment([&] { return busy_ == 0; })) {
             std::unique_lock lock(mutex_);
             done_.wait(lock, [&] { return busy_ == 0; });
@@ -89,6 +93,9 @@ class Pool {
                 wake_.wait(lock, [&] { return round_ != seen; });
                 seen = round_;
                 if (quit_) return;
+                // Too late, as on a busy machine: nobody has waited for this thread, all has been taken.
+                if (!open_) continue;
+                busy_++;
             }
             take_items();
             if (--busy_ > 0) continue;
@@ -106,7 +113,8 @@ class Pool {
     int64_t n_ = 0;
     std::atomic<int64_t> next_{0};
     std::atomic<uint64_t> round_{0};  // which loop; changes under mutex_
-    std::atomic<int> busy_{0};        // threads that have not finished it
+    std::atomic<int> busy_{0};        // threads that have begun with it and not finished; grows under mutex_
+    bool open_ = false;               // threads may begin with it
     bool quit_ = false;
 };
 
