@@ -156,7 +156,8 @@ Command generate_command(CLI::App& app) {
         ->check(CLI::Range(1, 1000));
     c->add_flag("--ignore-eos", f.ignore_eos, "go on past the end of the answer")->disable_flag_override();
     c->add_flag("--show-steps", f.show_steps, "the canvas as it settles, a line a step")
-        ->disable_flag_override();
+        ->disable_flag_override()
+        ->group(kDisplayGroup);
     c->add_flag("-v,--verbose", f.verbose, "memory and time of loading, on stderr")->disable_flag_override();
     c->add_option("--trace", f.trace, "where to write each step, for easel trace")->type_name(kFile);
     c->add_option("--print", f.print, "what goes to stdout (default: text)")

@@ -45,7 +45,7 @@ for value in 0 -1 x 16GB 1e30 ""; do
     error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"
 done
 
-generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu"
+generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu -t 1"
 # shellcheck disable=SC2086
 {
     run $generate
@@ -53,8 +53,8 @@ generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu"
     run $generate --memory-limit 4M -v
     check "an answer within a limit" $? -eq 0
     same "is the same answer" "$dir/out" "$dir/answer"
-    has "-v tells the plan" "CPU, context 940: " "$dir/err"
-    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 940 (-c 940)" \
+    has "-v tells the plan" "CPU, context 835: " "$dir/err"
+    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 835 (-c 835)" \
         $generate --memory-limit 4M -c 4096
     error "a limit that nothing fits into" "no context fits" $generate --memory-limit 1M
 }
