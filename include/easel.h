@@ -83,8 +83,7 @@ struct Result {
     Finish finish = Finish::Length;
     std::vector<Filled> holes;  // of Request::canvas
     uint64_t seed = 0;          // that gave this answer
-    int n_try =
-        1;  // answers made; steps, hash and times are of the one that is kept, but the prompt's of the first
+    int n_try = 1;           // answers made. What follows is of the kept one, but the prompt's of the first
     std::vector<int> steps;  // a number a canvas
     int n_prompt = 0;        // tokens of the prompt
     int n_reused = 0;        // of these, found in the cache
