@@ -370,6 +370,7 @@ class Chat {
             system_.clear();
         else if (!argument.empty())
             set_system(std::string(argument));
+        if (!argument.empty()) n_used_ = 0;
         note(system_.empty() ? "no system text" : fmt::format("system text: {}", terminal_text(system_)));
     }
     void set_system(std::string text) {

@@ -60,6 +60,8 @@ printf 'hello\nmore\n/drop\nhello\n/drop 2\nhello\n' | chat -m "$tiny" -n 8 -s b
 check "/drop forgets the oldest turns" "$(tail -n 1 "$dir/out")" = "$first"
 printf 'hello\nmore\n/drop\n/stats\n' | chat -m "$tiny" -n 8
 has "/stats after /drop has no old context" "1 turns; seed 0" "$dir/err"
+printf 'hello\n/system brief\n/stats\n' | chat -m "$tiny" -n 8
+has "/stats after /system neither" "1 turns; seed 0" "$dir/err"
 printf 'hello\n/seed 7\n/clear\nhello\n' | chat -m "$tiny" -n 8
 "$easel" generate --device cpu -t 1 -m "$tiny" -n 8 -p hello --seed 7 2>/dev/null >"$dir/expected"
 tail -n 1 "$dir/out" >"$dir/second"
