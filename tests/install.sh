@@ -43,7 +43,7 @@ printf 'What is 47 + 35?\n\nReverse the word lemon.\n' | "$dir/example" >"$dir/o
 check "and runs" $? -eq 0
 has "and answers" "82" "$dir/out"
 check "a line each" "$(wc -l <"$dir/out")" -eq 3
-check "or what is wrong with a line" "$(sed -n 2p "$dir/out")" = "error: the prompt is empty"
+check "or what is wrong with a line" "$(sed -n 2p "$dir/out")" = "error: the prompt is empty, expected some text"
 "$dir/example" Makefile </dev/null >"$dir/out" 2>"$dir/err"
 check "an error can be caught" $? -eq 1
 has "and says what is wrong" 'example: Makefile: not a GGUF file' "$dir/err"
