@@ -432,13 +432,15 @@ class DeviceBackend final : public Backend {
         for (int l = 0; l < c_.n_layer; l++) {
             const LayerWeights& w = w_.layers[l];
             const bool last = l == c_.n_layer - 1;
-            project_qkv(s, w, cache_[l], n);
+            // Parts for the canvas alone: K and V of a token are the same bits in whatever pass it comes.
+            const bool parts = mask == Mask::Canvas;
+            project_qkv(s, w, cache_[l], n, parts);
             if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
             const int n_split = mask == Mask::Canvas ? n_attention_split(c_, l, room_.n_context) : 1;
             mark(s, Part::Attention);
             attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, n_split, b_.attention, b_.state);
             mark(s, Part::AttentionOut);
-            const int n_part = linear_parts(w.o.n_row, n);
+            const int n_part = parts ? linear_parts(w.o.n_row, n) : 1;
             linear(s, b_.o, b_.o_in, w.o, n, n_part);
             mark(s, Part::PostAttention);
             post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
@@ -459,9 +461,10 @@ class DeviceBackend final : public Backend {
         return nullptr;
     }
 
-    void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n) {
+    void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n, bool parts) {
         const bool global = w.shape.window == 0;
-        const int n_part = linear_parts(w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0), n);
+        const int n_qkv_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
+        const int n_part = parts ? linear_parts(n_qkv_row, n) : 1;
         mark(s, Part::Qkv);
         // K and V leave most of a GPU idle, beside Q they cost little.
         linear(k_side_.fork(s), b_.k, b_.in, w.k, n, n_part);
