@@ -4,7 +4,7 @@
 #   make fuzz       longer fuzzing       make format   clang-format over the tree
 #   make cuda-build all of it through nvcc, for one architecture
 #   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
-#   make test-gpu   the kernel and loop tests on a GPU
+#   make test-gpu   the kernel and loop tests on a GPU     make test-ptx  them without one, as nvcc compiled the kernels
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
@@ -56,10 +56,10 @@ DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
-TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp))
-SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/library/*.cpp)
+TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp tests/ptx/*.cpp))
+SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo lib install uninstall test test-gpu unit-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -161,7 +161,7 @@ deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh
 	@CXX=$(CXX) sh tools/deps.sh $(DEPS)
 
--include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/sim/*.d $(CUDA_OBJ)/*.d $(CUDA_OBJ)/gpu/*.d)
+-include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/tests/ptx/*.d $(BUILD)/obj/sim/*.d $(CUDA_OBJ)/*.d $(CUDA_OBJ)/gpu/*.d)
 
 demo: $(EASEL)
 	sh tools/demo.sh $(EASEL)
@@ -209,6 +209,24 @@ ptxas: | $(DEPS)/ready
 	@CXX=$(CXX) sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
 sass:
 	@python3 tools/sass.py "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
+
+# The tests without a GPU, but with the kernels as nvcc compiled them (tests/ptx/code.h); and what accesses of the kernels
+# to memory cost.
+PTX := $(patsubst cuda/%.cu,$(BUILD)/ptx/%.ptx,$(wildcard cuda/*.cu)) $(BUILD)/ptx/test_ptx.ptx $(BUILD)/ptx/test_repack.ptx
+TO_PTX = @mkdir -p $(@D); $(NVCC) $(PTXAS_FLAGS) -arch=compute_$(PTXAS_ARCH) -ptx -x cu -Isrc -Itests -isystem $(DEPS)/usr/include
+$(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/*.h) | $(DEPS)/ready
+	$(TO_PTX) $< -o $@
+$(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
+	$(TO_PTX) $< -o $@
+ifeq ($(NVCC),)
+test-ptx traffic:
+	@echo "SKIPPED $@: there is no nvcc"
+else
+test-ptx: $(BUILD)/unit $(PTX)
+	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
+traffic: $(BUILD)/unit $(PTX)
+	EASEL_PTX_TRAFFIC=1 EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit 'attention: the*,linear: sizes*,linear: every*,gate_up*,expert*,lm_head: l*,soft_emb*,[norm],[moe]'
+endif
 
 # libFuzzer targets; clang only. FUZZ_SECONDS a target.
 FUZZ_SECONDS ?= 60

@@ -637,11 +637,32 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, cons
     run({kernel, grid, block, shared_bytes, [](const void* f) { (*static_cast<const F*>(f))(); }, &body});
 }
 
+// One argument of a launch: where it is, and its size.
+struct Param {
+    const void* data;
+    size_t bytes;
+};
+// For tests/ptx: if set, gives what a thread runs instead of the kernel, or nothing: the kernel.
+inline std::function<std::function<void()>(void* kernel, const std::vector<Param>&)> compiled;
+
+template <class... P>
+void launch_with(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                 const std::tuple<P...>& params) {
+    std::function<void()> other;
+    if (compiled)
+        std::apply(
+            [&](const P&... p) {
+                other = compiled(reinterpret_cast<void*>(kernel), {Param{&p, sizeof p}...});
+            },
+            params);
+    if (other) return launch(name, grid, block, shared_bytes, other);
+    launch(name, grid, block, shared_bytes, [&] { std::apply(kernel, params); });
+}
+
 // A kernel function: arguments are converted to its parameters once, and copied for each thread.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A&&... args) {
-    std::tuple<P...> params(std::forward<A>(args)...);
-    launch(name, grid, block, shared_bytes, [&] { std::apply(kernel, params); });
+    launch_with(name, kernel, grid, block, shared_bytes, std::tuple<P...>(std::forward<A>(args)...));
 }
 
 // What a graph layer records instead of running it (see device.h).
@@ -663,8 +684,7 @@ void launch_on(Stream* stream, const char* name, void (*kernel)(P...), dim3 grid
     if (!stream || !stream->recording)
         return launch(name, kernel, grid, block, shared_bytes, std::forward<A>(args)...);
     std::tuple<P...> params(std::forward<A>(args)...);
-    stream->recording->push_back(
-        [=] { launch(name, grid, block, shared_bytes, [&] { std::apply(kernel, params); }); });
+    stream->recording->push_back([=] { launch_with(name, kernel, grid, block, shared_bytes, params); });
 }
 
 // Runs f() under Forward, Reverse and n_random other schedules, each with its own poison. f sets up its

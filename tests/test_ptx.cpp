@@ -184,6 +184,7 @@ __global__ void half_kernel(const uint32_t* a, const uint32_t* b, const uint32_t
     out[9 * n + i] = twice<0>(a[i]);
     out[10 * n + i] = twice<1>(a[i]);
     out[11 * n + i] = hneg2(a[i]);
+    out[12 * n + i] = lop3<0xca>(a[i], b[i], c[i]);  // a ? b : c
 }
 
 __global__ void copy_kernel(const uint4* in, uint4* out, int n) {
@@ -507,7 +508,7 @@ TEST_CASE("ptx: arithmetic of 16-bit floats") {
     };
     const auto va = halves(0, 25), vb = halves(8, 16), vc = halves(0, 30);
     const auto a = to_device(va), b = to_device(vb), c = to_device(vc);
-    const DeviceArray<uint32_t> out(12 * n);
+    const DeviceArray<uint32_t> out(13 * n);
     EASEL_LAUNCH(half_kernel, (n + 63) / 64, 64, 0, Stream{}, a.data(), b.data(), c.data(), out.data(), n);
     auto r = to_host(out);
     int n_wrong = 0, n_tie = 0;
@@ -547,6 +548,7 @@ TEST_CASE("ptx: arithmetic of 16-bit floats") {
         n_wrong += r[8 * n + i] != vb[i] << 16;
         n_wrong += r[9 * n + i] != (va[i] & 0xffff) * 0x10001;
         n_wrong += r[10 * n + i] != (va[i] >> 16) * 0x10001;
+        n_wrong += r[12 * n + i] != ((va[i] & vb[i]) | (~va[i] & vc[i]));
     }
     CHECK(n_wrong == 0);
     CHECK(n_tie > 0);
