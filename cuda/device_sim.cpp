@@ -204,6 +204,11 @@ struct Graph::Impl {
                 n.body->run();
         }
     }
+    void check_refusal(sim::Refusal when) const {
+        const bool conditional =
+            std::any_of(nodes.begin(), nodes.end(), [](auto& n) { return n.body != nullptr; });
+        require(!conditional || sim::refusal != when, "simulated: this driver refuses conditional nodes");
+    }
     void add(Condition condition, bool loops, const Body& body) {
         Graph g(std::make_unique<Impl>());
         body(g);
@@ -248,11 +253,10 @@ int Graph::n_launch() const {
     return static_cast<int>(n);
 }
 void Graph::instantiate() {
-    const bool conditional = std::any_of(impl_->nodes.begin(), impl_->nodes.end(),
-                                         [](const Impl::Node& n) { return n.body != nullptr; });
-    require(!conditional || !sim::no_conditional_nodes, "simulated: this driver refuses conditional nodes");
+    impl_->check_refusal(sim::Refusal::Instantiate);
 }
 void Graph::run(Stream stream) {
+    impl_->check_refusal(sim::Refusal::Launch);
     finish(stream);
     auto flight = std::make_unique<Flight>();
     flight->thread = std::thread([this, f = flight.get()] {

@@ -169,10 +169,9 @@ class DeviceBackend final : public Backend {
             });
             return collect.canvas_ended;
         };
-        if (graph_loop_ && !whole_) prepare_graph();
         try {
-            if (graph_loop_)
-                run_graph(poll);
+            if (graph_loop_ && begin_graph())
+                finish_graph(poll);
             else
                 run_host_loop(poll);
             poll();
@@ -226,11 +225,7 @@ class DeviceBackend final : public Backend {
                     graph_loop_ = before;
                     return answer;
                 },
-                [this] { return step_->n_launch(); },
-                [this] {
-                    if (graph_loop_ && !whole_) prepare_graph();
-                    return graph_loop_;
-                }};
+                [this] { return step_->n_launch(); }};
     }
 
   private:
@@ -500,8 +495,7 @@ class DeviceBackend final : public Backend {
         if (!marks_) dense_side_.join(s);
     }
 
-    // ---- the loop
-    // ------------------------------------------------------------------------------------------------
+    // ---- the loop -----------------------------------------------------------------------------------------
 
     void denoise_step(Stream s, const LoopConditions& conditions) {
         denoise_pass(s, nullptr);
@@ -534,9 +528,10 @@ class DeviceBackend final : public Backend {
     }
 
     // What a driver refuses of it is seen before anything runs: the host can then launch the steps instead.
-    void prepare_graph() {
+    bool begin_graph() {
         try {
-            whole_ = make_graph();
+            if (!whole_) whole_ = make_graph();
+            whole_->run(stream_.s);
         } catch (const DeviceError&) {
             throw;
         } catch (const Error& e) {
@@ -544,11 +539,11 @@ class DeviceBackend final : public Backend {
             note_ = fmt::format(
                 "the host launches each step, as the graph of a whole answer cannot be made: {}", e.what());
         }
+        return graph_loop_;
     }
 
     template <class Poll>
-    void run_graph(const Poll& poll) {
-        whole_->run(stream_.s);
+    void finish_graph(const Poll& poll) {
         while (!finished(stream_.s)) {
             poll();
             std::this_thread::sleep_for(std::chrono::microseconds(50));

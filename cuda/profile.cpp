@@ -139,7 +139,7 @@ void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProf
 
 template <class T>
 LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool graph) {
-    m.answer(params, graph);  // makes the graph
+    if (!m.answer(params, graph).note.empty()) return {};  // and makes the graph
     const double start = thread_ms();
     const Answer answer = m.answer(params, graph);
     const double n = std::max(1, answer.n_step());
@@ -185,7 +185,7 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
         time_parts(m, params, plan.n_repeat, out);
         out.host = time_loop(m, params, false);
         out.n_launch = m.n_launch();
-        if (m.has_graph()) out.graph = time_loop(m, params, true);
+        out.graph = time_loop(m, params, true);
     } else {
         out.parts.clear();
     }

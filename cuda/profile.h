@@ -96,10 +96,9 @@ struct Measured {
     LoadStats load;
     std::function<void(const GenerateParams&)> begin;  // a canvas whose steps the host launches
     std::function<void(Marks&)> step;                  // one of them; waits for its end
-    std::function<Answer(const GenerateParams&, bool graph)>
-        answer;                       // generate(), in the graph or by the host
-    std::function<int()> n_launch;    // of a step, once the host has launched an answer
-    std::function<bool()> has_graph;  // answer() may be asked for one
+    // generate(), in the graph or by the host; with a note if the driver refuses the graph.
+    std::function<Answer(const GenerateParams&, bool graph)> answer;
+    std::function<int()> n_launch;  // of a step, once the host has launched an answer
 };
 
 // All that the plan asks for.

@@ -674,8 +674,9 @@ struct Stream {
     std::vector<std::function<void()>> late;
     size_t n_taken = 0;
 };
-// For tests: graphs with loops and branches are refused, as by a driver that cannot make them.
-inline bool no_conditional_nodes = false;
+// For tests: when graphs with loops and branches are refused, as by a driver that cannot make or run them.
+enum class Refusal { Never, Instantiate, Launch };
+inline Refusal refusal = Refusal::Never;
 
 // As launch(), or, if `stream` is recording, a step of the recording that launches with these arguments.
 template <class... P, class... A>

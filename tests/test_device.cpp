@@ -457,9 +457,9 @@ TEST_CASE("device: made-up routers spread the tokens as asked") {
 #ifndef EASEL_CUDA
 TEST_CASE("device: the profile of a step where a driver refuses the graph") {
     const ProfilePlan plan{.step = true, .n_repeat = 1};
-    sim::no_conditional_nodes = true;
+    sim::refusal = GENERATE(sim::Refusal::Instantiate, sim::Refusal::Launch);
     const DeviceProfile p = profile(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
-    sim::no_conditional_nodes = false;
+    sim::refusal = sim::Refusal::Never;
     CHECK(p.graph.ms == 0);
     CHECK(p.host.ms > 0);
 }

@@ -282,15 +282,15 @@ TEST_CASE("memory: a capture copies from pinned memory, and nothing waits in it"
 
 TEST_CASE("memory: where a driver refuses the graph, the host launches the steps", "[slow]") {
     const Config& c = tiny()->config;
-    const auto expected = two_canvases(*device_backend(tiny(), {.n_context = 100}), c);
-    sim::no_conditional_nodes = true;
+    static const auto expected = two_canvases(*device_backend(tiny(), {.n_context = 100}), c);
+    sim::refusal = GENERATE(sim::Refusal::Instantiate, sim::Refusal::Launch);
     const auto backend = device_backend(tiny(), {.n_context = 100});
     backend->encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
     params.n_canvas = 2;
     params.sampler.max_steps = 2;
     const Answer answer = backend->generate(params, {});
-    sim::no_conditional_nodes = false;
+    sim::refusal = sim::Refusal::Never;
     CHECK(answer.tokens == expected);
     CHECK(answer.note.find("the host launches each step") == 0);
     CHECK(two_canvases(*backend, c) == expected);
