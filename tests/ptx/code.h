@@ -9,7 +9,7 @@
 // other is the host's. Meanings are those of the PTX ISA manual, 9.0. What no kernel has is not here, and is
 // refused when the file is read.
 // read.cpp: from text to instructions. ops.cpp: what each does. run.cpp: threads, and which kernel is which.
-// watch.cpp: races in shared memory, bank conflicts, sectors of global memory.
+// races.cpp: accesses that nothing orders. traffic.cpp: bank conflicts, sectors of global memory.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -86,19 +86,30 @@ std::vector<Code> read_file(const std::string& path);
 // operands. False: nobody knows it here.
 bool decode(Ins& i, const std::vector<std::string>& words, const std::string& operands);
 
-// ---- watch.cpp
-// ----------------------------------------------------------------------------------------------
+// What a thread of the simulator does that runs the kernel; `params` as the kernel has them in memory.
+// `launch` counts from 1 and differs from launch to launch.
+void run(const Code& code, const char* params, uint64_t launch);
+
+// ---- races.cpp --------------------------------------------------------------------------------------------
 
 enum class Access { Read, Write, Atomic };
 
-// The first thread of a block begins, on this OS thread.
-void watch_block();
-// `bytes` at p are read or written. A fault if another thread has written them, or if they are written and
-// another has read them, with neither a __syncthreads nor, within a warp, a __syncwarp between.
+// The first thread of a block begins on this OS thread; `launch` counts from 1.
+void watch_block(uint64_t launch);
+// `bytes` at p are read or written. A fault, of shared memory: another thread has written it, or it is
+// written and another has read it, with neither a __syncthreads nor, within a warp, a __syncwarp between. Of
+// global memory: another block of the launch uses it, unless both read, both are atomic, or both write the
+// same `value`.
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes);
-// The same of global memory: nothing is looked for, only counted.
-void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes);
-// With EASEL_PTX_TRAFFIC set: what the accesses of each kernel cost, on stdout.
+void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes,
+                  const void* value = nullptr);
+
+// ---- traffic.cpp: with EASEL_PTX_TRAFFIC set --------------------------------------------------------------
+
+void count_access(const Thread& t, const Ins& i, bool shared, bool read, const char* p, size_t bytes);
+// A block begins: the last one has ended.
+void count_block();
+// What the accesses of each kernel cost, on stdout.
 void print_traffic();
 
 }  // namespace easel::ptx

@@ -203,11 +203,11 @@ bool compare(int64_t how, T a, T b) {
 
 // ---- memory -----------------------------------------------------------------------------------------------
 
-enum class Space { Shared, Global, Own };  // Own: parameters and local memory
+enum class Space { Shared, Global, Own };  // Own: parameters, local memory; and what is volatile
 
-// Where n values of T are that operand k points to.
+// Where n values of T are that operand k points to; `value` will be written there.
 template <class T, Space SPACE>
-char* address(Thread& t, const Ins& i, int k, size_t n, Access access) {
+char* address(Thread& t, const Ins& i, int k, size_t n, Access access, const T* value = nullptr) {
     const uint64_t a = t.r[i.r[k]] + static_cast<uint64_t>(i.imm);
     char* p = SPACE == Space::Shared ? t.shared(a) : std::bit_cast<char*>(a);
     const size_t bytes = n * sizeof(T);
@@ -217,7 +217,7 @@ char* address(Thread& t, const Ins& i, int k, size_t n, Access access) {
         watch_shared(t, i, access, p, bytes);
     } else {
         sim::check_aligned(op, p, bytes, t.at(i));
-        if (SPACE == Space::Global) watch_global(t, i, access, p, bytes);
+        if (SPACE == Space::Global) watch_global(t, i, access, p, bytes, value);
     }
     return p;
 }
@@ -232,9 +232,10 @@ Op load(const std::string& type) {
 template <int N, Space SPACE>
 Op store(const std::string& type) {
     return of_type(type, DO_FOR(is_number<T>, {
-                       char* p = address<T, SPACE>(t, i, 0, N, Access::Write);
-                       for (int k = 0; k < N; k++)
-                           reinterpret_cast<volatile T*>(p)[k] = operand<T>(t, i, k + 1);
+                       T value[N];
+                       for (int k = 0; k < N; k++) value[k] = operand<T>(t, i, k + 1);
+                       char* p = address<T, SPACE>(t, i, 0, N, Access::Write, value);
+                       for (int k = 0; k < N; k++) reinterpret_cast<volatile T*>(p)[k] = value[k];
                    }));
 }
 #define ATOMIC_FOR(condition, f) \
@@ -576,9 +577,9 @@ Op operation(const Words& w, const std::string& operands, Ins& i) {
         return operands.starts_with("cudaGraphSetConditional") ? set_conditional
                                                                : DO({ sim::fault(t.at(i), "a call"); });
     if (name == "ld" || name == "st" || name == "atom")
-        return has(w, "shared")                     ? memory<Space::Shared>(w)
-               : has(w, "param") || has(w, "local") ? memory<Space::Own>(w)
-                                                    : memory<Space::Global>(w);
+        return has(w, "shared")                                           ? memory<Space::Shared>(w)
+               : has(w, "param") || has(w, "local") || has(w, "volatile") ? memory<Space::Own>(w)
+                                                                          : memory<Space::Global>(w);
     if (name == "cp") {
         if (w[2] == "commit_group") return [](Thread&, const Ins&) { cp_async_commit(); };
         if (w[2] == "wait_group") return ptx::cp_async_wait;

@@ -46,14 +46,15 @@ uint64_t value_of(const Fill& f, const char* params, const char* local) {
     }
 }
 
-// What a thread does.
+}  // namespace
+
 void run(const Code& code, const char* params, uint64_t launch) {
     static thread_local std::pair<uint64_t, uint3> block;  // that was here last
     const uint3 idx = sim::block->idx;
     if (block.first != launch || block.second.x != idx.x || block.second.y != idx.y ||
         block.second.z != idx.z) {
         block = {launch, idx};
-        watch_block();
+        watch_block(launch);
     }
     // Registers and local memory of the threads of the block that this OS thread runs.
     static thread_local std::vector<std::vector<uint64_t>> memory(1024);
@@ -77,6 +78,8 @@ void run(const Code& code, const char* params, uint64_t launch) {
     }
     n_instruction += count;
 }
+
+namespace {
 
 // The kernels of this program by name, as the linker has them, and where they are.
 std::map<std::string, void*> own_symbols() {

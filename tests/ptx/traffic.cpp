@@ -1,4 +1,5 @@
-// watch.cpp: what the threads of a block do to memory; see code.h.
+// traffic.cpp: what the accesses of a kernel to memory cost: passes over the banks of shared memory, sectors
+// of global memory; see code.h.
 #include <cxxabi.h>
 #include <fmt/format.h>
 
@@ -15,41 +16,6 @@
 namespace easel::ptx {
 
 namespace {
-
-// ---- races in shared memory -------------------------------------------------------------------------------
-
-// When an access was: thread, number of barriers of its block, and of its warp, before it.
-struct Moment {
-    int thread = -1, line = 0;
-    uint32_t barrier = 0, warp_barrier = 0;
-};
-// Of a byte. Reads: the latest, and whether others of this interval between barriers, or between a warp's
-// barriers, were by another warp, or another lane.
-struct Byte {
-    Moment write, read;
-    bool atomic = false, by_warps = false, by_lanes = false;
-};
-
-struct Races {
-    std::vector<Byte> bytes{sim::Block::memory_bytes};
-    uint32_t first_barrier = 1, last_barrier = 1;  // numbers go on from block to block
-};
-thread_local Races races;
-
-// Whether nothing puts `before`, of another thread, before `now`.
-bool concurrent(const Moment& before, const Moment& now) {
-    if (before.thread < 0 || before.thread == now.thread || before.barrier != now.barrier) return false;
-    return before.thread / 32 != now.thread / 32 || before.warp_barrier >= now.warp_barrier;
-}
-
-[[noreturn]] void report(const Thread& t, const Ins& i, const char* what, const Moment& before,
-                         const char* p) {
-    sim::fault(t.at(i),
-               "race: {} byte {} of shared memory that thread {} {} in line {}, with no barrier between",
-               what, p - sim::block->memory, before.thread, what[0] == 'r' ? "writes" : "uses", before.line);
-}
-
-// ---- what accesses cost -----------------------------------------------------------------------------------
 
 // An access that lanes of a warp make together: each for the k-th time that it is at the instruction.
 struct Group {
@@ -112,20 +78,6 @@ Traffic& traffic() {
     return *own;
 }
 
-void count(const Thread& t, const Ins& i, bool read, const char* p, size_t bytes, bool shared) {
-    Traffic& all = traffic();
-    const int warp = sim::fiber->warp, lane = sim::fiber->lane;
-    const uint64_t k = all.n_done[{sim::fiber->rank, &i}]++;
-    const uint64_t key = (static_cast<uint64_t>(&i - t.code.ins.data()) << 5 | warp) << 32 | k;
-    Group& g = all.groups[key];
-    if (!g.lanes) g = {&t.code, i.line, shared, read, 0, bytes, {}};
-    g.lanes |= 1u << lane;
-    g.address[lane] = std::bit_cast<uint64_t>(p) - (shared ? std::bit_cast<uint64_t>(sim::block->memory) : 0);
-    if (g.lanes != sim::block->warps[warp].lanes) return;
-    all.add(g);
-    all.groups.erase(key);
-}
-
 // "linear_kernel<...>" of the linker's name.
 std::string short_name(const std::string& name) {
     int status;
@@ -143,44 +95,23 @@ std::string short_name(const std::string& name) {
 
 }  // namespace
 
-void watch_block() {
-    races.first_barrier = ++races.last_barrier;
+void count_access(const Thread& t, const Ins& i, bool shared, bool read, const char* p, size_t bytes) {
+    if (!counts) return;
+    Traffic& all = traffic();
+    const int warp = sim::fiber->warp, lane = sim::fiber->lane;
+    const uint64_t k = all.n_done[{sim::fiber->rank, &i}]++;
+    const uint64_t key = (static_cast<uint64_t>(&i - t.code.ins.data()) << 5 | warp) << 32 | k;
+    Group& g = all.groups[key];
+    if (!g.lanes) g = {&t.code, i.line, shared, read, 0, bytes, {}};
+    g.lanes |= 1u << lane;
+    g.address[lane] = std::bit_cast<uint64_t>(p) - (shared ? std::bit_cast<uint64_t>(sim::block->memory) : 0);
+    if (g.lanes != sim::block->warps[warp].lanes) return;
+    all.add(g);
+    all.groups.erase(key);
+}
+
+void count_block() {
     if (counts) traffic().finish_block();
-}
-
-void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
-    const Moment now = {sim::fiber->rank, i.line, races.first_barrier + t.n_barrier, t.n_warp_barrier};
-    races.last_barrier = std::max(races.last_barrier, now.barrier);
-    if (counts) count(t, i, access == Access::Read, p, n, true);
-    if (t.code.named_barriers) return;
-    for (Byte* b = &races.bytes[p - sim::block->memory]; n--; b++, p++) {
-        if (concurrent(b->write, now) && !(access == Access::Atomic && b->atomic))
-            report(t, i, access == Access::Read ? "reads" : "writes", b->write, p);
-        if (access != Access::Read) {
-            const bool read_now = b->read.barrier == now.barrier && b->read.thread >= 0;
-            if (read_now && (b->by_warps || (b->by_lanes && b->read.warp_barrier >= now.warp_barrier) ||
-                             concurrent(b->read, now)))
-                report(t, i, "writes", b->read, p);
-            b->write = now;
-            b->atomic = access == Access::Atomic;
-            continue;
-        }
-        if (b->read.thread < 0 || b->read.barrier != now.barrier) {
-            b->read = now;
-            b->by_warps = b->by_lanes = false;
-        } else if (b->read.thread / 32 != now.thread / 32) {
-            b->by_warps = true;
-        } else if (now.warp_barrier > b->read.warp_barrier) {
-            b->read = now;
-            b->by_lanes = false;
-        } else if (now.warp_barrier == b->read.warp_barrier && now.thread != b->read.thread) {
-            b->by_lanes = true;
-        }
-    }
-}
-
-void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
-    if (counts) count(t, i, access == Access::Read, p, n, false);
 }
 
 void print_traffic() {

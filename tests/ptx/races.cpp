@@ -1,0 +1,155 @@
+// races.cpp: accesses to memory that nothing puts in an order: of the threads of a block to shared memory, of
+// the blocks of a launch to global memory; see code.h.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "code.h"
+
+namespace easel::ptx {
+
+namespace {
+
+// ---- threads and shared memory ----------------------------------------------------------------------------
+
+// When an access was: thread, number of barriers of its block, and of its warp, before it.
+struct Moment {
+    int thread = -1, line = 0;
+    uint32_t barrier = 0, warp_barrier = 0;
+};
+// Of a byte. Reads: the latest, and whether others of this interval between barriers, or between a warp's
+// barriers, were by another warp, or another lane.
+struct Byte {
+    Moment write, read;
+    bool atomic = false, by_warps = false, by_lanes = false;
+};
+
+struct SharedRaces {
+    std::vector<Byte> bytes{sim::Block::memory_bytes};
+    uint32_t first_barrier = 1, last_barrier = 1;  // numbers go on from block to block
+};
+thread_local SharedRaces races;
+
+// Whether nothing puts `before`, of another thread, before `now`.
+bool concurrent(const Moment& before, const Moment& now) {
+    if (before.thread < 0 || before.thread == now.thread || before.barrier != now.barrier) return false;
+    return before.thread / 32 != now.thread / 32 || before.warp_barrier >= now.warp_barrier;
+}
+
+[[noreturn]] void report(const Thread& t, const Ins& i, const char* what, const Moment& before,
+                         const char* p) {
+    sim::fault(t.at(i),
+               "race: {} byte {} of shared memory that thread {} {} in line {}, with no barrier between",
+               what, p - sim::block->memory, before.thread, what[0] == 'r' ? "writes" : "uses", before.line);
+}
+
+// ---- blocks and global memory -----------------------------------------------------------------------------
+
+// Who has used a byte in the launch that did so last: bits of launch, block, value that was written, use.
+enum Use : uint64_t { Read, ReadByMany, Written, Atomics };
+constexpr int kLaunchBits = 22, kBlockBits = 32, kValueBits = 8, kUseBits = 2;
+
+struct Page {
+    static constexpr int bits = 12;
+    std::array<std::atomic<uint64_t>, 1 << bits> bytes{};
+};
+std::mutex pages_mutex;
+auto& pages = *new std::unordered_map<uint64_t, std::unique_ptr<Page>>;
+
+Page& page(uint64_t number) {
+    static thread_local std::array<std::pair<uint64_t, Page*>, 256> near{};  // found before
+    auto& [known, p] = near[number % near.size()];
+    if (p && known == number) return *p;
+    std::lock_guard lock(pages_mutex);
+    auto& own = pages[number];
+    if (!own) own = std::make_unique<Page>();
+    known = number, p = own.get();
+    return *p;
+}
+
+thread_local uint64_t this_launch = 0, this_block = 0;
+
+// What an access makes of a byte's use; 0: it races with another block's.
+uint64_t next_use(uint64_t old, Access access, uint8_t value) {
+    const auto now = [&](Use use) {
+        const uint64_t who = this_launch << kBlockBits | this_block;
+        return (who << kValueBits | value) << kUseBits | use;
+    };
+    const Use fresh = access == Access::Read ? Read : access == Access::Write ? Written : Atomics;
+    if (old >> (64 - kLaunchBits) != this_launch) return now(fresh);
+    const bool mine = (old ^ now(fresh)) >> (kValueBits + kUseBits) == 0;
+    switch (static_cast<Use>(old % 4)) {
+        case Read:
+            return mine ? now(fresh) : access == Access::Read ? now(ReadByMany) : 0;
+        case ReadByMany:
+            return access == Access::Read ? old : 0;
+        case Written:
+            if (mine) return access == Access::Read ? old : now(fresh);
+            return access == Access::Write && static_cast<uint8_t>(old >> kUseBits) == value ? old : 0;
+        default:
+            return access == Access::Atomic ? old : 0;
+    }
+}
+
+}  // namespace
+
+void watch_block(uint64_t launch) {
+    races.first_barrier = ++races.last_barrier;
+    const dim3 grid = sim::block->launch->grid;
+    const uint3 idx = sim::block->idx;
+    this_launch = launch % (1 << kLaunchBits);
+    this_block = idx.x + uint64_t{grid.x} * (idx.y + uint64_t{grid.y} * idx.z);
+    count_block();
+}
+
+void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
+    const Moment now = {sim::fiber->rank, i.line, races.first_barrier + t.n_barrier, t.n_warp_barrier};
+    races.last_barrier = std::max(races.last_barrier, now.barrier);
+    count_access(t, i, true, access == Access::Read, p, n);
+    if (t.code.named_barriers) return;
+    for (Byte* b = &races.bytes[p - sim::block->memory]; n--; b++, p++) {
+        if (concurrent(b->write, now) && !(access == Access::Atomic && b->atomic))
+            report(t, i, access == Access::Read ? "reads" : "writes", b->write, p);
+        if (access != Access::Read) {
+            const bool read_now = b->read.barrier == now.barrier && b->read.thread >= 0;
+            if (read_now && (b->by_warps || (b->by_lanes && b->read.warp_barrier >= now.warp_barrier) ||
+                             concurrent(b->read, now)))
+                report(t, i, "writes", b->read, p);
+            b->write = now;
+            b->atomic = access == Access::Atomic;
+            continue;
+        }
+        if (b->read.thread < 0 || b->read.barrier != now.barrier) {
+            b->read = now;
+            b->by_warps = b->by_lanes = false;
+        } else if (b->read.thread / 32 != now.thread / 32) {
+            b->by_warps = true;
+        } else if (now.warp_barrier > b->read.warp_barrier) {
+            b->read = now;
+            b->by_lanes = false;
+        } else if (now.warp_barrier == b->read.warp_barrier && now.thread != b->read.thread) {
+            b->by_lanes = true;
+        }
+    }
+}
+
+void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t n, const void* value) {
+    count_access(t, i, false, access == Access::Read, p, n);
+    const auto address = std::bit_cast<uint64_t>(p);
+    for (size_t k = 0; k < n; k++) {
+        auto& byte = page((address + k) >> Page::bits).bytes[(address + k) % (1 << Page::bits)];
+        for (uint64_t old = byte, now = 0;;) {
+            now = next_use(old, access, value ? static_cast<const uint8_t*>(value)[k] : 0);
+            if (!now)
+                sim::fault(t.at(i), "race: block {} of this launch uses this byte of global memory too",
+                           old >> (kValueBits + kUseBits) & 0xffffffff);
+            if (now == old || byte.compare_exchange_weak(old, now)) break;
+        }
+    }
+}
+
+}  // namespace easel::ptx
