@@ -387,6 +387,14 @@ run info "$dir/evil.gguf"
 has "info shows control characters of keys and values" 'evil\x1b]0;pwned\x07 = "a\x7fb\xc2\x9bc"' "$dir/out"
 check "and none are left" "$(controls "$dir/out")" -eq 0
 error "nor in an error's text" 'x\xc2\x9b.gguf: cannot open' info "$(printf 'x\302\233.gguf')"
+if command -v python3 >/dev/null; then
+    python3 tests/make_thinking.py "$dir/thinking.gguf"
+    works "an answer with a thought" generate -m "$dir/thinking.gguf" -p "Count to 6." --device cpu
+    has "the thought's control characters are marks" "$(printf 'thought: \357\277\275]0;x\357\277\275 \357\277\275')" "$dir/err"
+    check "and none are left" "$(controls "$dir/err")" -eq 0
+else
+    skip "a thought's control characters" "needs python3"
+fi
 
 # ---- convert
 
