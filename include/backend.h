@@ -127,6 +127,8 @@ constexpr int kCpuRows = 48;
 // Tokens before the window that the CPU's cache of a sliding layer keeps: an answer of the default length can
 // be taken back. It drops what is older once another kCpuEncode have come.
 constexpr int kCpuReserve = 2048;
+// Tokens that the CPU's cache of a sliding layer holds at most: before its oldest go, and in a pass.
+int cpu_sliding_rows(const Config& config, int n_context);
 // What the CPU backend takes with as many threads as there are now: the mapped file, K and V of n_context
 // tokens, buffers of the largest pass.
 MemoryPlan plan_cpu(const Model& model, int n_context);

@@ -57,7 +57,8 @@ struct Request {
     // whole.
     std::vector<std::string> stop;
 
-    // Infill: the answer's text with holes. [[8]] is a hole of 8 tokens, [[yes|no]] one of these texts
+    // Infill: the answer's text with holes. [[8]] is a hole of 8 tokens (control tokens among them, which
+    // stand for no text, are how a model ends a shorter one), [[yes|no]] one of these texts
     // (equally long in tokens), [[*]] at the end whatever follows; \[[ stands for [[. It has to fit one
     // canvas; n_token and ignore_eos do not count, think goes without it.
     std::optional<std::string> canvas;

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -301,6 +303,10 @@ int run_bench(const BenchFlags& flags) {
     require(flags.model.empty() || flags.synthetic.empty(), "both -m and --synthetic given, expected one");
     require(flags.model.empty() || flags.router_skew == 0,
             "--router-skew changes made-up weights, a model of a file has its own");
+    if (flags.json && !flags.json->empty()) {  // known before minutes of measuring
+        const bool opened = std::ofstream(*flags.json, std::ios::app).good();
+        require(opened, "{}: cannot be written: {}", *flags.json, std::strerror(errno));
+    }
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
     std::string name = cpu_name();

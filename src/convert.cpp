@@ -146,6 +146,9 @@ Source read_gguf(const std::string& path) {
 // A target that is one of the source's files, or whose .part is, would destroy it.
 void refuse_overwriting(const Source& from, const std::string& source, const std::string& target) {
     require(!fs::is_directory(target), "{}: is a folder, expected the name of the file to write", target);
+    require(!fs::exists(target) || fs::is_regular_file(target),
+            "{}: is a device or the like, which a file would replace; expected the name of the file to write",
+            target);
     for (const std::string& name : {target, target + ".part"})
         for (const std::string& file : from.files) {
             std::error_code absent;

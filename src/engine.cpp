@@ -352,11 +352,15 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     return result;
 }
 
+int cpu_sliding_rows(const Config& c, int n_context) {
+    const int64_t n = int64_t{c.window} - 1 + kCpuReserve + kCpuEncode + std::max(kCpuEncode, c.n_canvas);
+    return static_cast<int>(std::min<int64_t>(n_context, n));
+}
+
 MemoryPlan plan_cpu(const Model& model, int n_context) {
     const Config& c = model.config;
     const int64_t n = std::max(kCpuEncode, c.n_canvas);  // tokens of the largest pass
-    // What a sliding layer has at most: before its oldest go, and in a pass.
-    const int64_t n_sliding = std::min<int64_t>(n_context, c.window - 1 + kCpuReserve + kCpuEncode + n);
+    const int64_t n_sliding = cpu_sliding_rows(c, n_context);
     int64_t q = 0, kv = 0;
     for (const LayerShape& l : c.layers) {
         q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);

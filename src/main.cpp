@@ -1,4 +1,7 @@
 // main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
@@ -24,6 +27,14 @@ using namespace easel;
 
 constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo model)";
 
+// What CLI11 tells of a value: nothing where it is a T. Alone, it would not say what was expected.
+template <class T>
+std::string check_number(const std::string& s) {
+    T value{};
+    if (CLI::detail::lexical_cast(s, value)) return "";
+    return fmt::format("\"{}\" is no {}", s, std::is_same_v<T, int> ? "whole number of 32 bits" : "number");
+}
+
 // Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
 // settings.
 void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConfig&)>>& changes) {
@@ -41,7 +52,7 @@ void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConf
                     ->group(group)
                     ->disable_flag_override();
             else
-                app.add_option_function<T>(name, note, setting.text)->group(group);
+                app.add_option_function<T>(name, note, setting.text)->check(check_number<T>)->group(group);
         };
         std::visit(add, setting.member);
     }
@@ -343,6 +354,15 @@ Command man_command(CLI::App& app) {
     return {c, [&app] { return write_stdout(manual_page(app, version_number())), 0; }};
 }
 
+// An empty name, of a variable that is not set perhaps, is not to stand for the default.
+void require_name(const CLI::Option& o) {
+    const bool is_name = o.get_type_name() == kFile || o.get_type_name() == kModel;
+    if (!is_name || o.get_expected_min() == 0) return;
+    for (const std::string& value : o.results())
+        require(!value.empty(), "{}: the name is empty, expected that of a {}", o.get_name(),
+                o.get_type_name() == kFile ? "file" : "GGUF file or fetched model");
+}
+
 int run(int argc, char** argv) {
     CLI::App app{"DiffusionGemma from a GGUF file: denoises a canvas of tokens at once."};
     app.formatter(help_formatter());
@@ -374,8 +394,15 @@ int run(int argc, char** argv) {
         }
         std::string text = e.what();
         std::replace(text.begin(), text.end(), '\n', ' ');
+        if (dynamic_cast<const CLI::ExtrasError*>(&e)) {  // has them in any order; the first is enough
+            const std::vector<std::string> extra = app.remaining(true);
+            const auto first = std::find_first_of(argv, argv + argc, extra.begin(), extra.end());
+            if (first != argv + argc)
+                text = fmt::format("The following argument was not expected: {}", *first);
+        }
         throw Error(text + " (see easel --help)");
     }
+    for (const CLI::Option* o : app.get_subcommands()[0]->get_options()) require_name(*o);
     const auto asked =
         std::find_if(commands.begin(), commands.end(), [](const Command& c) { return bool(*c.app); });
     return asked->run();
@@ -383,7 +410,16 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
+// A file descriptor that is closed would be that of the next file that is opened: a pipe inside the program,
+// say, read as if it were stdin. It becomes one that cannot be read, or written; what goes to stderr goes
+// nowhere.
+static void hold_standard_streams() {
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
+}
+
 int main(int argc, char** argv) {
+    hold_standard_streams();
     std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is seen as a failed write
     try {
         return run(argc, argv);

@@ -163,7 +163,7 @@ std::string name_hint(const std::vector<ModelEntry>& models, std::string_view na
 std::string find_model(const std::string& model) {
     // What is written like a path is one; its Error comes from opening it.
     const bool is_path = model.find('/') != model.npos || model.ends_with(".gguf");
-    if (is_path || access(model.c_str(), F_OK) == 0) return model;
+    if (is_path || access(model.c_str(), F_OK) == 0 || errno != ENOENT) return model;
     // A list of `fetch --list` has names that known_models() does not have.
     const std::string path = is_name(model) ? model_path({.name = model}) : "";
     if (access(path.c_str(), F_OK) == 0) return path;

@@ -32,6 +32,12 @@ struct LayerCache {
     std::vector<Floats> k, v;
 };
 
+// x gets n items. Its memory doubles when they do not fit, but stays within `most` items, what the plan has.
+void grow(Floats& x, size_t n, size_t most) {
+    if (n > x.capacity()) x.reserve(std::clamp(2 * x.capacity(), n, std::max(n, most)));
+    x.resize(n);
+}
+
 // cos and sin of every token's angles, [n_token, head_dim / 2].
 struct Rotation {
     Floats cos, sin;
@@ -355,6 +361,8 @@ class CpuBackend final : public Backend {
     void embed(std::span<const int32_t> tokens) {
         const int64_t d = c_.n_embd;
         const float scale = std::sqrt(static_cast<float>(d));
+        // Buffers of a larger pass are new ones, of just its size.
+        if (tokens.size() * d > s_.x.capacity()) s_ = {};
         s_.x.resize(tokens.size() * d);
         parallel_for(static_cast<int64_t>(tokens.size()), [&](int64_t t) {
             float* x = s_.x.data() + t * d;
@@ -437,9 +445,10 @@ class CpuBackend final : public Backend {
 
         const Rotation& r = w.shape.global ? s_.rotation : s_.rotation_swa;
         const int place = n_cached_ - first_row(w.shape);  // of the first token, in the cache
+        const int most = w.shape.global ? n_context_ : cpu_sliding_rows(c_, n_context_);
         for (int h = 0; h < n_kv; h++) {
-            cache.k[h].resize(size_t(place + n) * hd);
-            cache.v[h].resize(size_t(place + n) * hd);
+            grow(cache.k[h], size_t(place + n) * hd, size_t(most) * hd);
+            grow(cache.v[h], size_t(place + n) * hd, size_t(most) * hd);
         }
         parallel_for(n, [&](int64_t t) {
             const float *cos = r.cos.data() + t * half, *sin = r.sin.data() + t * half;
@@ -479,7 +488,7 @@ class CpuBackend final : public Backend {
                 return Matrix{Type::F32, reinterpret_cast<const uint8_t*>(p), n_key, hd};
             };
             thread_local Floats score;
-            score.resize(size_t(n_row) * n_key);
+            grow(score, size_t(n_row) * n_key, size_t(kBlock) * n_context_);
             const Rows q{s_.q.data() + t0 * stride + h * hd, n_row, stride};
             gemm_serial({score.data(), n_key, q, keys(cache.k)});
             for (int i = 0; i < n_row; i++) {

@@ -193,16 +193,33 @@ class Line {
         }
         return out;
     }
+    bool has(const char* key) const { return j_.contains(key); }
+    std::vector<std::string> strings(const char* key) const { return strings(at(key), key); }
+    std::map<int, std::vector<std::string>> choices() const {
+        std::map<int, std::vector<std::string>> out;
+        for (const auto& [hole, texts] : object("choices").items()) {
+            require(is_id(hole), "{}: choices has a key that is not a hole's number", where_);
+            out[std::stoi(hole)] = strings(texts, "choices");
+        }
+        return out;
+    }
     void pieces(std::map<int32_t, TracePiece>& out) const {
         for (const auto& [id, piece] : object("pieces").items()) {
-            const bool digits =
-                !id.empty() && id.size() <= 9 && id.find_first_not_of("0123456789") == id.npos;
-            require(digits, "{}: pieces has a key that is not a token id", where_);
+            require(is_id(id), "{}: pieces has a key that is not a token id", where_);
             out[std::stoi(id)] = read_piece(piece);
         }
     }
 
   private:
+    static bool is_id(const std::string& s) {
+        return !s.empty() && s.size() <= 9 && s.find_first_not_of("0123456789") == s.npos;
+    }
+    std::vector<std::string> strings(const Json& v, const char* key) const {
+        const auto is_string = [](const Json& item) { return item.is_string(); };
+        require(v.is_array() && std::all_of(v.begin(), v.end(), is_string),
+                "{}: key {} has {}, expected a list of strings", where_, key, v.dump().substr(0, 40));
+        return v.get<std::vector<std::string>>();
+    }
     int integer(const Json& v, const char* key, int low, int high) const {
         const bool fits =
             v.is_number_integer() && (!v.is_number_unsigned() || v.get<uint64_t>() <= INT32_MAX);
@@ -239,6 +256,13 @@ void read_header(const Line& line, Trace& t) {
     t.n_vocab = line.integer("vocabulary", 1);
     t.seed = line.unsigned_64("seed");
     t.confidence = line.member("sampler").number("confidence");
+    const Json& sampler = line.object("sampler");
+    for (const SamplerSetting& setting : kSamplerSettings)
+        if (sampler.contains(setting.name))
+            t.sampler.emplace_back(setting.name, sampler[setting.name].dump());
+    if (line.has("canvas_text")) t.canvas_text = line.string("canvas_text");
+    if (line.has("choices")) t.choices = line.choices();
+    if (line.has("stop")) t.stop = line.strings("stop");
     t.end_ids = line.list<int32_t>("end_ids");
     line.pieces(t.pieces);
 }

@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -68,7 +69,11 @@ struct Trace {
     int n_canvas = 0, n_vocab = 0;
     uint64_t seed = 0;
     float confidence = 0;  // the mean entropy in nats below which a canvas may end
+    std::vector<std::pair<std::string, std::string>> sampler;  // all settings by name, as JSON has them
     std::vector<int32_t> end_ids;
+    std::optional<std::string> canvas_text;           // of infill, with its holes
+    std::map<int, std::vector<std::string>> choices;  // by hole, from 1
+    std::vector<std::string> stop;
     std::map<int32_t, TracePiece> pieces;
     std::vector<TraceStep> steps;  // at least one; in the order of (canvas, step)
     std::string finish;            // empty: there is no end line, the file is cut

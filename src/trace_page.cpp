@@ -50,6 +50,10 @@ std::string trace_page(const Trace& t) {
            {"finish", t.finish},
            {"text", t.text},
            {"thought", t.thought}};
+    for (const auto& [name, value] : t.sampler) j["sampler"].push_back({name, value});
+    if (t.canvas_text) j["canvas_text"] = *t.canvas_text;
+    for (const auto& [hole, texts] : t.choices) j["choices"].push_back({hole, texts});
+    if (!t.stop.empty()) j["stop"] = t.stop;
     Json& pieces = j["pieces"] = Json::object();
     for (const auto& [id, piece] : t.pieces) pieces[std::to_string(id)] = piece_json(piece);
     Json& steps = j["steps"] = Json::array();

@@ -58,6 +58,15 @@ printf 'hello\n/clear\nhello\n' | chat -m "$tiny" -n 8 -s brief
 check "/clear begins anew" "$(tail -n 1 "$dir/out")" = "$first"
 printf 'hello\nmore\n/drop\nhello\n/drop 2\nhello\n' | chat -m "$tiny" -n 8 -s brief
 check "/drop forgets the oldest turns" "$(tail -n 1 "$dir/out")" = "$first"
+if command -v python3 >/dev/null; then
+    python3 tests/make_thinking.py "$dir/thinking.gguf"
+    echo "Count to 6." | chat -m "$dir/thinking.gguf"
+    check "an answer with a thought" $? -eq 0
+    has "its control characters are marks" "$(printf 'thought: \357\277\275]0;x\357\277\275 \357\277\275')" "$dir/err"
+    check "and none are left" "$(LC_ALL=C tr -cd '\033\233\007' <"$dir/err" | wc -c)" -eq 0
+else
+    skip "a thought's control characters" "needs python3"
+fi
 printf 'hello\nmore\n/drop\n/stats\n' | chat -m "$tiny" -n 8
 has "/stats after /drop has no old context" "1 turns; seed 0" "$dir/err"
 printf 'hello\n/system brief\n/stats\n' | chat -m "$tiny" -n 8

@@ -43,6 +43,7 @@ wait_for() {  # wait_for COMMAND...: until it is true, a minute at most
     done
     return 1
 }
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
 catches_int() { grep -q '^SigCgt:.*[2367abef]$' "/proc/$1/status"; }  # catches_int PID: Ctrl-C does not just end it
 n_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }  # n_lines FILE N: it has N at least
 

@@ -58,6 +58,22 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 error "no command" "subcommand" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
+error "steps that are no whole number" '--max-steps: "2.0" is no whole number' generate -m "$tiny" -p hi --max-steps 2.0
+error "nor one of 32 bits" '--top-k: "99999999999" is no whole number of 32 bits' generate -m "$tiny" -p hi --top-k 99999999999
+error "a temperature that is no number" '--t-max: "hot" is no number' generate -m "$tiny" -p hi --t-max hot
+error "arguments that nobody takes: the first" "not expected: --load (" chat --load file
+error "a flag before the command" "not expected: -m (" -m "$tiny" generate
+# A variable that is not set is not to mean the built-in model, or a file without a name.
+error "an empty model" "--model: the name is empty, expected that of a GGUF file" generate -m "" -p hi
+error "an empty model, info" "--model: the name is empty" info ""
+error "an empty name of a trace" "--trace: the name is empty, expected that of a file" generate -m "$tiny" -p hi --trace ""
+error "an empty name of a target" "target: the name is empty" convert "$tiny" "" --type f16
+error "an empty name to fetch" "name: the name is empty" fetch ""
+ln -s loop "$dir/loop"
+error "a link to itself" "loop: cannot open the model file: Too many levels" info "$dir/loop"
+(cd "$dir" && ln -s here here && $limit "$OLDPWD/$easel" info here >/dev/null 2>err)
+has "without a path too" "here: cannot open the model file: Too many levels" "$dir/err"
+error "bench: a folder for the figures" "$dir: cannot be written: Is a directory" bench cpu --json "$dir"
 error "an empty prompt" "the prompt is empty" generate -m "$tiny" -p ""
 run info $fixtures/broken/architecture.gguf
 check "info shows the keys of another architecture" "$?" -eq 1
@@ -387,6 +403,14 @@ run info "$dir/evil.gguf"
 has "info shows control characters of keys and values" 'evil\x1b]0;pwned\x07 = "a\x7fb\xc2\x9bc"' "$dir/out"
 check "and none are left" "$(controls "$dir/out")" -eq 0
 error "nor in an error's text" 'x\xc2\x9b.gguf: cannot open' info "$(printf 'x\302\233.gguf')"
+if command -v python3 >/dev/null; then
+    python3 tests/make_thinking.py "$dir/thinking.gguf"
+    works "an answer with a thought" generate -m "$dir/thinking.gguf" -p "Count to 6." --device cpu
+    has "the thought's control characters are marks" "$(printf 'thought: \357\277\275]0;x\357\277\275 \357\277\275')" "$dir/err"
+    check "and none are left" "$(controls "$dir/err")" -eq 0
+else
+    skip "a thought's control characters" "needs python3"
+fi
 
 # ---- convert
 
@@ -437,6 +461,26 @@ if [ -c /dev/full ]; then
 else
     skip "full disk" "there is no /dev/full here"
 fi
+mkfifo "$dir/pipe"
+error "convert into a pipe" "$dir/pipe: is a device or the like, which a file would replace" convert "$tiny" "$dir/pipe" --type f16
+check "which is there still" -p "$dir/pipe"
+
+# Descriptors that are closed: the next file that the program opens is not to be taken for them.
+for command in "generate -p -" tokenize pipe chat; do
+    # shellcheck disable=SC2086
+    $limit "$easel" $command -m "$tiny" <&- >"$dir/out" 2>"$dir/err"
+    check "$command without a stdin: exit 1" $? -eq 1
+    has "and why" "cannot be read: Bad file descriptor" "$dir/err"
+    # shellcheck disable=SC2086
+    echo '{"prompt":"hi","max_steps":1,"max_tokens":4}' | $limit "$easel" $command -m "$tiny" >&- 2>"$dir/err"
+    check "$command without a stdout: exit 1" $? -eq 1
+    has "and why" "cannot write to stdout: Bad file descriptor" "$dir/err"
+done
+"$easel" generate -m "$tiny" -t 1 -p hi -n 24 --seed 5 >"$dir/expected" 2>/dev/null
+"$easel" generate -m "$tiny" -t 1 -p hi -n 24 --seed 5 >"$dir/out" 2>&-
+check "without a stderr: exit 0" $? -eq 0
+same "and the answer" "$dir/out" "$dir/expected"
+
 error "logits into no folder" "cannot be written: No such file" \
     logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$dir/none/x"
 
@@ -459,20 +503,24 @@ closed "info into a closed pipe" info "$tiny"
 { $limit "$easel" generate -m "$tiny" -p hello -n 24 --seed 5 2>/dev/null; echo $? >"$dir/status"; } | head -c 1 >/dev/null
 check "generate | head -c 1" "$(cat "$dir/status")" -eq 0
 
-# ---- Ctrl-C: the step in flight ends, exit 130. 160 canvases of 48 steps take far longer than this waits.
+# ---- Ctrl-C: the step in flight ends, exit 130. 160 canvases of 48 steps take far longer than this waits; on a busy
+# machine, one of five times.
 
 long="generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0"
-# shellcheck disable=SC2086
-"$easel" $long --show-steps </dev/null >"$dir/out" 2>"$dir/err" &
-pid=$!
-wait_for grep -q '^step' "$dir/err"
-kill -INT $pid
-began=$(date +%s)
-wait $pid
-status=$?
-took=$(($(date +%s) - began))
+for _ in 1 2 3 4 5; do
+    # shellcheck disable=SC2086
+    "$easel" $long --show-steps </dev/null >"$dir/out" 2>"$dir/err" &
+    pid=$!
+    wait_for grep -q '^step' "$dir/err"
+    began=$(now_ms)
+    kill -INT $pid
+    wait $pid
+    status=$?
+    took=$(($(now_ms) - began))
+    [ $took -le 2000 ] && break
+done
 check "Ctrl-C exits with 130" $status -eq 130
-check "Ctrl-C takes at most 2 seconds" $took -le 2
+check "Ctrl-C takes at most 2 seconds ($took ms)" $took -le 2000
 has "Ctrl-C still prints statistics" "cancelled" "$dir/err"
 check "Ctrl-C is no error" "$(grep -c '^easel: [^w]' "$dir/err")" -eq 0
 

@@ -11,8 +11,10 @@ HOSTILE = ["</script>", "<script>hostile = 1</script>", "&", "&amp;lt;", "<!--",
 
 def write(path, prompt, pieces, n_step):
     ids = list(pieces)
+    hostile = [text for text in pieces.values() if isinstance(text, str) and text]
     header = {"easel_trace": 1, "model": prompt, "device": "CPU", "canvas": len(ids), "vocabulary": 262144, "seed": 2**64 - 1,
-              "sampler": {"confidence": 0.005}, "end_ids": [], "prompt": prompt, "prompt_ids": [], "pieces": {}}
+              "sampler": {"max_steps": 48, "confidence": 0.005, "greedy": False}, "end_ids": [], "prompt": prompt, "prompt_ids": [],
+              "pieces": {}, "canvas_text": prompt, "choices": {"1": hostile[:20], "12": hostile}, "stop": hostile}
     lines = [header]
     for step in range(n_step):
         turned = ids[step:] + ids[:step]

@@ -260,6 +260,19 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     CHECK(ask_message(no_canvas) == "there are choices, but no canvas with holes that they are for");
 }
 
+// Without control tokens, the demo model fills up holes with "46D from3 to to to".
+TEST_CASE("a text shorter than its hole ends there with control tokens", "[infill]") {
+    Engine& engine = demo_engine();
+    for (const int n : {2, 3, 8, 20}) {
+        const Result r = engine.generate(ask("What is 12 + 34?", fmt::format("[[{}]] is it", n)));
+        INFO(n << " tokens: " << r.text);
+        CHECK(r.text == "46 is it");
+        CHECK(r.holes[0].text == "46");
+        REQUIRE(r.holes[0].ids.size() == size_t(n));
+        for (int i = 2; i < n; i++) CHECK(engine.tokenizer().type(r.holes[0].ids[i]) == TokenType::Control);
+    }
+}
+
 TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     Engine& engine = demo_engine();
     Request r;

@@ -65,6 +65,34 @@ TEST_CASE("trace: a file is read", "[trace]") {
     CHECK(t.pieces.at(1).control);
     CHECK(t.canvases() == std::vector<std::pair<size_t, size_t>>{{0, 2}, {2, 3}});
     CHECK(t.settled(0, 2) == std::vector<int>{0, 1});
+    CHECK(t.sampler == std::vector<std::pair<std::string, std::string>>{{"confidence", "0.005"}});
+    CHECK_FALSE(t.canvas_text);
+    CHECK(t.choices.empty());
+    CHECK(t.stop.empty());
+}
+
+TEST_CASE("trace: what was asked for comes into the page", "[trace]") {
+    auto lines = small_trace();
+    Json header = Json::parse(lines[0]);
+    header["sampler"] = {{"max_steps", 48}, {"confidence", 0.005}, {"greedy", true}, {"of later", 1}};
+    header["canvas_text"] = "</[[1]] [[2]]";
+    header["choices"] = {{"2", {"a", "b c"}}, {"10", {"\n"}}};
+    header["stop"] = {"x", ""};
+    lines[0] = header.dump();
+    const Trace t = read_trace(joined(lines), "file");
+    CHECK(t.sampler == std::vector<std::pair<std::string, std::string>>{
+                           {"max_steps", "48"}, {"confidence", "0.005"}, {"greedy", "true"}});
+    CHECK(t.canvas_text == "</[[1]] [[2]]");
+    CHECK(t.choices == std::map<int, std::vector<std::string>>{{2, {"a", "b c"}}, {10, {"\n"}}});
+    CHECK(t.stop == std::vector<std::string>{"x", ""});
+
+    const std::string page = trace_page(t);
+    const size_t begin = page.find("id=\"data\">") + 10;
+    const Json data = Json::parse(page.substr(begin, page.find("</script>", begin) - begin));
+    CHECK(data["sampler"].dump() == R"([["max_steps","48"],["confidence","0.005"],["greedy","true"]])");
+    CHECK(data["canvas_text"] == "</[[1]] [[2]]");
+    CHECK(data["choices"].dump() == R"([[2,["a","b c"]],[10,["\n"]]])");
+    CHECK(data["stop"].dump() == R"(["x",""])");
 }
 
 TEST_CASE("trace: what the writer writes is read", "[trace]") {
@@ -223,6 +251,15 @@ TEST_CASE("trace: files that are none say what is wrong", "[trace]") {
               {"line 1: key prompt is number, expected a string"});
     check_has(changed(1, "{\"confidence\":0.005}", "7"),
               {"line 1: key sampler is number, expected an object"});
+    const auto header = [](const std::string& members) {
+        return changed(1, "\"prompt\":", members + ",\"prompt\":");
+    };
+    check_has(header(R"("canvas_text":7)"), {"line 1: key canvas_text is number, expected a string"});
+    check_has(header(R"("stop":"x")"), {"line 1: key stop has \"x\", expected a list of strings"});
+    check_has(header(R"("stop":[1])"), {"line 1: key stop has [1], expected a list of strings"});
+    check_has(header(R"("choices":["a"])"), {"line 1: key choices is array, expected an object"});
+    check_has(header(R"("choices":{"x":["a"]})"), {"line 1: choices has a key that is not a hole's number"});
+    check_has(header(R"("choices":{"1":7})"), {"line 1: key choices has 7, expected a list of strings"});
     check_has(error_with(2, "{"), {"file line 2: is not a JSON object"});
     check_has(error_with(2, "\xff"), {"file line 2: is not a JSON object"});
     check_has(changed(2, "[3,5]", "[3]"), {"line 2: key argmax has 1 items, expected 2 numbers"});

@@ -25,6 +25,10 @@ sort="generate --device cpu -t 1 --t-max 1.6 --seed 1 -p"  # hot at first, so th
     has "the trace has the hash" "\"hash\":\"$(cat "$dir/hash")\"" "$dir/demo.jsonl"
 }
 works "a trace of several canvases" generate --device cpu -t 1 -m $tiny -p hello -n 72 --seed 1 --ignore-eos --trace "$dir/canvases.jsonl"
+works "a trace of infill" generate --device cpu -t 1 -p "What is 12 + 34?" --canvas '12 + 34 = [[2]]; [[36|46|47]]' --choices '1=3|4' --max-steps 4 --trace "$dir/infill.jsonl"
+# shellcheck disable=SC2086
+works "a trace with stop strings" $sort "Sort 40, 50, 46, 55" --stop ' 50' --stop "
+" --trace "$dir/stop.jsonl"
 error "no folder for the trace" "easel: $dir/none/x: cannot be written: No such file" generate -p "Hello" --trace "$dir/none/x"
 error "a folder as the trace" "easel: $dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
 error "a prompt that is none" "easel: the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
@@ -41,7 +45,7 @@ has "and ends the trace" '{"finish":"cancelled"' "$dir/stopped.jsonl"
 
 # ---- The page and the figure
 
-for which in demo canvases; do
+for which in demo canvases infill stop; do
     works "a page of $which" trace "$dir/$which.jsonl" -o "$dir/$which.html"
     check "says nothing" ! -s "$dir/out" -a ! -s "$dir/err"
 done

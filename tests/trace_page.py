@@ -26,16 +26,38 @@ class Trace:
         piece = self.pieces[i]
         if isinstance(piece, dict):
             return piece.get("control") or " ".join(f"{b:02X}" for b in piece["bytes"])
-        if piece == " ":
-            return "␣"
-        return "".join({"\n": "↵", "\t": "⇥", "\r": "␍"}.get(c, "\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 or ord(c) in
-                       (0x2028, 0x2029) else c) for c in piece)
+        return signs(piece)
+
+    def text(self, ids):
+        """Up to the first that ends an answer; characters may be spread over tokens."""
+        pieces = [self.pieces[i] for i in ids[:next((n for n, i in enumerate(ids) if i in self.header["end_ids"]), len(ids))]]
+        return b"".join(bytes(p.get("bytes", [])) if isinstance(p, dict) else p.encode() for p in pieces).decode(errors="replace")
+
+    def settings(self):
+        """The rows: a name and what stands beside it."""
+        h = self.header
+        rows = [["canvas", [signs(h["canvas_text"])]]] if "canvas_text" in h else []
+        rows += [[f"choices of hole {hole}", [signs(text) for text in texts]] for hole, texts in h.get("choices", {}).items()]
+        rows += [["stop", [signs(text) for text in h["stop"]]]] if "stop" in h else []
+        return rows + [["sampler", [f"{name} {json.dumps(value)}" for name, value in h["sampler"].items()]]]
 
     def boxes(self, step, key="tokens"):
         return [[self.shown(i), bool(a)] for i, a in zip(step[key], step["accepted"])]
 
 
+def signs(text):
+    if text == " ":
+        return "␣"
+    return "".join({"\n": "↵", "\t": "⇥", "\r": "␍"}.get(c, "\ufffd" if ord(c) < 32 or 127 <= ord(c) < 160 or ord(c) in
+                   (0x2028, 0x2029) else c) for c in text)
+
+
 BOXES = "[...document.querySelectorAll('.token')].map(e => [e.textContent, e.classList.contains('accepted')])"
+
+
+SETTINGS = """[...document.querySelectorAll('#settings dt')].map(e =>
+    [e.textContent, [...e.nextElementSibling.children].map(value => value.textContent)])"""
+TEXT = "document.getElementById('text').textContent"
 
 
 def where(browser):
@@ -73,8 +95,14 @@ def demo(browser):
     check("demo: the step in numbers", where(browser),
           f"step 1 of {n}temperature {step['temperature']:.2f}mean entropy {step['mean_entropy']:.2f} nats"
           f"accepted {sum(step['accepted'])} of 32settled {settled(trace, 0)} of 32")
+    check("demo: the canvas as text", browser.eval(TEXT), trace.text(step["tokens"]))
     browser.click_on("#show-argmax")
     check("demo: the best guess", browser.eval(BOXES), trace.boxes(step, "argmax"))
+    check("demo: as text", browser.eval(TEXT), trace.text(step["argmax"]))
+    browser.key("End")
+    check("demo: at the end it is the answer", browser.eval(TEXT), trace.end["text"])
+    browser.key("Home")
+    check("demo: the settings", browser.eval(SETTINGS), trace.settings())
     browser.click_on("#show-tokens")
     colours = browser.eval("[...document.querySelectorAll('.token')].map(e => e.style.background)")
     least, most = (f(range(32), key=lambda p: step["entropy"][p]) for f in (min, max))
@@ -130,10 +158,7 @@ def canvases(browser):
     groups = [[s for s in trace.steps if s["canvas"] == c] for c in range(3)]
     check("canvases: an address with a canvas", browser.eval(BOXES), trace.boxes(groups[1][2]))
     check("canvases: its number", where(browser).startswith(f"canvas 2 of 3step 3 of {len(groups[1])}"))
-    # The text before it is that of the first canvas, whose characters may be spread over tokens.
-    data = b"".join(bytes(p["bytes"]) if isinstance(p, dict) and "bytes" in p else p.encode() if isinstance(p, str) else b""
-                    for p in (trace.pieces[i] for i in groups[0][-1]["argmax"]))
-    check("canvases: the text before it", browser.eval("document.getElementById('past').textContent"), data.decode(errors="replace"))
+    check("canvases: the text before it", browser.eval("document.getElementById('past').textContent"), trace.text(groups[0][-1]["argmax"]))
     browser.key("ArrowDown")
     check("canvases: the down arrow", browser.eval(BOXES), trace.boxes(groups[2][0]))
     browser.key("ArrowUp")
@@ -146,10 +171,23 @@ def canvases(browser):
     no_problems(browser, "canvases")
 
 
+def requests(browser):
+    """What was asked for stands among the settings."""
+    for name in ("infill", "stop"):
+        trace = opened(browser, name)
+        check(f"{name}: the settings", browser.eval(SETTINGS), trace.settings())
+        no_problems(browser, name)
+    opened(browser, "infill")
+    check("infill: its rows", browser.eval(SETTINGS)[:2], [["canvas", ["12 + 34 = [[2]]; [[36|46|47]]"]], ["choices of hole 1", ["3", "4"]]])
+    opened(browser, "stop")
+    check("stop: its row", browser.eval(SETTINGS)[0], ["stop", [" 50", "↵"]])
+
+
 def hostile(browser):
     trace = opened(browser, "hostile")
     check("hostile: tokens are text", browser.eval(BOXES), trace.boxes(trace.steps[0]))
     check("hostile: the prompt is text", browser.eval("document.getElementById('prompt').textContent"), trace.header["prompt"])
+    check("hostile: settings are text", browser.eval(SETTINGS), trace.settings())
     check("hostile: no markup came in", browser.eval("document.querySelectorAll('img, b.hostile, script').length"), 2)
     check("hostile: no script ran", browser.eval("typeof hostile"), "undefined")
     browser.key("ArrowRight")
@@ -178,5 +216,5 @@ def cut(browser):
 
 
 with Browser() as b:
-    for test in (demo, canvases, hostile, sizes, cut):
+    for test in (demo, canvases, requests, hostile, sizes, cut):
         test(b)
