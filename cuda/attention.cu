@@ -30,17 +30,18 @@ DEVICE Part part_of(int n_tile) {
     return {n_tile * split / n_split, n_tile * (split + 1) / n_split};
 }
 
-// What a part leaves in scratch for each row: token n_head + head. acc is not divided by sum; sum is 0 if the
-// part has no key that the row sees, and then acc may be anything.
-//   scratch  [n_split, n_row] RowPart, then [n_split, n_row, head_dim] float32 acc
+// What a part leaves in scratch for each row: token n_head + head. If the part has no key that the row sees,
+// sum is 0 and out may be anything.
+//   scratch  [n_split, n_row] RowPart, then [n_split, n_row, head_dim] T out, of these keys alone
 struct RowPart {
     float max, sum;
 };
 DEVICE RowPart* row_part(float* scratch, int split, int n_row) {
     return reinterpret_cast<RowPart*>(scratch) + int64_t{split} * n_row;
 }
-DEVICE float* acc_part(float* scratch, int split, int n_split, int n_row, int head_dim) {
-    return scratch + int64_t{n_row} * (2 * n_split + int64_t{split} * head_dim);
+template <class T>
+DEVICE T* out_part(float* scratch, int split, int n_split, int n_row, int head_dim) {
+    return reinterpret_cast<T*>(scratch + int64_t{n_row} * 2 * n_split) + int64_t{split} * n_row * head_dim;
 }
 
 constexpr int kThreads = 256;
@@ -302,24 +303,18 @@ __global__ void __launch_bounds__(kThreads, 1)
         const float(&o)[NO][4] = acc[i / 2];
         const int at = i % 2 * 2, index = row.token * shape.n_head + row.head;
         if (row.token < 0) continue;
-        if (n_split == 1) {
-            const float inverse = (i % 2 ? after.taken : after.given)->score[i / 2][after.lane];
-            F16* dst = out + int64_t{row.token} * ld + row.head * head_dim;
-            UNROLL for (int n = 0; n < NO; n++) {
-                const int col = after.half + 8 * n + after.lane % 4 * 2;
-                if (col < head_dim)
-                    *reinterpret_cast<uint32_t*>(dst + col) =
-                        pack_f16(o[n][at] * inverse, o[n][at + 1] * inverse);
-            }
-        } else {
-            if (at == 0 && after.lane % 4 == 0)
-                row_part(scratch, split, n_all)[index] = {row_max[i / 2], sum[i / 2]};
-            if (begin >= stop) continue;
-            float* dst = acc_part(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
-            UNROLL for (int n = 0; n < NO; n++) {
-                const int col = after.half + 8 * n + after.lane % 4 * 2;
-                if (col < head_dim) *reinterpret_cast<float2*>(dst + col) = {o[n][at], o[n][at + 1]};
-            }
+        if (n_split > 1 && at == 0 && after.lane % 4 == 0)
+            row_part(scratch, split, n_all)[index] = {row_max[i / 2], sum[i / 2]};
+        if (begin >= stop) continue;
+        const float inverse = (i % 2 ? after.taken : after.given)->score[i / 2][after.lane];
+        F16* dst = n_split == 1
+                       ? out + int64_t{row.token} * ld + row.head * head_dim
+                       : out_part<F16>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
+        UNROLL for (int n = 0; n < NO; n++) {
+            const int col = after.half + 8 * n + after.lane % 4 * 2;
+            if (col < head_dim)
+                *reinterpret_cast<uint32_t*>(dst + col) =
+                    pack_f16(o[n][at] * inverse, o[n][at + 1] * inverse);
         }
     }
 }
@@ -385,16 +380,16 @@ __global__ void __launch_bounds__(32)
     if (n_split > 1 && lane == 0) row_part(scratch, split, n_all)[index] = {row_max, sum};
     float* dst = n_split == 1
                      ? out + int64_t{token} * ld + head * head_dim
-                     : acc_part(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
+                     : out_part<float>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
     UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) {
-        if (lane + 32 * i < head_dim) dst[lane + 32 * i] = n_split == 1 ? acc[i] / sum : acc[i];
+        if (lane + 32 * i < head_dim) dst[lane + 32 * i] = acc[i] / sum;
     }
 }
 
-// out = sum over parts of acc exp(max - largest max) / sum over parts of sum exp(max - largest max)
+// out = sum over parts of out weight / sum over parts of weight, weight = sum exp(max - largest max)
 //   out      [n_token, n_head, head_dim] T, rows of padded(n_head head_dim)
 //   scratch  see RowPart
-// Launch: grid (n_token n_head / 4), 128 threads: a row a warp.
+// Launch: grid (n_token n_head / 4), 128 threads: a row a warp, pairs of columns a lane.
 // Maths:  float32, in order of parts; those without keys are left out.
 // Check:  tests/test_attention.cpp.
 template <class T>
@@ -404,20 +399,25 @@ __global__ void __launch_bounds__(128)
     if (row >= n_row) return;
     float m = kNone, sum = 0;
     for (int s = 0; s < n_split; s++) m = fmaxf(m, row_part(scratch, s, n_row)[row].max);
+    const int lane_col = threadIdx.x % 32 * 2;
+    Values<float, 2> acc[kMaxHeadDim / 64] = {};
     for (int s = 0; s < n_split; s++) {
         const RowPart part = row_part(scratch, s, n_row)[row];
-        sum += part.sum * expf(part.max - m);
-    }
-    T* dst = out + int64_t{row / n_head} * padded(n_head * head_dim) + row % n_head * head_dim;
-    for (int col = threadIdx.x % 32; col < head_dim; col += 32) {
-        float acc = 0;
-        for (int s = 0; s < n_split; s++) {
-            const RowPart part = row_part(scratch, s, n_row)[row];
-            if (part.sum == 0) continue;
-            acc += expf(part.max - m) *
-                   acc_part(scratch, s, n_split, n_row, head_dim)[int64_t{row} * head_dim + col];
+        if (part.sum == 0) continue;
+        const float weight = part.sum * expf(part.max - m);
+        sum += weight;
+        const T* src = out_part<T>(scratch, s, n_split, n_row, head_dim) + int64_t{row} * head_dim + lane_col;
+        UNROLL for (int i = 0; i < kMaxHeadDim / 64; i++) {
+            if (lane_col + 64 * i >= head_dim) continue;
+            const auto values = *reinterpret_cast<const Values<T, 2>*>(src + 64 * i);
+            UNROLL for (int j = 0; j < 2; j++) acc[i].v[j] += weight * to_f32(values.v[j]);
         }
-        dst[col] = from_f32<T>(acc / sum);
+    }
+    T* dst = out + int64_t{row / n_head} * padded(n_head * head_dim) + row % n_head * head_dim + lane_col;
+    UNROLL for (int i = 0; i < kMaxHeadDim / 64; i++) {
+        if (lane_col + 64 * i >= head_dim) continue;
+        UNROLL for (int j = 0; j < 2; j++) acc[i].v[j] /= sum;
+        store(dst + 64 * i, acc[i]);
     }
 }
 
