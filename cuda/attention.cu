@@ -30,21 +30,21 @@ DEVICE Part part_of(int n_tile) {
     return {n_tile * split / n_split, n_tile * (split + 1) / n_split};
 }
 
-// What a part leaves in scratch for each row: token n_head + head. acc is not divided by sum; sum is 0 if the
-// part has no key that the row sees, and then acc may be anything.
-//   scratch  [n_split, n_row] RowPart, then [n_split, n_row, head_dim] float32 acc
+// What a part leaves in scratch for each row: token n_head + head. If the part has no key that the row sees,
+// sum is 0 and out may be anything.
+//   scratch  [n_split, n_row] RowPart, then [n_split, n_row, head_dim] T out, of these keys alone
 struct RowPart {
     float max, sum;
 };
 DEVICE RowPart* row_part(float* scratch, int split, int n_row) {
     return reinterpret_cast<RowPart*>(scratch) + int64_t{split} * n_row;
 }
-DEVICE float* acc_part(float* scratch, int split, int n_split, int n_row, int head_dim) {
-    return scratch + int64_t{n_row} * (2 * n_split + int64_t{split} * head_dim);
+template <class T>
+DEVICE T* out_part(float* scratch, int split, int n_split, int n_row, int head_dim) {
+    return reinterpret_cast<T*>(scratch + int64_t{n_row} * 2 * n_split) + int64_t{split} * n_row * head_dim;
 }
 
 constexpr int kThreads = 256;
-constexpr int kRows = 64;  // of a block
 // P goes into products as F16, times 2^12 so that small probabilities keep their bits: the sum has the same
 // factor. ln 2^12:
 constexpr float kShift = 8.31776617f;
@@ -52,49 +52,92 @@ constexpr float kNone = -INFINITY;  // the maximum of no scores
 
 template <int HD>
 struct AttentionTile {
-    static constexpr int BLOCK_N = HD <= 256 ? 64 : 32;
+    static constexpr int M = HD <= 256 ? 2 : 1;             // 16-row tiles of a pair of warps
+    static constexpr int BLOCK_M = kThreads / 64 * M * 16;  // rows of a block
+    static constexpr int BLOCK_N = HD <= 256 ? 32 : 16;     // keys
     static constexpr int LD = tile_stride<F16>(HD);
     static constexpr int NS = BLOCK_N / 8;  // 8-key tiles of scores
     static constexpr int NO = HD / 2 / 8;   // 8-column tiles of a warp's half of the output
     static constexpr int KS = HD / 2 / 16;  // 16-column steps of a warp's half of q and k
-    static constexpr int shared_bytes = 2 * BLOCK_N * LD * 2 + kThreads * NS * 16;
+    static constexpr int NP = M * NS;       // pairs of scores of a lane's own rows
+    // What a warp gives to the other of its pair: its half of the scores of that one's rows; probabilities of
+    // its own rows, and by what their sums so far are to be multiplied.
+    struct Given {
+        float score[2 * NP][32];
+        uint32_t p[NP][32];
+        float scale[M][32];
+    };
+    static constexpr int shared_bytes = 4 * BLOCK_N * LD * 2 + kThreads / 32 * int{sizeof(Given)};
 };
 
-// n_row rows of a K or V head from `slot` on, around the ring, into shared memory; rows after these, up to
-// BLOCK_N, repeat the last: scores of theirs are masked, but 0 times a row that nobody wrote may be NaN. A
+// Of a block. token: -1 if there is none; end: of the keys that it sees.
+struct Row {
+    int token, head, end;
+};
+
+// threadIdx.x, but the compiler cannot know it: what is computed from it is computed anew in each tile, and
+// takes no registers in between, of which there are too few.
+DEVICE int thread_again() {
+    return __shfl_sync(~0u, static_cast<int>(threadIdx.x), threadIdx.x % 32);
+}
+
+// Where a thread works.
+template <int HD>
+struct Place {
+    using Given = typename AttentionTile<HD>::Given;
+    int warp, lane, half;
+    Given* given;
+    const Given* taken;
+
+    DEVICE explicit Place(F16* shared) {
+        const int thread = thread_again();
+        warp = thread / 32, lane = thread % 32, half = warp % 2 * (HD / 2);
+        given =
+            reinterpret_cast<Given*>(shared + 4 * AttentionTile<HD>::BLOCK_N * AttentionTile<HD>::LD) + warp;
+        taken = given + 1 - warp % 2 * 2;
+    }
+    // Place in the block of the row that mma fragments have at g (i = 0: a row of this warp's own) or g + 8
+    // (i = 1: a row of the other's).
+    DEVICE int row(int m, int i) const {
+        return (warp / 2 * AttentionTile<HD>::M + m) * 16 + (warp + i) % 2 * 8 + lane / 4;
+    }
+};
+
+// n_row rows of a head of K and V from `slot` on, around the ring, into shared memory; rows after these, up
+// to BLOCK_N, repeat the last: scores of theirs are masked, but 0 times a row that nobody wrote may be NaN. A
 // warp takes every eighth row.
 template <int HD, int BYTES>
-DEVICE void load_rows(F16* dst, const F16* head, int head_dim, int slot, int n_slot, int n_row) {
-    constexpr int n_in_part = BYTES / 2;
-    const int thread = threadIdx.x;
-    for (int row = thread / 32; row < AttentionTile<HD>::BLOCK_N; row += kThreads / 32) {
+DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head_dim, int slot, int n_row) {
+    constexpr int BLOCK_N = AttentionTile<HD>::BLOCK_N, LD = AttentionTile<HD>::LD, n_in_part = BYTES / 2;
+    const int thread = thread_again(), warp = thread / 32, lane = thread % 32;
+    UNROLL for (int first = 0; first < BLOCK_N; first += kThreads / 32) {
+        const int row = first + warp;
         int from = slot + min(row, n_row - 1);
-        if (from >= n_slot) from -= n_slot;
-        for (int i = thread % 32 * n_in_part; i < head_dim; i += 32 * n_in_part)
-            cp_async<BYTES>(dst + row * AttentionTile<HD>::LD + i, head + int64_t{from} * head_dim + i);
+        if (from >= cache.n_slot) from -= cache.n_slot;
+        UNROLL for (int col = 0; col < HD; col += 32 * n_in_part) {
+            const int i = col + lane * n_in_part;
+            if (i >= head_dim) break;
+            const int64_t at = int64_t{kv_head * cache.n_slot + from} * head_dim + i;
+            cp_async<BYTES>(dst + row * LD + i, cache.k + at);
+            cp_async<BYTES>(dst + (BLOCK_N + row) * LD + i, cache.v + at);
+        }
     }
-}
-// n keys from position `first` on: a group of cp.async.
-template <int HD>
-DEVICE void load_keys(F16* dst, const F16* head, int head_dim, int n_slot, int first, int n) {
-    if (head_dim % 8 == 0)
-        load_rows<HD, 16>(dst, head, head_dim, first % n_slot, n_slot, n);
-    else
-        load_rows<HD, 4>(dst, head, head_dim, first % n_slot, n_slot, n);
-    cp_async_commit();
 }
 
 // out = softmax(q k^T) v, or a part of it into scratch.
 //   out, q  [n_token, n_head, head_dim] F16, rows of padded(n_head head_dim); head_dim even, at most HD
 //   cache   k, v [n_head_kv, n_slot, head_dim] F16
 //   scratch see RowPart; not used if gridDim.z is 1
-// Tile:   64 rows: the query heads that share a KV head, stacked (row = token group + head of the group), so
-//         that they read a K or V tile once; 64 keys, 32 if HD is 512.
-// Launch: grid (n_token group / 64, n_head_kv, n_split), 256 threads; warps 2 i, 2 i + 1 have rows 16 i ..
-// Shared: K and V tile, and the scores that a pair of warps exchanges: 98 KiB for HD 256, 81 KiB for 512.
+// Tile:   128 rows, 64 if HD is 512: the query heads that share a KV head, stacked (row = token group + head
+//         of the group), so that they read a K or V tile once; 32 keys, 16 if HD is 512.
+// Launch: grid (n_token group / BLOCK_M, n_head_kv, n_split), 256 threads; pairs of warps share 16 M rows.
+// Shared: two K and V tiles, what the warps of a pair give to each other, rows: HD 256 94 KiB, 512 73.
 // Why:    q and the output stay in registers. Each warp of a pair has half of the columns: it multiplies its
-//         half of q and k, adds the other's half of the scores, and multiplies the probabilities, which both
-//         then have in registers, with its half of v. V is loaded during the scores, the next K during V.
+//         half of q and k, and gives the other its half of the scores of half of the rows. Of its own rows it
+//         then has the scores; it gives the probabilities to the other, and multiplies those of all rows with
+//         its half of v. As it does so for 32 rows, a fragment of k or v feeds four mma; for HD 512 there are
+//         16, as the registers do not suffice. The next tile is loaded meanwhile. All warps wait for one
+//         another once a tile, so that the softmax of one pair goes beside the mma of others.
 // Maths:  scores, softmax and sums in float32 (online, __expf); P rounded to F16.
 // Check:  tests/test_attention.cpp, against double.
 template <int HD>
@@ -102,157 +145,176 @@ __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(F16* out, const F16* q, KvLayer<F16> cache, int n_token, AttentionShape shape, Mask mask,
                      float* scratch, const LoopState* state) {
     using Tile = AttentionTile<HD>;
-    constexpr int BLOCK_N = Tile::BLOCK_N, LD = Tile::LD, NS = Tile::NS, NO = Tile::NO, KS = Tile::KS;
-    SHARED_DYNAMIC(F16, shared);
-    F16 *const k_smem = shared, *const v_smem = k_smem + BLOCK_N * LD;
-    float4* const exchange = reinterpret_cast<float4*>(v_smem + BLOCK_N * LD);  // [8 warps, NS, 32 lanes]
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    constexpr int M = Tile::M, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
+    constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, NP = Tile::NP;
+    SHARED(Keys, seen);  // by all rows
+    SHARED_ARRAY(Row, rows, BLOCK_M);
+    SHARED_DYNAMIC(F16, shared);  // two times K and V: [2, BLOCK_N, LD]
     const int head_dim = shape.head_dim, n_cached = state->n_cached, kv_head = blockIdx.y;
-    const int group = shape.n_head / shape.n_head_kv, n_row = n_token * group, first_row = blockIdx.x * kRows;
-    const int ld = padded(shape.n_head * head_dim), half = warp % 2 * (HD / 2);
+    const int group = shape.n_head / shape.n_head_kv, n_row = n_token * group;
+    const int thread = threadIdx.x, first_row = blockIdx.x * BLOCK_M, ld = padded(shape.n_head * head_dim);
 
-    const int first = first_row / group, last = min(first_row + kRows - 1, n_row - 1) / group;
+    const int first = first_row / group, last = min(first_row + BLOCK_M - 1, n_row - 1) / group;
     const Keys keys = visible(first, last, n_cached, n_token, shape.window, mask);
-    // Keys that all rows see.
-    const int low = visible(last, last, n_cached, n_token, shape.window, mask).low;
-    const int high = visible(first, first, n_cached, n_token, shape.window, mask).high;
     const Part part = part_of((keys.high - keys.low + BLOCK_N - 1) / BLOCK_N);
+    const int begin = keys.low + part.begin * BLOCK_N, stop = min(keys.low + part.end * BLOCK_N, keys.high);
 
-    const auto load = [&](F16* dst, const F16* heads, int tile) {
-        const int key = keys.low + tile * BLOCK_N;
-        load_keys<HD>(dst, heads + int64_t{kv_head} * cache.n_slot * head_dim, head_dim, cache.n_slot, key,
-                      min(BLOCK_N, keys.high - key));
+    const auto load = [&](int key, int stage) {
+        const int n = min(BLOCK_N, stop - key), slot = key % cache.n_slot;
+        F16* const dst = shared + stage * (2 * BLOCK_N * LD);
+        if (head_dim % 8 == 0)
+            load_rows<HD, 16>(dst, cache, kv_head, head_dim, slot, n);
+        else
+            load_rows<HD, 4>(dst, cache, kv_head, head_dim, slot, n);
+        cp_async_commit();
     };
 
     if (head_dim < HD) {  // columns that no load writes
-        for (int i = thread * 8; i < 2 * BLOCK_N * LD; i += kThreads * 8) store16(shared + i, {0, 0, 0, 0});
+        for (int i = thread * 8; i < 4 * BLOCK_N * LD; i += kThreads * 8) store16(shared + i, {0, 0, 0, 0});
         __syncthreads();  // before a load writes beside them
     }
-    if (part.begin < part.end) load(k_smem, cache.k, part.begin);
+    if (begin < stop) load(begin, 0);
+    if (thread == 0)
+        seen = {visible(last, last, n_cached, n_token, shape.window, mask).low,
+                visible(first, first, n_cached, n_token, shape.window, mask).high};
+    if (thread < BLOCK_M) {
+        const int row = first_row + thread, token = row / group;
+        rows[thread] = {row < n_row ? token : -1, kv_head * group + row % group,
+                        visible(token, token, n_cached, n_token, shape.window, mask).high};
+    }
+    __syncthreads();  // seen and rows are there
 
-    // Of this lane's rows, own_row and own_row + 8: the end of what they see, and the A operand of q.
-    const int own_row = first_row + warp / 2 * 16 + g;
-    int end[2];
-    uint32_t q_reg[KS][4];
-    UNROLL for (int i = 0; i < 2; i++) {
-        const int row = own_row + 8 * i, token = row / group;
-        end[i] = visible(token, token, n_cached, n_token, shape.window, mask).high;
-        const F16* src = q + int64_t{token} * ld + (kv_head * group + row % group) * head_dim;
-        UNROLL for (int s = 0; s < KS; s++) {
-            UNROLL for (int j = 0; j < 2; j++) {
-                const int col = half + 16 * s + 8 * j + 2 * t;
-                q_reg[s][i + 2 * j] =
-                    row < n_row && col < head_dim ? *reinterpret_cast<const uint32_t*>(src + col) : 0;
+    uint32_t q_reg[M][KS][4];
+    const Place<HD> before(shared);
+    UNROLL for (int m = 0; m < M; m++) {
+        UNROLL for (int i = 0; i < 2; i++) {
+            const Row row = rows[before.row(m, i)];
+            const F16* src = q + int64_t{row.token} * ld + row.head * head_dim;
+            UNROLL for (int s = 0; s < KS; s++) {
+                UNROLL for (int j = 0; j < 2; j++) {
+                    const int col = before.half + 16 * s + 8 * j + before.lane % 4 * 2;
+                    q_reg[m][s][i + 2 * j] =
+                        row.token >= 0 && col < head_dim ? *reinterpret_cast<const uint32_t*>(src + col) : 0;
+                }
             }
         }
     }
 
-    float acc[NO][4], row_max[2] = {kNone, kNone}, sum[2] = {0, 0};  // sum: of this lane's columns
-    UNROLL for (int n = 0; n < NO; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-    for (int tile = part.begin; tile < part.end; tile++) {
+    float acc[M][NO][4] = {};
+    float row_max[M], sum[M] = {};  // of own rows; sum: of this lane's columns
+    UNROLL for (int m = 0; m < M; m++) row_max[m] = kNone;
+    for (int key = begin, stage = 0; key < stop; key += BLOCK_N, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // K is there for all; all have used the V before
-        load(v_smem, cache.v, tile);
+        __syncthreads();  // K and V are there for all; all have used those before
+        const Place<HD> at(shared);
+        if (key + BLOCK_N < stop) load(key + BLOCK_N, stage ^ 1);
+        const F16* const k_smem = shared + stage * (2 * BLOCK_N * LD);
 
-        float score[NS][4];
-        UNROLL for (int n = 0; n < NS; n++) score[n][0] = score[n][1] = score[n][2] = score[n][3] = 0;
-        const F16* k_row = k_smem + (lane % 8 + lane / 16 * 8) * LD + half + lane / 8 % 2 * 8;
-        UNROLL for (int s = 0; s < KS; s++) {
-            UNROLL for (int n = 0; n < NS; n += 2) {
+        float score[M][NS][4] = {};
+        const F16* k_row = k_smem + (at.lane % 8 + at.lane / 16 * 8) * LD + at.half + at.lane / 8 % 2 * 8;
+        UNROLL for (int n = 0; n < NS; n += 2) {
+            UNROLL for (int s = 0; s < KS; s++) {
                 uint32_t b[4];
                 ldmatrix(b, k_row + n * 8 * LD + s * 16);
-                mma_m16n8k16_f16(score[n], q_reg[s], b[0], b[1]);
-                mma_m16n8k16_f16(score[n + 1], q_reg[s], b[2], b[3]);
+                UNROLL for (int m = 0; m < M; m++) {
+                    mma_m16n8k16_f16(score[m][n], q_reg[m][s], b[0], b[1]);
+                    mma_m16n8k16_f16(score[m][n + 1], q_reg[m][s], b[2], b[3]);
+                }
+            }
+            UNROLL for (int m = 0; m < M; m++) {
+                UNROLL for (int i = 0; i < 4; i++) at.given->score[(m * NS + n) * 2 + i][at.lane] =
+                    score[m][n + i / 2][2 + i % 2];
             }
         }
-        UNROLL for (int n = 0; n < NS; n++)
-            exchange[(warp * NS + n) * 32 + lane] = {score[n][0], score[n][1], score[n][2], score[n][3]};
-        __syncthreads();  // the other half of the scores is there; all have used K
-        if (tile + 1 < part.end)
-            load(k_smem, cache.k, tile + 1);
-        else
-            cp_async_commit();  // an empty group, for the count below
-        UNROLL for (int n = 0; n < NS; n++) {
-            const float4 other = exchange[((warp ^ 1) * NS + n) * 32 + lane];
-            score[n][0] += other.x, score[n][1] += other.y, score[n][2] += other.z, score[n][3] += other.w;
+        barrier_sync(1 + at.warp / 2, 64);  // the other half of the scores is there
+        UNROLL for (int m = 0; m < M; m++) {
+            UNROLL for (int i = 0; i < 2 * NS; i++) score[m][i / 2][i % 2] +=
+                at.taken->score[m * NS * 2 + i][at.lane];
         }
 
-        const int key = keys.low + tile * BLOCK_N;
-        if (key < low || key + BLOCK_N > high) {
+        if (key < seen.low || key + BLOCK_N > seen.high) {
             const int reach = mask == Mask::Causal && shape.window ? shape.window : INT_MAX;
-            UNROLL for (int n = 0; n < NS; n++) {
-                UNROLL for (int i = 0; i < 4; i++) {
-                    const int back = end[i / 2] - (key + 8 * n + 2 * t + i % 2);  // the last key seen: 1
-                    if (back < 1 || back > reach) score[n][i] = kNone;
+            UNROLL for (int m = 0; m < M; m++) {
+                const int end = rows[at.row(m, 0)].end;
+                UNROLL for (int n = 0; n < NS; n++) {
+                    UNROLL for (int i = 0; i < 2; i++) {
+                        const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // the last key seen: 1
+                        if (back < 1 || back > reach) score[m][n][i] = kNone;
+                    }
                 }
             }
         }
 
-        // Online softmax: both warps of a pair do the same.
-        float scale[2];
-        UNROLL for (int i = 0; i < 2; i++) {
-            float m = row_max[i];
-            UNROLL for (int n = 0; n < NS; n++) m = fmaxf(m, fmaxf(score[n][2 * i], score[n][2 * i + 1]));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-            const float base = m == kNone ? 0 : m;  // no key yet: exp(-inf - 0) is 0, -inf - -inf is NaN
-            scale[i] = __expf(row_max[i] - base);
-            row_max[i] = m;
-            sum[i] *= scale[i];
+        // Online softmax of own rows.
+        uint32_t own[NP], other[NP];  // p as F16: [M, NS, 2 keys]
+        float scale[M][2];
+        UNROLL for (int m = 0; m < M; m++) {
+            float x = row_max[m];
+            UNROLL for (int n = 0; n < NS; n++) x = fmaxf(x, fmaxf(score[m][n][0], score[m][n][1]));
+            x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+            x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+            const float base = x == kNone ? 0 : x;  // no key yet: exp(-inf - 0) is 0, -inf - -inf is NaN
+            scale[m][0] = at.given->scale[m][at.lane] = __expf(row_max[m] - base);
+            row_max[m] = x;
+            sum[m] *= scale[m][0];
             UNROLL for (int n = 0; n < NS; n++) {
-                UNROLL for (int j = 2 * i; j < 2 * i + 2; j++) {
-                    score[n][j] = __expf(score[n][j] - (base - kShift));
-                    sum[i] += score[n][j];
+                UNROLL for (int i = 0; i < 2; i++) {
+                    score[m][n][i] = __expf(score[m][n][i] - (base - kShift));
+                    sum[m] += score[m][n][i];
                 }
+                own[m * NS + n] = at.given->p[m * NS + n][at.lane] = pack_f16(score[m][n][0], score[m][n][1]);
             }
         }
-        if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1)) UNROLL for (int n = 0; n < NO; n++) {
-                acc[n][0] *= scale[0], acc[n][1] *= scale[0];
-                acc[n][2] *= scale[1], acc[n][3] *= scale[1];
-            }
+        barrier_sync(1 + at.warp / 2, 64);  // the other rows' probabilities are there
+        UNROLL for (int i = 0; i < NP; i++) other[i] = at.taken->p[i][at.lane];
+        UNROLL for (int m = 0; m < M; m++) {
+            scale[m][1] = at.taken->scale[m][at.lane];
+            if (__any_sync(~0u, scale[m][0] != 1 || scale[m][1] != 1)) UNROLL for (int n = 0; n < NO; n++) {
+                    acc[m][n][0] *= scale[m][0], acc[m][n][1] *= scale[m][0];
+                    acc[m][n][2] *= scale[m][1], acc[m][n][3] *= scale[m][1];
+                }
+        }
 
-        cp_async_wait<1>();
-        __syncthreads();  // V is there for all
-        const F16* v_row = v_smem + lane % 16 * LD + half + lane / 16 * 8;
-        UNROLL for (int s = 0; s < BLOCK_N / 16; s++) {
-            // Accumulators of two 8-key tiles are an A operand.
-            const float(&p)[4] = score[2 * s], (&r)[4] = score[2 * s + 1];
-            const uint32_t a[4] = {pack_f16(p[0], p[1]), pack_f16(p[2], p[3]), pack_f16(r[0], r[1]),
-                                   pack_f16(r[2], r[3])};
+        const F16* v_row = k_smem + (BLOCK_N + at.lane % 16) * LD + at.half + at.lane / 16 * 8;
+        UNROLL for (int s = 0; s < NS; s += 2) {
             UNROLL for (int n = 0; n < NO; n += 2) {
                 uint32_t b[4];
-                ldmatrix_trans(b, v_row + s * 16 * LD + n * 8);
-                mma_m16n8k16_f16(acc[n], a, b[0], b[1]);
-                mma_m16n8k16_f16(acc[n + 1], a, b[2], b[3]);
+                ldmatrix_trans(b, v_row + s * 8 * LD + n * 8);
+                UNROLL for (int m = 0; m < M; m++) {
+                    const int i = m * NS + s;  // accumulators of two 8-key tiles are an A operand
+                    const uint32_t p[4] = {own[i], other[i], own[i + 1], other[i + 1]};
+                    mma_m16n8k16_f16(acc[m][n], p, b[0], b[1]);
+                    mma_m16n8k16_f16(acc[m][n + 1], p, b[2], b[3]);
+                }
             }
         }
     }
 
     const int n_split = gridDim.z, split = blockIdx.z, n_all = n_token * shape.n_head;
-    UNROLL for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
-        const int row = own_row + 8 * i, token = row / group;
-        const int head = kv_head * group + row % group, index = token * shape.n_head + head;
-        if (row >= n_row) continue;
-        if (n_split == 1) {
-            const float inverse = 1 / sum[i];
-            F16* dst = out + int64_t{token} * ld + head * head_dim;
-            UNROLL for (int n = 0; n < NO; n++) {
-                const int col = half + 8 * n + 2 * t;
-                if (col < head_dim)
-                    *reinterpret_cast<uint32_t*>(dst + col) =
-                        pack_f16(acc[n][2 * i] * inverse, acc[n][2 * i + 1] * inverse);
-            }
-        } else {
-            if (warp % 2 == 0 && t == 0) row_part(scratch, split, n_all)[index] = {row_max[i], sum[i]};
-            if (part.begin == part.end) continue;
-            float* dst = acc_part(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
-            UNROLL for (int n = 0; n < NO; n++) {
-                const int col = half + 8 * n + 2 * t;
-                if (col < head_dim)
-                    *reinterpret_cast<float2*>(dst + col) = {acc[n][2 * i], acc[n][2 * i + 1]};
-            }
+    const Place<HD> after(shared);
+    UNROLL for (int m = 0; m < M; m++) {
+        sum[m] += __shfl_xor_sync(~0u, sum[m], 1);
+        sum[m] += __shfl_xor_sync(~0u, sum[m], 2);
+        after.given->score[m][after.lane] = 1 / sum[m];
+    }
+    barrier_sync(1 + after.warp / 2, 64);  // the other rows' sums are there
+    UNROLL for (int i = 0; i < 2 * M; i++) {
+        const Row row = rows[after.row(i / 2, i % 2)];
+        const float(&o)[NO][4] = acc[i / 2];
+        const int at = i % 2 * 2, index = row.token * shape.n_head + row.head;
+        if (row.token < 0) continue;
+        if (n_split > 1 && at == 0 && after.lane % 4 == 0)
+            row_part(scratch, split, n_all)[index] = {row_max[i / 2], sum[i / 2]};
+        if (begin >= stop) continue;
+        const float inverse = (i % 2 ? after.taken : after.given)->score[i / 2][after.lane];
+        F16* dst = n_split == 1
+                       ? out + int64_t{row.token} * ld + row.head * head_dim
+                       : out_part<F16>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
+        UNROLL for (int n = 0; n < NO; n++) {
+            const int col = after.half + 8 * n + after.lane % 4 * 2;
+            if (col < head_dim)
+                *reinterpret_cast<uint32_t*>(dst + col) =
+                    pack_f16(o[n][at] * inverse, o[n][at + 1] * inverse);
         }
     }
 }
@@ -261,7 +323,8 @@ template <int HD>
 void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, int n_token,
             const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state) {
     const int n_row = n_token * (shape.n_head / shape.n_head_kv);
-    const dim3 grid((n_row + kRows - 1) / kRows, shape.n_head_kv, n_split);
+    constexpr int BLOCK_M = AttentionTile<HD>::BLOCK_M;
+    const dim3 grid((n_row + BLOCK_M - 1) / BLOCK_M, shape.n_head_kv, n_split);
     EASEL_LAUNCH(attention_kernel<HD>, grid, kThreads, AttentionTile<HD>::shared_bytes, stream, out, q, cache,
                  n_token, shape, mask, scratch, state);
 }
@@ -317,16 +380,16 @@ __global__ void __launch_bounds__(32)
     if (n_split > 1 && lane == 0) row_part(scratch, split, n_all)[index] = {row_max, sum};
     float* dst = n_split == 1
                      ? out + int64_t{token} * ld + head * head_dim
-                     : acc_part(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
+                     : out_part<float>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
     UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) {
-        if (lane + 32 * i < head_dim) dst[lane + 32 * i] = n_split == 1 ? acc[i] / sum : acc[i];
+        if (lane + 32 * i < head_dim) dst[lane + 32 * i] = acc[i] / sum;
     }
 }
 
-// out = sum over parts of acc exp(max - largest max) / sum over parts of sum exp(max - largest max)
+// out = sum over parts of out weight / sum over parts of weight, weight = sum exp(max - largest max)
 //   out      [n_token, n_head, head_dim] T, rows of padded(n_head head_dim)
 //   scratch  see RowPart
-// Launch: grid (n_token n_head / 4), 128 threads: a row a warp.
+// Launch: grid (n_token n_head / 4), 128 threads: a row a warp, pairs of columns a lane.
 // Maths:  float32, in order of parts; those without keys are left out.
 // Check:  tests/test_attention.cpp.
 template <class T>
@@ -336,20 +399,25 @@ __global__ void __launch_bounds__(128)
     if (row >= n_row) return;
     float m = kNone, sum = 0;
     for (int s = 0; s < n_split; s++) m = fmaxf(m, row_part(scratch, s, n_row)[row].max);
+    const int lane_col = threadIdx.x % 32 * 2;
+    Values<float, 2> acc[kMaxHeadDim / 64] = {};
     for (int s = 0; s < n_split; s++) {
         const RowPart part = row_part(scratch, s, n_row)[row];
-        sum += part.sum * expf(part.max - m);
-    }
-    T* dst = out + int64_t{row / n_head} * padded(n_head * head_dim) + row % n_head * head_dim;
-    for (int col = threadIdx.x % 32; col < head_dim; col += 32) {
-        float acc = 0;
-        for (int s = 0; s < n_split; s++) {
-            const RowPart part = row_part(scratch, s, n_row)[row];
-            if (part.sum == 0) continue;
-            acc += expf(part.max - m) *
-                   acc_part(scratch, s, n_split, n_row, head_dim)[int64_t{row} * head_dim + col];
+        if (part.sum == 0) continue;
+        const float weight = part.sum * expf(part.max - m);
+        sum += weight;
+        const T* src = out_part<T>(scratch, s, n_split, n_row, head_dim) + int64_t{row} * head_dim + lane_col;
+        UNROLL for (int i = 0; i < kMaxHeadDim / 64; i++) {
+            if (lane_col + 64 * i >= head_dim) continue;
+            const auto values = *reinterpret_cast<const Values<T, 2>*>(src + 64 * i);
+            UNROLL for (int j = 0; j < 2; j++) acc[i].v[j] += weight * to_f32(values.v[j]);
         }
-        dst[col] = from_f32<T>(acc / sum);
+    }
+    T* dst = out + int64_t{row / n_head} * padded(n_head * head_dim) + row % n_head * head_dim + lane_col;
+    UNROLL for (int i = 0; i < kMaxHeadDim / 64; i++) {
+        if (lane_col + 64 * i >= head_dim) continue;
+        UNROLL for (int j = 0; j < 2; j++) acc[i].v[j] /= sum;
+        store(dst + 64 * i, acc[i]);
     }
 }
 

@@ -172,10 +172,12 @@ AttentionShape attention_shape(const Config& c, int layer) {
 int n_attention_split(const Config& c, int layer, int n_context) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? n_context : std::min(n_context, c.window - 1 + c.n_canvas);
-    const int n = std::clamp((n_key + 511) / 512, 1, 8);
-    // Whole waves of the 132 SMs of an H100 or H200, each of which holds one block of 64 rows.
-    const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + 63) / 64 * l.n_head_kv;
+    // Whole waves of the 132 SMs of an H100 or H200, each of which holds one block (attention.cu, BLOCK_M);
+    // one wave if that leaves a part 256 keys.
+    const int n_row = l.head_dim <= 256 ? 128 : 64;
+    const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
     const int in_wave = std::max(1, 132 / n_block);
+    const int n = std::clamp(std::max((n_key + 511) / 512, std::min(n_key / 256, in_wave)), 1, 8);
     return n < in_wave ? n : n / in_wave * in_wave;
 }
 

@@ -169,12 +169,32 @@ TEMPLATE_TEST_CASE("attention: global", "[attention]", F16, float) {
                 check<TestType>({16, 2, 1, 0, n_cached, n_token, mask, 1, 2, 5});
 }
 
+TEMPLATE_TEST_CASE("attention: less and more than tiles of rows and keys", "[attention]", F16, float) {
+    // Blocks have 128 rows and 32 keys, of heads of 512 half of that.
+    for (const Mask mask : {Mask::Causal, Mask::Canvas}) {
+        for (const int n_token : {63, 64, 65}) {
+            for (const int n_key : {95, 96, 97})
+                check<TestType>({16, 2, 1, 0, n_key - n_token, n_token, mask, 1, 2, 5});
+            check<TestType>({256, 2, 1, 0, 32, n_token, mask});
+            check<TestType>({512, 1, 1, 0, 32, n_token, mask});
+        }
+        for (const int n_key : {31, 32, 33, 64}) check<TestType>({256, 1, 1, 0, n_key - 8, 8, mask});
+        for (const int n_key : {15, 16, 17, 32}) check<TestType>({512, 1, 1, 0, n_key - 8, 8, mask});
+        // Around rings that are no multiple of a tile, with a window shorter than one.
+        for (const int n_cached : {0, 30, 77}) {
+            check<TestType>({256, 2, 1, 11, n_cached, 40, mask, 2, 2, 3});
+            check<TestType>({512, 2, 1, 11, n_cached, 40, mask, 2, 2, 3});
+        }
+    }
+}
+
 TEMPLATE_TEST_CASE("attention: parts of the keys", "[attention]", F16, float) {
     for (const int n_split : {1, 2, 3, 7, 40})  // 40: more than there are tiles of keys
         for (const Mask mask : {Mask::Causal, Mask::Canvas}) {
             check<TestType>({32, 4, 2, 0, 300, 33, mask, n_split});
             check<TestType>({32, 4, 2, 100, 300, 70, mask, n_split});
             check<TestType>({18, 4, 2, 100, 0, 5, mask, n_split});
+            check<TestType>({256, 2, 1, 0, 100, 5, mask, n_split});
             check<TestType>({512, 2, 1, 0, 100, 5, mask, n_split});
         }
     // Parts whose keys some rows of a tile do not see: the window is shorter than a tile.
@@ -218,7 +238,8 @@ TEST_CASE("attention: many small probabilities count", "[attention]") {
 TEMPLATE_TEST_CASE("attention: any order of threads", "[attention]", F16, float) {
     for (const Case& c :
          {Case{64, 2, 1, 40, 133, 20, Mask::Causal, 1}, Case{40, 4, 2, 0, 133, 35, Mask::Canvas, 2},
-          Case{18, 2, 2, 30, 70, 33, Mask::Causal, 5}, Case{512, 2, 1, 0, 70, 5, Mask::Canvas, 2}}) {
+          Case{18, 2, 2, 30, 70, 33, Mask::Causal, 5}, Case{512, 2, 1, 0, 70, 5, Mask::Canvas, 2},
+          Case{256, 2, 1, 40, 70, 33, Mask::Causal}, Case{256, 2, 1, 0, 90, 20, Mask::Canvas, 2}}) {
         const Inputs<TestType> in(c);
         INFO(c);
         CHECK(worst(c, every_schedule([&] { return run<TestType>(c, in); }, 2), in) < tolerance<TestType>);
