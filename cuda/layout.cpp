@@ -188,21 +188,25 @@ int64_t middle_size(const Config& c, const Room& room) {
 template <class T>
 Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
+    // Of products whose columns the canvas has in parts: engine.cpp.
+    const auto part_rows = [&](int n_row) {
+        return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_parts(n_row, c.n_canvas));
+    };
     int64_t q = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
     for (int l = 0; l < c.n_layer; l++) {
         const AttentionShape s = attention_shape(c, l);
         q = std::max<int64_t>(q, padded(s.n_head * s.head_dim));
         const int q_row = s.n_head * s.head_dim, k_row = s.n_head_kv * s.head_dim;
-        const int64_t rows = linear_part_rows(q_row + k_row, room.n_token);
+        const int64_t rows = part_rows(q_row + k_row);
         q_out = std::max(q_out, rows * q_row);
         k_out = std::max(k_out, rows * k_row);
         attention =
-            std::max(attention, attention_scratch(c.n_canvas, s, n_attention_split(c, l, room.n_context)));
+            std::max(attention, attention_scratch<T>(c.n_canvas, s, n_attention_split(c, l, room.n_context)));
     }
     const int64_t half = c.max_head_dim() / 2;
     Buffers<T> b{};
     for (float** p : {&b.x, &b.h, &b.router_in, &b.dense}) *p = arena.take<float>(n * d);
-    b.o = arena.take<float>(linear_part_rows(c.n_embd, room.n_token) * d);
+    b.o = arena.take<float>(part_rows(c.n_embd) * d);
     for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
     b.q_in = arena.take<T>(n * q);
     b.o_in = arena.take<T>(n * q);

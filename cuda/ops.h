@@ -214,15 +214,6 @@ constexpr int linear_parts(int n_row, int n_token) {
     const int n_block = (n_row + 127) / 128 * ((n_token + 127) / 128), n = 264 / n_block;
     return n < 1 ? 1 : n > 3 ? 3 : n;
 }
-// Rows of all parts together, of up to n_token tokens.
-constexpr int64_t linear_part_rows(int n_row, int n_token) {
-    int64_t most = 0;
-    for (int n = n_token; n > 0; n = (n - 1) / 128 * 128) {
-        const int64_t rows = int64_t{n} * linear_parts(n_row, n);
-        if (rows > most) most = rows;
-    }
-    return most;
-}
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)
 template <class T>
@@ -246,12 +237,14 @@ enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 
 // out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
 // put at positions n_cached .., and whatever the mask lets them see before. n_split parts of the keys are
-// worked on at once; scratch: attention_scratch() floats (none for n_split 1).
+// worked on at once; scratch: attention_scratch<T>() floats (none for n_split 1).
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
                const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state);
+template <class T>
 constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split) {
-    return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * (shape.head_dim + 2) : 0;
+    const int row = 2 + shape.head_dim * int{sizeof(T)} / 4;
+    return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * row : 0;
 }
 
 // ---- moe.cu -----------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ std::vector<T> run(const Case& c, const Inputs<T>& in) {
     LoopState state{};
     state.n_cached = c.n_cached;
     const auto device_state = to_device(std::vector<LoopState>{state});
-    const DeviceArray<float> scratch(attention_scratch(c.n_token, c.shape(), c.n_split));
+    const DeviceArray<float> scratch(attention_scratch<T>(c.n_token, c.shape(), c.n_split));
     attention<T>(Stream{}, out.data(), q.data(), {k.data(), v.data(), c.n_slot()}, c.n_token, c.shape(),
                  c.mask, c.n_split, scratch.data(), device_state.data());
     auto rows = to_host(out);
@@ -256,5 +256,5 @@ TEST_CASE("attention: refuses what it cannot do", "[attention]") {
     CHECK_THROWS_AS(launch({3, 2, 32, 0}, 1, 1), Error);
     CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, 2), Error);  // no scratch
     CHECK_THROWS_AS(launch({2, 1, 32, 0}, 0, 1), Error);
-    CHECK(attention_scratch(10, {4, 2, 32, 0}, 1) == 0);
+    CHECK(attention_scratch<F16>(10, {4, 2, 32, 0}, 1) == 0);
 }

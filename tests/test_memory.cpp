@@ -199,8 +199,9 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{20480});
     CHECK(large.scratch == p.scratch);
     CHECK(large.weights == p.weights);
-    // Attention in whole waves of an H200: 64 blocks a part of the keys, 132 SMs. Layer 5 is global.
-    CHECK(n_attention_split(model->config, 0, 65536) == 2);
+    // Attention in whole waves of an H200, 132 SMs: 32 blocks a part of the keys, in layer 5, which is
+    // global, 64.
+    CHECK(n_attention_split(model->config, 0, 65536) == 4);
     CHECK(n_attention_split(model->config, 5, 65536) == 8);
     CHECK(n_attention_split(model->config, 5, 256) == 1);
     // 16 GB: some layers' experts stay in the host's memory.

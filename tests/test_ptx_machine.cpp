@@ -115,6 +115,11 @@ TEST_CASE("ptx machine: races in shared memory") {
     CHECK(read_other("bar.warp.sync -1;", 4) == "none");
     CHECK(read_other("bar.warp.sync -1;", 128).find("race: ") != std::string::npos);  // another warp's
     CHECK(read_other("bar.sync 0;", 128) == "none");
+    // Pairs of warps: barrier 1 is of the first two.
+    const std::string pair = "shr.u32 %r10, %r1, 6; add.s32 %r10, %r10, 1; bar.sync %r10, 64;";
+    CHECK(fault_of(own + pair + fmt::format(fmt::runtime(other), 128), 1, 128) == "none");
+    CHECK(fault_of(own + pair + fmt::format(fmt::runtime(other), 256), 1, 128).find("race: ") !=
+          std::string::npos);
     // Written again while others may still read.
     const std::string again = "ld.shared.u32 %r8, [%r3+128]; {} st.shared.u32 [%r5], 7;";
     CHECK(fault_of(own + "bar.sync 0;" + fmt::format(fmt::runtime(again), "")).find("race: writes") !=

@@ -65,15 +65,15 @@ struct Code {
     std::vector<std::pair<size_t, size_t>> params;  // offset, size
     size_t param_bytes = 0, local_bytes = 0;
     int n_slot = 1;
-    bool named_barriers = false;  // then races are not looked for
+    bool arrives = false;  // bar.arrive: then races are not looked for
 };
 
 struct Thread {
     uint64_t* r;  // the slots
     const Code& code;
     int pc = 0;  // next instruction; negative: done
-    // __syncthreads and __syncwarp that lie behind.
-    uint32_t n_barrier = 0, n_warp_barrier = 0;
+    // __syncthreads, named barriers and __syncwarp that lie behind.
+    uint32_t n_barrier = 0, n_group_barrier = 0, n_warp_barrier = 0;
 
     sim::Site at(const Ins& i) const { return {code.file.c_str(), i.line}; }
     char* shared(uint64_t address) const { return sim::block->memory + static_cast<uint32_t>(address); }
@@ -96,10 +96,12 @@ enum class Access { Read, Write, Atomic };
 
 // The first thread of a block begins on this OS thread; `launch` counts from 1.
 void watch_block(uint64_t launch);
+// The running thread is at this named barrier: it is of a group of warps that has it, and keeps to it.
+void watch_group(const Thread& t, const Ins& i, int barrier);
 // `bytes` at p are read or written. A fault, of shared memory: another thread has written it, or it is
-// written and another has read it, with neither a __syncthreads nor, within a warp, a __syncwarp between. Of
-// global memory: another block of the launch uses it, unless both read, both are atomic, or both write the
-// same `value`.
+// written and another has read it, with neither a __syncthreads nor, within a warp or a group of warps, a
+// barrier of these between. Of global memory: another block of the launch uses it, unless both read, both are
+// atomic, or both write the same `value`.
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes);
 void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes,
                   const void* value = nullptr);

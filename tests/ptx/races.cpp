@@ -16,28 +16,68 @@ namespace {
 
 // ---- threads and shared memory ----------------------------------------------------------------------------
 
-// When an access was: thread, number of barriers of its block, and of its warp, before it.
+// When an access was: the thread, and how many barriers of its block, its group of warps and its warp it had
+// behind it.
 struct Moment {
     int thread = -1, line = 0;
-    uint32_t barrier = 0, warp_barrier = 0;
+    uint32_t barrier = 0, group_barrier = 0, warp_barrier = 0;
 };
-// Of a byte. Reads: the latest, and whether others of this interval between barriers, or between a warp's
-// barriers, were by another warp, or another lane.
+// Of a byte. Reads: the latest, and whether another group, another warp of the group, or another lane of the
+// warp has read it since the barrier before.
 struct Byte {
     Moment write, read;
-    bool atomic = false, by_warps = false, by_lanes = false;
+    bool atomic = false, by_groups = false, by_warps = false, by_lanes = false;
 };
 
 struct SharedRaces {
     std::vector<Byte> bytes{sim::Block::memory_bytes};
     uint32_t first_barrier = 1, last_barrier = 1;  // numbers go on from block to block
+    std::array<int, 1024> group{};                 // of a thread: its named barrier; 0: none yet
 };
 thread_local SharedRaces races;
 
-// Whether nothing puts `before`, of another thread, before `now`.
+bool same_warp(const Moment& a, const Moment& b) {
+    return a.thread / 32 == b.thread / 32;
+}
+bool same_group(const Moment& a, const Moment& b) {
+    const int group = races.group[a.thread];
+    return same_warp(a, b) || (group && group == races.group[b.thread]);
+}
+bool group_orders(const Moment& before, const Moment& now) {
+    return before.barrier != now.barrier ||
+           (same_group(before, now) && before.group_barrier < now.group_barrier);
+}
+bool orders(const Moment& before, const Moment& now) {
+    return group_orders(before, now) || (same_warp(before, now) && before.warp_barrier < now.warp_barrier);
+}
+// Whether nothing puts `before`, if that was another thread, before `now`.
 bool concurrent(const Moment& before, const Moment& now) {
-    if (before.thread < 0 || before.thread == now.thread || before.barrier != now.barrier) return false;
-    return before.thread / 32 != now.thread / 32 || before.warp_barrier >= now.warp_barrier;
+    return before.thread >= 0 && before.thread != now.thread && !orders(before, now);
+}
+// The same of all that have read a byte.
+bool readers_concurrent(const Byte& b, const Moment& now) {
+    if (b.read.thread < 0 || b.read.barrier != now.barrier) return false;
+    return b.by_groups || (b.by_warps && !group_orders(b.read, now)) ||
+           (b.by_lanes && !orders(b.read, now)) || concurrent(b.read, now);
+}
+void add_reader(Byte& b, const Moment& now) {
+    if (b.read.thread < 0 || b.read.barrier != now.barrier) {
+        b.read = now;
+        b.by_groups = b.by_warps = b.by_lanes = false;
+    } else if (!same_group(b.read, now)) {
+        b.by_groups = true;
+    } else if (b.read.group_barrier != now.group_barrier) {
+        if (b.read.group_barrier > now.group_barrier) return;
+        b.read = now;
+        b.by_warps = b.by_lanes = false;
+    } else if (!same_warp(b.read, now)) {
+        b.by_warps = true;
+    } else if (b.read.warp_barrier < now.warp_barrier) {
+        b.read = now;
+        b.by_lanes = false;
+    } else if (b.read.warp_barrier == now.warp_barrier && b.read.thread != now.thread) {
+        b.by_lanes = true;
+    }
 }
 
 [[noreturn]] void report(const Thread& t, const Ins& i, const char* what, const Moment& before,
@@ -99,6 +139,7 @@ uint64_t next_use(uint64_t old, Access access, uint8_t value) {
 
 void watch_block(uint64_t launch) {
     races.first_barrier = ++races.last_barrier;
+    races.group = {};
     const dim3 grid = sim::block->launch->grid;
     const uint3 idx = sim::block->idx;
     this_launch = launch % (1 << kLaunchBits);
@@ -106,33 +147,29 @@ void watch_block(uint64_t launch) {
     count_block();
 }
 
+void watch_group(const Thread& t, const Ins& i, int barrier) {
+    int& group = races.group[sim::fiber->rank];
+    if (group && group != barrier && !t.code.arrives)
+        sim::fault(t.at(i), "named barriers {} and {} in one thread: races could not be seen", group,
+                   barrier);
+    group = barrier;
+}
+
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
-    const Moment now = {sim::fiber->rank, i.line, races.first_barrier + t.n_barrier, t.n_warp_barrier};
+    const Moment now = {sim::fiber->rank, i.line, races.first_barrier + t.n_barrier, t.n_group_barrier,
+                        t.n_warp_barrier};
     races.last_barrier = std::max(races.last_barrier, now.barrier);
     count_access(t, i, true, access == Access::Read, p, n);
-    if (t.code.named_barriers) return;
+    if (t.code.arrives) return;
     for (Byte* b = &races.bytes[p - sim::block->memory]; n--; b++, p++) {
         if (concurrent(b->write, now) && !(access == Access::Atomic && b->atomic))
             report(t, i, access == Access::Read ? "reads" : "writes", b->write, p);
-        if (access != Access::Read) {
-            const bool read_now = b->read.barrier == now.barrier && b->read.thread >= 0;
-            if (read_now && (b->by_warps || (b->by_lanes && b->read.warp_barrier >= now.warp_barrier) ||
-                             concurrent(b->read, now)))
-                report(t, i, "writes", b->read, p);
+        if (access == Access::Read) {
+            add_reader(*b, now);
+        } else {
+            if (readers_concurrent(*b, now)) report(t, i, "writes", b->read, p);
             b->write = now;
             b->atomic = access == Access::Atomic;
-            continue;
-        }
-        if (b->read.thread < 0 || b->read.barrier != now.barrier) {
-            b->read = now;
-            b->by_warps = b->by_lanes = false;
-        } else if (b->read.thread / 32 != now.thread / 32) {
-            b->by_warps = true;
-        } else if (now.warp_barrier > b->read.warp_barrier) {
-            b->read = now;
-            b->by_lanes = false;
-        } else if (now.warp_barrier == b->read.warp_barrier && now.thread != b->read.thread) {
-            b->by_lanes = true;
         }
     }
 }

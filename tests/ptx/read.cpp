@@ -300,7 +300,7 @@ class Reader {
             operands(words[0] == "call" ? rest.substr(rest.rfind('(')) : rest, i);
         if (!decode(i, words, rest)) fail("an instruction that is not known here: {}", p.text);
         code_->ins.push_back(i);
-        code_->named_barriers |= words[0] == "bar" && words[1] != "red" && words[1] != "warp" && i.n == 2;
+        code_->arrives |= words[0] == "bar" && words[1] == "arrive";
     }
 
     std::string path_, text_;
