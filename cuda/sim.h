@@ -485,6 +485,7 @@ inline std::string describe_access() {
 }
 
 inline void run_thread() {
+    Fiber* next = nullptr;  // after a Stop: run_block()
     try {
         block->launch->call(block->launch->body);
         if (!fiber->copies.empty()) fault("the thread ended with a cp.async in flight");
@@ -492,11 +493,11 @@ inline void run_thread() {
         clear_ready(*fiber);
         if (--block->n_live && block->barriers[0].n_arrived == block->n_live) release(block->barriers[0]);
         if (!block->ready && block->n_live) deadlock();
-        switch_to(pick());
+        next = pick();
     } catch (Stop) {
         fiber->ended = true;
-        switch_to(nullptr);
     }
+    switch_to(next);
     abort();  // an ended thread runs again
 }
 
@@ -512,8 +513,8 @@ __attribute__((no_sanitize("address"))) inline void after_access() {
         fault(describe_access());
     } catch (Stop) {
         fiber->ended = true;
-        switch_to(nullptr);
     }
+    switch_to(nullptr);
 }
 
 inline void set_up(Block& b, const Launch& l, uint64_t index) {
