@@ -56,7 +56,7 @@ DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
-PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out tests/ptx/cudart.cpp,$(wildcard tests/ptx/*.cpp)))
+PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out %cudart.cpp,$(wildcard tests/ptx/*.cpp)))
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp)) $(PTX_OBJ)
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
@@ -226,10 +226,11 @@ else
 test-ptx: $(BUILD)/unit $(PTX)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
-$(CUDA_OBJ)/cudart.o: tests/ptx/cudart.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
+FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
+$(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
-	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
-$(CUDA_OBJ)/unit-fake-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ) $(CUDA_OBJ)/cudart.o $(PTX_OBJ)
+	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
+$(CUDA_OBJ)/unit-fake-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ) $(FAKE_GPU_OBJ) $(PTX_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
 unit-fake-gpu: $(CUDA_OBJ)/unit-fake-gpu
 test-fake-gpu: $(PTX)

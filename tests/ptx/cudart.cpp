@@ -129,6 +129,12 @@ struct CUkern_st {
 
 namespace {
 
+// That a broken capture has taken along, or the body of a node in it.
+bool has_lost(cudaGraph_t g) {
+    return g->lost || std::any_of(g->nodes.begin(), g->nodes.end(),
+                                  [](auto& n) { return n->body[0] && has_lost(n->body[0]); });
+}
+
 constexpr size_t kMemory = size_t{5} << 29, kUnasked = 48 << 10, kMostShared = 227 << 10;
 
 // ---- the device -------------------------------------------------------------------------------------------
@@ -292,12 +298,12 @@ struct Device {
             quits = true;
         }
         if (thread.joinable()) thread.join();
-        fmt::print("fake GPU, seed {}: {} launches, {} copies and fills, {} captures, {} runs of graphs\n", seed,
-                   n_launch, n_copy, n_capture, n_graph);
+        fmt::print("fake GPU, seed {}: {} launches, {} copies and fills, {} captures, {} runs of graphs\n",
+                   seed, n_launch, n_copy, n_capture, n_graph);
         size_t n_op = null_stream.ops.size(), n_graph_left = 0;
         for (const auto* set : {&streams, &ended_streams})
             for (cudaStream_t s : *set) n_op += s->ops.size();
-        for (cudaGraph_t g : graphs) n_graph_left += !g->parent && !g->lost;
+        for (cudaGraph_t g : graphs) n_graph_left += !g->parent && !has_lost(g);
         const auto tell = [&](size_t n, const char* what) {
             if (n && lost == cudaSuccess) fmt::print(stderr, "fake GPU: LEFT at the end: {} {}\n", n, what);
         };
@@ -341,14 +347,14 @@ cudaError_t failed(cudaError_t e) {
 }
 
 // Of every function: the device under its mutex; ends the call if the device is lost, or if not `ok`.
-#define BEGIN()                            \
-    Device& d = device();                  \
-    std::unique_lock lock(d.mutex);        \
+#define BEGIN()                     \
+    Device& d = device();           \
+    std::unique_lock lock(d.mutex); \
     if (d.lost) return failed(d.lost)
 #define CHECK_CALL(ok, error) \
     if (!(ok)) return failed(error)
-#define GET_STREAM(s)               \
-    if (!s) s = &d.null_stream;     \
+#define GET_STREAM(s)           \
+    if (!s) s = &d.null_stream; \
     CHECK_CALL(s == &d.null_stream || d.streams.contains(s), cudaErrorInvalidResourceHandle)
 
 // ---- captures ---------------------------------------------------------------------------------------------
@@ -393,7 +399,8 @@ bool has_nodes(cudaGraph_t g, const cudaGraphNode_t* nodes, size_t n) {
 cudaError_t begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, bool whole, cudaStreamCaptureMode mode) {
     d.n_capture++;
     g->capturing = true;
-    s->capture = std::make_shared<Capture>(Capture{s, g, whole, mode, std::this_thread::get_id(), d.n_capture});
+    s->capture =
+        std::make_shared<Capture>(Capture{s, g, whole, mode, std::this_thread::get_id(), d.n_capture});
     s->capture->streams = {s};
     d.captures.insert(s->capture);
     return cudaSuccess;
@@ -412,10 +419,6 @@ std::set<cudaGraphNode_t> with_all_before(std::vector<cudaGraphNode_t> nodes) {
 
 // ---- graphs -----------------------------------------------------------------------------------------------
 
-bool has_lost(cudaGraph_t g) {
-    return g->lost || std::any_of(g->nodes.begin(), g->nodes.end(),
-                                  [](auto& n) { return n->body[0] && has_lost(n->body[0]); });
-}
 bool is_capturing(cudaGraph_t g) {
     return g->capturing || std::any_of(g->nodes.begin(), g->nodes.end(),
                                        [](auto& n) { return n->body[0] && is_capturing(n->body[0]); });
@@ -452,27 +455,27 @@ extern "C" {
 
 // ---- errors and devices -----------------------------------------------------------------------------------
 
-#define ERRORS(X)                                                                                     \
-    X(cudaSuccess)                                                                                    \
-    X(cudaErrorInvalidValue)                                                                          \
-    X(cudaErrorMemoryAllocation)                                                                      \
-    X(cudaErrorInvalidConfiguration)                                                                  \
-    X(cudaErrorInvalidDeviceFunction)                                                                 \
-    X(cudaErrorInvalidDevice)                                                                         \
-    X(cudaErrorInvalidResourceHandle)                                                                 \
-    X(cudaErrorIllegalState)                                                                          \
-    X(cudaErrorNotReady)                                                                              \
-    X(cudaErrorIllegalAddress)                                                                        \
-    X(cudaErrorLaunchOutOfResources)                                                                  \
-    X(cudaErrorNotSupported)                                                                          \
-    X(cudaErrorStreamCaptureUnsupported)                                                              \
-    X(cudaErrorStreamCaptureInvalidated)                                                              \
-    X(cudaErrorStreamCaptureMerge)                                                                    \
-    X(cudaErrorStreamCaptureUnmatched)                                                                \
-    X(cudaErrorStreamCaptureUnjoined)                                                                 \
-    X(cudaErrorStreamCaptureImplicit)                                                                 \
-    X(cudaErrorStreamCaptureIsolation)                                                                \
-    X(cudaErrorStreamCaptureWrongThread)                                                              \
+#define ERRORS(X)                        \
+    X(cudaSuccess)                       \
+    X(cudaErrorInvalidValue)             \
+    X(cudaErrorMemoryAllocation)         \
+    X(cudaErrorInvalidConfiguration)     \
+    X(cudaErrorInvalidDeviceFunction)    \
+    X(cudaErrorInvalidDevice)            \
+    X(cudaErrorInvalidResourceHandle)    \
+    X(cudaErrorIllegalState)             \
+    X(cudaErrorNotReady)                 \
+    X(cudaErrorIllegalAddress)           \
+    X(cudaErrorLaunchOutOfResources)     \
+    X(cudaErrorNotSupported)             \
+    X(cudaErrorStreamCaptureUnsupported) \
+    X(cudaErrorStreamCaptureInvalidated) \
+    X(cudaErrorStreamCaptureMerge)       \
+    X(cudaErrorStreamCaptureUnmatched)   \
+    X(cudaErrorStreamCaptureUnjoined)    \
+    X(cudaErrorStreamCaptureImplicit)    \
+    X(cudaErrorStreamCaptureIsolation)   \
+    X(cudaErrorStreamCaptureWrongThread) \
     X(cudaErrorCapturedEvent)
 const char* cudaGetErrorName(cudaError_t e) {
 #define NAME(x) \
@@ -919,7 +922,8 @@ cudaError_t cudaGraphAddNode(cudaGraphNode_t* out, cudaGraph_t g, const cudaGrap
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphInstantiateWithParams(cudaGraphExec_t* out, cudaGraph_t g, cudaGraphInstantiateParams* p) {
+cudaError_t cudaGraphInstantiateWithParams(cudaGraphExec_t* out, cudaGraph_t g,
+                                           cudaGraphInstantiateParams* p) {
     BEGIN();
     CHECK_CALL(out && p && p->flags == 0 && d.graphs.contains(g), cudaErrorInvalidValue);
     p->result_out = cudaGraphInstantiateInvalidStructure;
