@@ -56,10 +56,11 @@ DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
-TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp tests/ptx/*.cpp))
+PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out %cudart.cpp,$(wildcard tests/ptx/*.cpp)))
+TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp)) $(PTX_OBJ)
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu unit-fake-gpu test-fake-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -219,11 +220,22 @@ $(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/
 $(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX) $< -o $@
 ifeq ($(NVCC),)
-test-ptx traffic:
+test-ptx traffic test-fake-gpu:
 	@echo "SKIPPED $@: there is no nvcc"
 else
 test-ptx: $(BUILD)/unit $(PTX)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
+# The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
+FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
+$(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
+	@mkdir -p $(@D)
+	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
+$(CUDA_OBJ)/unit-fake-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ) $(FAKE_GPU_OBJ) $(PTX_OBJ)
+	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
+unit-fake-gpu: $(CUDA_OBJ)/unit-fake-gpu
+test-fake-gpu: $(PTX)
+	$(MAKE) ARCH=90a unit-fake-gpu
+	EASEL_PTX=$(BUILD)/ptx $(BUILD)/obj/cuda/90a/unit-fake-gpu '~[slow]'
 traffic: $(BUILD)/unit $(PTX)
 	EASEL_PTX_TRAFFIC=1 EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit 'attention: the*,linear: sizes*,linear: every*,gate_up*,expert*,lm_head: l*,soft_emb*,[norm],[moe]'
 endif

@@ -9,7 +9,8 @@
 // other is the host's. Meanings are those of the PTX ISA manual, 9.0. What no kernel has is not here, and is
 // refused when the file is read.
 // read.cpp: from text to instructions. ops.cpp: what each does. run.cpp: threads, and which kernel is which.
-// races.cpp: accesses that nothing orders. traffic.cpp: bank conflicts, sectors of global memory.
+// races.cpp: accesses that nothing orders. traffic.cpp: bank conflicts, sectors of global memory. cudart.cpp:
+// with these, a CUDA runtime for the GPU tests (make test-fake-gpu).
 #pragma once
 #include <array>
 #include <cstdint>
@@ -65,7 +66,8 @@ struct Code {
     std::vector<std::pair<size_t, size_t>> params;  // offset, size
     size_t param_bytes = 0, local_bytes = 0;
     int n_slot = 1;
-    bool arrives = false;  // bar.arrive: then races are not looked for
+    unsigned max_threads = 1024;  // of a block: __launch_bounds__
+    bool arrives = false;         // bar.arrive: then races are not looked for
 };
 
 struct Thread {
@@ -78,6 +80,10 @@ struct Thread {
     sim::Site at(const Ins& i) const { return {code.file.c_str(), i.line}; }
     char* shared(uint64_t address) const { return sim::block->memory + static_cast<uint32_t>(address); }
 };
+
+// The names of kernels have the file's in them if their namespace has none; here they are as the host's
+// compiler has them.
+std::string plain_name(std::string name);
 
 // The kernels of a file. Throws Error with its line if it has what nobody knows here.
 std::vector<Code> read_file(const std::string& path);

@@ -34,16 +34,6 @@ Words split(const std::string& s, char by) {
     return out;
 }
 
-// Names of an unnamed namespace have the file's in them; here they are as the host's compiler has them.
-std::string plain_name(std::string name) {
-    for (size_t at; (at = name.find("_GLOBAL__N__")) != name.npos;) {
-        size_t digits = at;
-        while (digits > 0 && isdigit(static_cast<unsigned char>(name[digits - 1]))) digits--;
-        name.replace(digits, at - digits + std::stoul(name.substr(digits, at - digits)), "12_GLOBAL__N_1");
-    }
-    return name;
-}
-
 // Reads a file from start to end.
 class Reader {
   public:
@@ -168,6 +158,8 @@ class Reader {
         const size_t open = text.find('('), close = text.find(')');
         code_->name = plain_name(trim(text.substr(0, open)));
         scopes_.assign(1, {});
+        if (const size_t at = text.find(".maxntid"); at != text.npos)
+            code_->max_threads = static_cast<unsigned>(std::stoul(text.substr(at + 8)));
         if (open == text.npos) return;
         for (const std::string& param : split(text.substr(open + 1, close - open - 1), ',')) {
             const Variable v = variable(param);
@@ -315,6 +307,15 @@ class Reader {
 };
 
 }  // namespace
+
+std::string plain_name(std::string name) {
+    for (size_t at; (at = name.find("_GLOBAL__N__")) != name.npos;) {
+        size_t digits = at;
+        while (digits > 0 && isdigit(static_cast<unsigned char>(name[digits - 1]))) digits--;
+        name.replace(digits, at - digits + std::stoul(name.substr(digits, at - digits)), "12_GLOBAL__N_1");
+    }
+    return name;
+}
 
 std::vector<Code> read_file(const std::string& path) {
     return Reader(path).read();

@@ -14,6 +14,7 @@
 
 #include "check.h"
 #include "code.h"
+#include "launch.h"
 
 extern "C" void easel_ptx_here() {}  // a function whose name and address are known
 
@@ -99,11 +100,11 @@ std::map<std::string, void*> own_symbols() {
     return out;
 }
 
-std::unordered_map<void*, Code> codes;
+std::map<std::string, Code> by_name;
+std::unordered_map<void*, const Code*> by_address;
 
 // From now on kernels of the .ptx files in `folder` run from these.
 void use_ptx(const std::string& folder) {
-    std::map<std::string, Code> by_name;
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
         if (entry.path().extension() != ".ptx") continue;
         for (Code& code : read_file(entry.path())) {
@@ -114,15 +115,16 @@ void use_ptx(const std::string& folder) {
     }
     require(!by_name.empty(), "{}: no kernels in .ptx files", folder);
     const auto symbols = own_symbols();
-    for (auto& [name, code] : by_name) {
+    if (symbols.contains("__cudaLaunchKernel")) return;  // cudart.cpp asks for kernels by name
+    for (const auto& [name, code] : by_name) {
         const auto found = symbols.find(name);
         require(found != symbols.end(), "{}: this program has no kernel of that name: {}", code.file, name);
-        require(codes.emplace(found->second, std::move(code)).second, "{} is another kernel too", name);
+        require(by_address.emplace(found->second, &code).second, "{} is another kernel too", name);
     }
     sim::compiled = [](void* kernel, const std::vector<sim::Param>& params) -> std::function<void()> {
-        const auto found = codes.find(kernel);
-        if (found == codes.end()) return nullptr;
-        const Code& code = found->second;
+        const auto found = by_address.find(kernel);
+        if (found == by_address.end()) return nullptr;
+        const Code& code = *found->second;
         std::vector<char> bytes(code.param_bytes + 1);
         bool same = params.size() == code.params.size();
         for (size_t i = 0; same && i < params.size(); i++) {
@@ -152,5 +154,39 @@ const struct Start {
 } start;
 
 }  // namespace
+
+// ---- launch.h ---------------------------------------------------------------------------------------------
+
+const Code* find(const std::string& name) {
+    const auto found = by_name.find(plain_name(name));
+    return found == by_name.end() ? nullptr : &found->second;
+}
+Needs needs(const Code& code) {
+    size_t bytes = 0;
+    for (const Fill& f : code.fills)
+        if (f.kind == Fill::Shared) bytes += sim::round16(f.bytes);
+    return {bytes, code.max_threads};
+}
+std::vector<char> copy_params(const Code& code, void* const* params) {
+    std::vector<char> bytes(code.param_bytes + 1);
+    for (size_t i = 0; i < code.params.size(); i++)
+        memcpy(bytes.data() + code.params[i].first, params[i], code.params[i].second);
+    return bytes;
+}
+void launch(const Code& code, const LaunchShape& s, const std::vector<char>& params) {
+    sim::launch(code.name.c_str(), dim3(s.grid[0], s.grid[1], s.grid[2]),
+                dim3(s.block[0], s.block[1], s.block[2]), s.shared_bytes,
+                [&, launch = ++n_launch] { run(code, params.data(), launch); });
+}
+void* allocate(size_t bytes) {
+    return sim::allocate(bytes);
+}
+void deallocate(void* p) {
+    sim::deallocate(p);
+}
+void set_order(uint64_t seed) {
+    sim::schedule.order = sim::Order::Random;
+    sim::schedule.seed = seed;
+}
 
 }  // namespace easel::ptx
