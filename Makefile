@@ -5,6 +5,7 @@
 #   make cuda-build all of it through nvcc, for one architecture
 #   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
 #   make test-gpu   the kernel and loop tests on a GPU     make test-ptx  them without one, as nvcc compiled the kernels
+#   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and driver
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)

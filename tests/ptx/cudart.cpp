@@ -5,15 +5,17 @@
 //
 // What the documentation leaves open goes as badly as it may. One thread is the device: of all that is next
 // in some stream and may begin, it takes any; late, if the seed (EASEL_FAKE_GPU_SEED) says so: only once the
-// host waits for it, or for what comes after it. Copies read and write host memory when it is their turn,
-// pageable memory too. Nodes of a graph run in any order that the edges allow, with work of other streams
-// between them. In a capture, copies from or to pageable memory are refused. A capture to a graph that is
-// broken off takes the graph along; destroying what that graph was the body of ends the process.
-// EASEL_FAKE_GPU_REFUSES: "conditional", "instantiate" or "launch", of graphs with conditional nodes.
+// host waits for it, or for what comes after it; but graphs begin by themselves. Copies read and write host
+// memory when it is their turn, pageable memory too. Nodes of a graph run in any order that the edges allow,
+// with work of other streams between them. In a capture, copies from or to pageable memory are refused. A
+// capture to a graph that is broken off takes the graph along; destroying what that graph was the body of
+// ends the process. EASEL_FAKE_GPU_REFUSES: "conditional", "instantiate" or "launch", of graphs with
+// conditional nodes.
 //
 // Not here: two kernels at the same moment, and so their races; memory order between device and host; time.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -300,12 +302,15 @@ struct Device {
         if (thread.joinable()) thread.join();
         fmt::print("fake GPU, seed {}: {} launches, {} copies and fills, {} captures, {} runs of graphs\n",
                    seed, n_launch, n_copy, n_capture, n_graph);
+        bool leaks = false;
         size_t n_op = null_stream.ops.size(), n_graph_left = 0;
         for (const auto* set : {&streams, &ended_streams})
             for (cudaStream_t s : *set) n_op += s->ops.size();
         for (cudaGraph_t g : graphs) n_graph_left += !g->parent && !has_lost(g);
         const auto tell = [&](size_t n, const char* what) {
-            if (n && lost == cudaSuccess) fmt::print(stderr, "fake GPU: LEFT at the end: {} {}\n", n, what);
+            if (!n || lost) return;
+            fmt::print(stderr, "fake GPU: LEFT at the end: {} {}\n", n, what);
+            leaks = true;
         };
         tell(memory.size(), "blocks of memory");
         tell(streams.size(), "streams");
@@ -314,6 +319,7 @@ struct Device {
         tell(execs.size(), "executable graphs");
         tell(captures.size(), "captures");
         tell(n_op, "operations that nobody waited for");
+        if (leaks) fflush(nullptr), _exit(1);
     }
 };
 
@@ -952,6 +958,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     d.n_graph++;
     const OpPtr before = std::exchange(exec->last, d.push(s, nullptr, exec->program));
     if (before && !before->done) exec->last->after.push_back(before);
+    d.want(exec->last);  // it may be that the host looks at nothing but memory
     return cudaSuccess;
 }
 
