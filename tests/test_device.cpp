@@ -394,8 +394,9 @@ TEST_CASE("device: the profile of a step") {
     const LoadStats& load = p.load[0];
     CHECK(load.bytes > 0);
     CHECK(load.repack_ms > 0);
-    CHECK(load.read_ms + load.copy_ms + load.repack_ms <=
-          load.total_ms * 1.01);  // the simulator's do not overlap
+#ifndef EASEL_CUDA  // where they may overlap
+    CHECK(load.read_ms + load.copy_ms + load.repack_ms <= load.total_ms * 1.01);
+#endif
     const std::string table = profile_tables(p, c, plan);
     for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer",
                              "steps launched by the host", "prefill", "repack s"})
