@@ -19,12 +19,12 @@
 // they are written, cp.async destinations before their wait. run_schedules() finds these, and missing
 // barriers, by comparing runs that differ in order and poison.
 //
-// Not covered: races between blocks (blocks that wait for each other hang); updates without an atomic that
-// get lost, as threads take turns only where they wait; memory order (fences do nothing, and a shuffle or
-// vote orders what lanes write and read, where CUDA wants __syncwarp); shared arrays of code that did not
-// run, which count on a GPU; host pointers passed to kernels, wgmma, TMA tensor maps, register limits,
-// __launch_bounds__, speed. mma sums in float in order of k, which hardware does not, so results
-// differ in the last bits; integer mma is exact.
+// Not covered, but found by tests/ptx: races between blocks, and where a shuffle or vote orders what lanes
+// write and read, but CUDA wants __syncwarp. Not covered: blocks that wait for each other (they hang);
+// updates without an atomic that get lost, as threads take turns only where they wait; fences (they do
+// nothing); shared arrays of code that did not run, which count on a GPU; host pointers passed to kernels,
+// wgmma, TMA tensor maps, register limits, __launch_bounds__, speed. mma sums in float in order of k, which
+// hardware does not, so results differ in the last bits; integer mma is exact.
 #pragma once
 #include <atomic>
 #include <bit>
