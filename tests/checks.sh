@@ -44,6 +44,13 @@ wait_for() {  # wait_for COMMAND...: until it is true, a minute at most
     return 1
 }
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
+interrupt() {  # interrupt PID: Ctrl-C; its exit code to $status, the milliseconds that it took to $took
+    began=$(now_ms)
+    kill -INT "$1"
+    wait "$1"
+    status=$?
+    took=$(($(now_ms) - began))
+}
 catches_int() { grep -q '^SigCgt:.*[2367abef]$' "/proc/$1/status"; }  # catches_int PID: Ctrl-C does not just end it
 n_lines() { [ "$(wc -l <"$1")" -ge "$2" ]; }  # n_lines FILE N: it has N at least
 

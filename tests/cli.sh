@@ -512,11 +512,7 @@ for _ in 1 2 3 4 5; do
     "$easel" $long --show-steps </dev/null >"$dir/out" 2>"$dir/err" &
     pid=$!
     wait_for grep -q '^step' "$dir/err"
-    began=$(now_ms)
-    kill -INT $pid
-    wait $pid
-    status=$?
-    took=$(($(now_ms) - began))
+    interrupt $pid
     [ $took -le 2000 ] && break
 done
 check "Ctrl-C exits with 130" $status -eq 130

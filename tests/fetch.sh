@@ -258,11 +258,7 @@ for _ in 1 2 3 4 5; do  # on a busy machine, one of them
     "$easel" fetch slow </dev/null >"$dir/out" 2>"$dir/err" &
     pid=$!
     wait_for test -s "$models/slow.gguf.part"
-    began=$(now_ms)
-    kill -INT $pid
-    wait $pid
-    status=$?
-    took=$(($(now_ms) - began))
+    interrupt $pid
     [ $took -le 2000 ] && break
 done
 check "Ctrl-C exits with 130" $status -eq 130

@@ -327,11 +327,7 @@ for _ in 1 2 3 4 5; do  # on a busy machine, one of them
     start
     cat "$dir/in" >&3  # in one piece, so that it is read in one
     wait_for stalled $pid
-    began=$(now_ms)
-    kill -INT $pid
-    wait $pid
-    status=$?
-    took=$(($(now_ms) - began))
+    interrupt $pid
     pid=""
     exec 3>&-
     [ $took -le 2000 ] && break

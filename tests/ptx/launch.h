@@ -25,7 +25,7 @@ struct LaunchShape {
     size_t shared_bytes;
 };
 // The bytes of the parameters, given their addresses.
-std::vector<char> copy_params(const Code& code, void* const* params);
+std::vector<char> copy_params(const Code& code, const void* const* params);
 // Runs it from start to end; throws Error if it has done wrong.
 void launch(const Code& code, const LaunchShape& shape, const std::vector<char>& params);
 

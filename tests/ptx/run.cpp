@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstdio>
@@ -125,14 +126,12 @@ void use_ptx(const std::string& folder) {
         const auto found = by_address.find(kernel);
         if (found == by_address.end()) return nullptr;
         const Code& code = *found->second;
-        std::vector<char> bytes(code.param_bytes + 1);
-        bool same = params.size() == code.params.size();
-        for (size_t i = 0; same && i < params.size(); i++) {
-            const auto [offset, size] = code.params[i];
-            same = params[i].bytes == size;
-            if (same) memcpy(bytes.data() + offset, params[i].data, size);
-        }
-        require(same, "bug: {} has other parameters in {}", code.name, code.file);
+        const auto same = [](const sim::Param& p, const auto& q) { return p.bytes == q.second; };
+        require(std::equal(params.begin(), params.end(), code.params.begin(), code.params.end(), same),
+                "bug: {} has other parameters in {}", code.name, code.file);
+        std::vector<const void*> addresses;
+        for (const sim::Param& p : params) addresses.push_back(p.data);
+        const std::vector<char> bytes = copy_params(code, addresses.data());
         return [&code, bytes, launch = ++n_launch] { run(code, bytes.data(), launch); };
     };
 }
@@ -167,7 +166,7 @@ Needs needs(const Code& code) {
         if (f.kind == Fill::Shared) bytes += sim::round16(f.bytes);
     return {bytes, code.max_threads};
 }
-std::vector<char> copy_params(const Code& code, void* const* params) {
+std::vector<char> copy_params(const Code& code, const void* const* params) {
     std::vector<char> bytes(code.param_bytes + 1);
     for (size_t i = 0; i < code.params.size(); i++)
         memcpy(bytes.data() + code.params[i].first, params[i], code.params[i].second);

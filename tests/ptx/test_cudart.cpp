@@ -1,24 +1,13 @@
 // test_cudart.cpp: that cudart.cpp refuses what CUDA does, and runs the rest in any order that is allowed;
 // and what device_cuda.cpp makes of it. Only `make test-fake-gpu` has these: a GPU does not promise to be
 // that bad.
-#include "catch.h"
-#include "check.h"
 #include "device.h"
+#include "files.h"
 
 using namespace easel;
 
 namespace {
 
-// Of `f`; empty: none.
-template <class F>
-std::string error_of(F f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return {};
-}
 // The error of a capture; afterwards the device is as before.
 std::string captured(const Graph::Launches& launches) {
     const std::string text = error_of([&] { Graph().launch(launches); });
