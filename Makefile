@@ -8,6 +8,7 @@
 #   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and driver
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
+#   WGMMA=0: without wgmma on sm_90a (cuda/weight_gemm.h), to compare
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
 BUILD ?= build
 CXX ?= g++
@@ -44,7 +45,7 @@ ifneq ($(NVCC),)
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_FLAGS := -DEASEL_CUDA -isystem $(CUDA_HOME)/include
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
-NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings \
+NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings $(if $(filter 0,$(WGMMA)),-DEASEL_NO_WGMMA) \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
 NVCC_VERSION := $(shell $(NVCC) --version | sed -n 's/^Cuda compilation tools, release \([^,]*\),.*/nvcc \1/p')
@@ -215,17 +216,22 @@ sass:
 # The tests without a GPU, but with the kernels as nvcc compiled them (tests/ptx/code.h); and what accesses of the kernels
 # to memory cost.
 PTX := $(patsubst cuda/%.cu,$(BUILD)/ptx/%.ptx,$(wildcard cuda/*.cu)) $(BUILD)/ptx/test_ptx.ptx $(BUILD)/ptx/test_repack.ptx
-TO_PTX = @mkdir -p $(@D); $(NVCC) $(PTXAS_FLAGS) -arch=compute_$(PTXAS_ARCH) -ptx -x cu -Isrc -Itests -isystem $(DEPS)/usr/include
+TO_PTX = @mkdir -p $(@D); $(NVCC) $(PTXAS_FLAGS) -ptx -x cu -Isrc -Itests -isystem $(DEPS)/usr/include -arch=compute_
 $(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/*.h) | $(DEPS)/ready
-	$(TO_PTX) $< -o $@
+	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
 $(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
-	$(TO_PTX) $< -o $@
+	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
+# The products, which have wgmma in those, as they are elsewhere.
+PTX_80 := $(BUILD)/ptx-80/linear.ptx $(BUILD)/ptx-80/head.ptx
+$(PTX_80): $(BUILD)/ptx-80/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
+	$(TO_PTX)80 $< -o $@
 ifeq ($(NVCC),)
 test-ptx traffic test-fake-gpu:
 	@echo "SKIPPED $@: there is no nvcc"
 else
-test-ptx: $(BUILD)/unit $(PTX)
+test-ptx: $(BUILD)/unit $(PTX) $(PTX_80)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
+	EASEL_PTX=$(BUILD)/ptx-80 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
 FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready

@@ -14,7 +14,7 @@ constexpr int kWarps = 8;
 template <Type TYPE>
 constexpr int n_row_tile = TYPE == Type::F32 ? 1 : 2;
 template <Type TYPE>
-constexpr int n_token_tile = TYPE == Type::F32 || TYPE == Type::F16 ? 8 : 16;
+constexpr int n_token_tile = TYPE == Type::F32 ? 8 : 16;
 template <Type TYPE, class T>
 using HeadGemm = WeightGemm<TYPE, T, kWarps, n_row_tile<TYPE>, n_token_tile<TYPE>>;
 
@@ -30,9 +30,9 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 //   live   [n_vocab_tile]               becomes 0
 //   logits [n_canvas, n_vocab]          softcap tanh(E x / softcap), or null
 //   x      [n_canvas, n_embd] T         normed, row stride ldx
-// Tile:   256 words x 128 canvas rows (F16 weights: 64; float: 128 words, 64 rows); a thread has words g and
+// Tile:   256 words x 128 canvas rows (float: 128 words, 64 rows); a thread has words g and
 //         g + 8 of each of its warp's row tiles, of the canvas rows 8 n + 2 t and 8 n + 2 t + 1.
-// Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; warp w has words 32 w to 32 w + 31.
+// Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps a vocabulary tile.
 // Shared: WeightGemm's, 69 KiB for Q6_K; then 8 KiB of partial statistics in its place. 1.5 KiB beside it.
 // Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
 //         tiles are the fastest index: what they both read of E comes from L2. The tile is as large as the
@@ -58,24 +58,27 @@ __global__ void __launch_bounds__(32 * kWarps)
     if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
     __syncthreads();  // row_of is complete
 
-    float acc[MT][NT][4];  // [m][n][2 h + j]: word 16 m + g + 8 h of the warp's, canvas row 8 n + 2 t + j
+    // [m][n][2 h + j]: word g + 8 h of the warp's row tile m, canvas row 8 n + 2 t + j
+    float acc[MT][NT][4];
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
     Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_record, 0, n_record, x,
                    ldx, row_of, n_row);
 
     auto* part_max = reinterpret_cast<float*>(shared);  // [kWarps][kTokens]
     auto* part_argmax = reinterpret_cast<int*>(shared) + kWarps * kTokens;
-    const int word = first_tile * kVocabTile + warp * (16 * MT) + g;
+    const auto word = [&](int i) {  // of acc[i / 2][.][i % 2 * 2 + .]
+        return first_tile * kVocabTile + Gemm::row_tile(warp, i / 2) * 16 + i % 2 * 8 + g;
+    };
     const float temp = temperature(state->sampler, state->step);
     UNROLL for (int n = 0; n < NT; n++) {
         UNROLL for (int j = 0; j < 2; j++) {
             const int row = 8 * n + 2 * t + j;
             float best = -INFINITY;
-            int id = word;
+            int id = word(0);
             UNROLL for (int i = 0; i < 2 * MT; i++) {
                 float& v = acc[i / 2][n][i % 2 * 2 + j];
                 v = softcap * tanhf(v / softcap);
-                const int w = word + 8 * i;
+                const int w = word(i);
                 if (logits && row < n_row && w < n_vocab) logits[int64_t{base + row} * n_vocab + w] = v;
                 v = w < n_vocab ? v / temp : -INFINITY;
                 take_better(best, id, v, w);
@@ -113,8 +116,8 @@ __global__ void __launch_bounds__(32 * kWarps)
                 if (row < n_row && warp / kTileWarps < n_own) {
                     T out = from_f32<T>(sizeof(T) == 4 ? v : d);
                     if constexpr (sizeof(T) == 2)
-                        if (word + 8 * i >= n_vocab) out.bits = 0xfc00;  // -inf
-                    z[int64_t{base + row} * vocab_stride(n_vocab) + word + 8 * i] = out;
+                        if (word(i) >= n_vocab) out.bits = 0xfc00;  // -inf
+                    z[int64_t{base + row} * vocab_stride(n_vocab) + word(i)] = out;
                 }
             }
             UNROLL for (int i = 4; i < 32; i *= 2) {

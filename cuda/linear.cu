@@ -31,8 +31,7 @@ constexpr int n_block = N_TOKEN_TILE == kFew ? 4 : 2;
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows, 64 slots); gated: half of them gate rows and half
 //         their up rows, so both meet in one thread's registers.
-// Launch: grid (n_tile / 8, n_expert or n_token / 128, parts), 128 threads; warp w has row tiles 2 w and
-//         2 w + 1.
+// Launch: grid (n_tile / 8, n_expert or n_token / 128, parts), 128 threads; warp w has row tiles w and w + 4.
 // Shared: WeightGemm's, for Q4_K 71 KiB (128 slots) or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
@@ -76,7 +75,7 @@ __global__ void __launch_bounds__(32 * kWarps, n_block<N_TOKEN_TILE>)
                 if (slot >= n_row) continue;
                 Y* row = out + int64_t{base + slot} * ldo;
                 UNROLL for (int m = 0; m < N_ROW_TILE; m++) {
-                    const int own_tile = tile + thread / 32 * N_ROW_TILE + m;
+                    const int own_tile = tile + Gemm::row_tile(thread / 32, m);
                     const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
                     if constexpr (GATED) {
                         const int i = own_tile * 8 + g;

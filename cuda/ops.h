@@ -119,8 +119,8 @@ struct AttentionShape {
 
 // ---- peak.cu ----------------------------------------------------------------------------------------------
 
-// n_block blocks of 8 warps, each of which multiplies n_step times 8 pairs of matrices of ones, 16 x 16 and
-// 16 x 8; out [256 n_block]: the sum of a thread's share of the results, 512 n_step each.
+// n_block blocks of 8 warps, each of which multiplies n_step times 16 pairs of matrices of ones, 16 x 16 and
+// 16 x 8; out [256 n_block]: the sum of a thread's share of the results, 1024 n_step each.
 void mma_peak(Stream stream, float* out, int n_block, int n_step);
 
 // ---- repack.cu --------------------------------------------------------------------------------------------

@@ -6,16 +6,31 @@ namespace easel {
 
 namespace {
 
-constexpr int kThreads = 256, kChains = 8;  // accumulators a warp that do not wait for each other
+constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not wait for each other
 
-// out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16, so that all are
-// made. Launch: any grid, 256 threads. Check:  tests/test_device.cpp counts what it computes.
+// out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16 a warp, so that
+// all are made: with wgmma where products with weights have it, else with mma. Launch: any grid, 256 threads.
+// Check:  tests/test_linear.cpp counts.
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
     float acc[kChains][4] = {};
     const uint32_t one = 0x3c003c00;  // 1, 1 in F16
     const uint32_t a[4] = {one, one, one, one};
-    for (int i = 0; i < n_step; i++) {
-        UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16(acc[c], a, one, one);
+    if constexpr (kWgmma) {
+        SHARED_ARRAY(uint4, shared, 1024 / 16 + kChains * 1024 / 16);
+        uint4* const ones = shared + (-shared_address(shared) & 1023) / 16;
+        for (int i = threadIdx.x; i < kChains * 1024 / 16; i += kThreads) ones[i] = {one, one, one, one};
+        fence_proxy_async();
+        __syncthreads();  // all of the matrix is there
+        for (int i = 0; i < n_step; i++) {
+            wgmma_fence();
+            wgmma_k16_f16(acc, a, wgmma_matrix(ones));
+            wgmma_commit();
+        }
+        wgmma_wait<0>();
+    } else {
+        for (int i = 0; i < n_step; i++) {
+            UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16(acc[c], a, one, one);
+        }
     }
     float sum = 0;
     UNROLL for (int c = 0; c < kChains; c++) sum += acc[c][0] + acc[c][1] + acc[c][2] + acc[c][3];

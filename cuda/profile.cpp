@@ -22,7 +22,7 @@ double thread_ms() {
 void measure_ceilings(Stream s, DeviceProfile& out) {
 #ifdef EASEL_CUDA
     constexpr int64_t kCopy = int64_t{1} << 30;
-    constexpr int kStep = 20000, kBlocks = 2048;
+    constexpr int kStep = 10000, kBlocks = 2048;
 #else
     constexpr int64_t kCopy = 1 << 20;
     constexpr int kStep = 4, kBlocks = 2;
@@ -41,7 +41,7 @@ void measure_ceilings(Stream s, DeviceProfile& out) {
         end.record(s);
         end.wait();
         out.copy_gbs = std::max(out.copy_gbs, 2e-6 * static_cast<double>(bytes) / middle.ms_since(start));
-        const double flop = 2.0 * 16 * 8 * 16 * 8 * 8 * kStep * kBlocks;
+        const double flop = 2.0 * 16 * 8 * 16 * 16 * 8 * kStep * kBlocks;
         out.mma_tflops = std::max(out.mma_tflops, 1e-9 * flop / end.ms_since(middle));
     }
 }

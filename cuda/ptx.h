@@ -212,6 +212,65 @@ DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- matrices of four warps, sm_90a -----------------------------------------------------------------------
+
+// Whether a kernel has them. `make WGMMA=0`: no.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && !defined(EASEL_NO_WGMMA)
+constexpr bool kWgmma = true;
+#else
+constexpr bool kWgmma = false;
+#endif
+
+#define EASEL_D1(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define EASEL_D4(n) EASEL_D1(n), EASEL_D1(n + 1), EASEL_D1(n + 2), EASEL_D1(n + 3)
+#define EASEL_D8(n) EASEL_D4(n), EASEL_D4(n + 4)
+
+// d [64, 8 N] float += a [64, 16] b [16, 8 N]: each of four neighbouring warps, the first a multiple of 4,
+// has 16 rows of d and a, as in mma.m16n8k16; b is in shared memory, see matrix(). Goes on by itself: d and a
+// are not to be touched, nor b written, before wgmma_wait(); it sees writes to b that a fence_proxy_async()
+// of their thread, then a barrier, has followed.
+DEVICE void wgmma_k16_f16(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
+        : EASEL_D8(0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+DEVICE void wgmma_k16_f16(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;}"
+        : EASEL_D8(0), EASEL_D8(8)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+// A matrix b of wgmma: rows of 64 16-bit values along k, one for each column of b, of which the product takes
+// 16 from `p` on. Row i lies 128 i bytes after a multiple of 1024; 16 bytes at j of it are at j ^ i % 8.
+DEVICE uint64_t wgmma_matrix(const void* p) {
+    constexpr uint64_t swizzle = uint64_t{1} << 62, eight_rows = uint64_t{1024 / 16} << 32, unused = 1 << 16;
+    return swizzle | eight_rows | unused | (shared_address(p) & 0x3ffff) >> 4;
+}
+// Before a wgmma, if its registers have been used since the last.
+DEVICE void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+DEVICE void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Until at most N of the warp's groups are under way.
+template <int N>
+DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+DEVICE void fence_proxy_async() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // ---- bits and 16-bit floats -------------------------------------------------------------------------------
 
 // Bit by bit f(a, b, c), LUT = f(0xf0, 0xcc, 0xaa).
@@ -557,6 +616,59 @@ inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
     // The sum wraps; hence unsigned.
     sim::mma<int8_t>("mma.m16n8k32.s8", reinterpret_cast<unsigned*>(d), a, b0, b1, at, sim::bytes_to_floats);
 }
+
+// ---- matrices of four warps -------------------------------------------------------------------------------
+
+constexpr bool kWgmma = false;  // the products with weights: what a GPU has in their place is for tests/ptx
+
+inline uint32_t shared_address(const void* p) {
+    return sim::shared_address(p);
+}
+inline uint64_t wgmma_matrix(const void* p) {
+    return uint64_t{1} << 62 | uint64_t{64} << 32 | 1 << 16 | (shared_address(p) & 0x3ffff) >> 4;
+}
+
+namespace sim {
+// The 16 bytes, 8 values from k on, of column n of the matrix b of a wgmma.
+inline const char* matrix_row(uint64_t b, int n, int k, Site at) {
+    const uint32_t start = b << 4 & 0x3ffff, stride = b >> 32 << 4 & 0x3ffff;
+    if (b >> 62 != 1 || b >> 46 & 0xffff || stride % 1024 || start % 1024 >= 128)
+        fault(
+            at,
+            "wgmma: a matrix {:x} that is not swizzled by 128 bytes in rows of 8 from a multiple of 1024 on",
+            b);
+    const uint32_t p = start + n / 8 * stride + n % 8 * 128 + k * 2;
+    const char* const row = shared_at(p ^ (p >> 7 & 7) << 4);
+    check_shared("wgmma", row, 16, at);
+    return row;
+}
+// d [64, 8 n_tile] += a b, as the threads of a warp have it: a mma for each 8 columns.
+inline void multiply_matrix(float (*d)[4], int n_tile, const uint32_t (&a)[4], uint64_t b, Site at) {
+    for (int n = 0; n < n_tile; n++) {
+        uint32_t half[2];
+        for (int i = 0; i < 2; i++)
+            memcpy(&half[i], matrix_row(b, 8 * n + fiber->lane / 4, 8 * i, at) + fiber->lane % 4 * 4, 4);
+        mma<uint16_t>("wgmma", d[n], a, half[0], half[1], at, halves_to_floats);
+    }
+}
+}  // namespace sim
+
+template <int NT>
+void wgmma_k16_f16(float (&d)[NT][4], const uint32_t (&a)[4], uint64_t b, EASEL_SIM_AT) {
+    static_assert(NT == 8 || NT == 16);
+    sim::product([&d, &a, b, at] { sim::multiply_matrix(d, NT, a, b, at); }, b, at);
+}
+inline void wgmma_fence() {
+    sim::fiber->fenced = true;
+}
+inline void wgmma_commit() {
+    sim::product_commit();
+}
+template <int N>
+void wgmma_wait() {
+    sim::product_wait(N);
+}
+inline void fence_proxy_async() {}
 
 // ---- bits and 16-bit floats -------------------------------------------------------------------------------
 

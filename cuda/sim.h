@@ -9,21 +9,23 @@
 // Reported, as a Fault thrown by launch(), with kernel, block, thread and source line:
 //   - deadlock, with what each thread waits for; lanes of a warp at different operations, or with different
 //     masks; __syncthreads at different lines; a named barrier that only a part of a warp has reached
-//   - a shuffle from a lane outside the mask; mma and ldmatrix in less than a full warp
+//   - a shuffle from a lane outside the mask; mma and ldmatrix in less than a full warp; wgmma that differ
+//   between
+//     the four warps, without wgmma.fence, or in flight at the end
 //   - loads, stores, cp.async and ldmatrix of ptx.h at misaligned or non-shared addresses; a thread that ends
 //     with a cp.async in flight; integer division by zero; stack overflow
 //   - reads and writes past the end of a buffer from allocate() or of dynamic shared memory (sizes rounded up
 //     to 16 bytes; 64 KiB far); writes up to 64 bytes before a buffer or 32 beside a shared array, when the
 //     launch or block ends. AddressSanitizer builds see these to the byte, reads too, but end the process.
 // Seen as poison (Schedule::poison; NaN as a float) in the results: buffers and shared memory read before
-// they are written, cp.async destinations before their wait. run_schedules() finds these, and missing
-// barriers, by comparing runs that differ in order and poison.
+// they are written, cp.async destinations before their wait; sums of a wgmma come with its wait.
+// run_schedules() finds these, and missing barriers, by comparing runs that differ in order and poison.
 //
 // Not covered, but found by tests/ptx: races between blocks, and where a shuffle or vote orders what lanes
 // write and read, but CUDA wants __syncwarp. Not covered: blocks that wait for each other (they hang);
 // updates without an atomic that get lost, as threads take turns only where they wait; fences (they do
 // nothing); shared arrays of code that did not run, which count on a GPU; host pointers passed to kernels,
-// wgmma, TMA tensor maps, register limits, __launch_bounds__, speed. mma sums in float in order of k, which
+// TMA tensor maps, register limits, __launch_bounds__, speed. mma sums in float in order of k, which
 // hardware does not, so results differ in the last bits; integer mma is exact.
 #pragma once
 #include <atomic>
@@ -103,6 +105,12 @@ struct Copy {
     int bytes, src_bytes, group;
 };
 
+// A wgmma that has been issued. `group` is the number of commits before it.
+struct Product {
+    std::function<void()> finish;
+    int group;
+};
+
 struct Wait {
     const char* op = nullptr;  // null: not waiting
     bool barrier = false;
@@ -118,6 +126,10 @@ struct Fiber : Stack {
     Wait wait;
     std::vector<Copy> copies;
     int n_commit;
+    std::vector<Product> products;
+    int n_product_commit;
+    bool fenced;            // wgmma.fence, and no group committed since
+    uint64_t all_products;  // which there were
 };
 
 // Lanes that have reached an operation on `mask`.
@@ -459,6 +471,35 @@ inline void async_wait(int n_group) {  // until at most n_group committed groups
     copies.erase(copies.begin(), c);
 }
 
+// wgmma: happens as late as it may, in product_wait(); until then registers and shared memory must stay.
+inline void product(std::function<void()> finish, uint64_t matrix, Site at) {
+    if (!fiber->fenced) fault(at, "wgmma without a wgmma.fence after the last group");
+    fiber->products.push_back({std::move(finish), fiber->n_product_commit});
+    fiber->all_products = (fiber->all_products + matrix + 1) * 0x9e3779b97f4a7c15;
+}
+inline void product_commit() {
+    fiber->n_product_commit++;
+    fiber->fenced = false;
+}
+inline void product_wait(int n_group) {
+    auto& products = fiber->products;
+    size_t n = 0;
+    for (; n < products.size() && products[n].group < fiber->n_product_commit - n_group; n++)
+        products[n].finish();
+    products.erase(products.begin(), products.begin() + static_cast<int64_t>(n));
+}
+
+// Of a shared array or of dynamic shared memory, as instructions have it; and back from its low 18 bits,
+// which is all that a matrix descriptor of wgmma has: of two places that have these, the one in dynamic
+// shared memory.
+inline uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(static_cast<const char*>(p) - block->memory);
+}
+inline const char* shared_at(uint32_t low_bits) {
+    const char* const p = block->memory + low_bits;
+    return p + (1 << 18) >= block->dynamic && low_bits + (1 << 18) < Block::memory_bytes ? p + (1 << 18) : p;
+}
+
 // ---- running ----------------------------------------------------------------------------------------------
 
 // What an invalid access was, for the report.
@@ -489,6 +530,7 @@ inline void run_thread() {
     try {
         block->launch->call(block->launch->body);
         if (!fiber->copies.empty()) fault("the thread ended with a cp.async in flight");
+        if (!fiber->products.empty()) fault("the thread ended with a wgmma in flight");
         fiber->ended = true;
         clear_ready(*fiber);
         if (--block->n_live && block->barriers[0].n_arrived == block->n_live) release(block->barriers[0]);
@@ -549,7 +591,10 @@ inline void set_up(Block& b, const Launch& l, uint64_t index) {
         f.ended = false;
         f.wait = {};
         f.copies.clear();
-        f.n_commit = 0;
+        f.n_commit = f.n_product_commit = 0;
+        f.products.clear();
+        f.fenced = false;
+        f.all_products = 0;
         prepare(f, thread_main);
     }
     b.main.memory = nullptr;
@@ -571,6 +616,9 @@ inline std::string leftovers(const Block& b) {
     if (bytes > most)
         return fmt::format("{} bytes of shared memory, arrays included: with {} in the launch it may have {}",
                            bytes, own, most);
+    for (uint32_t i = 0; i < b.n_thread; i++)
+        if (b.fibers[i].all_products != b.fibers[i / 128 * 128].all_products)
+            return fmt::format("warps {} and {} differ in their wgmma", i / 32, i / 128 * 4);
     for (const Barrier& barrier : b.barriers)
         if (barrier.n_arrived)
             return fmt::format(

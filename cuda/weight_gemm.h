@@ -19,8 +19,10 @@ DEVICE float gelu_tanh(float x) {
 // acc = W x^T for one block: MT row tiles of 16 a warp, and up to 8 NT activation rows.
 //   Swapped operands: weights are operand A (16 rows), activations operand B (8 columns), so that few rows
 //   of activations waste little. A weight is decoded once for all of them.
-//   Shared: STAGES x (a chunk of 64 columns of every row tile, the same columns of the activations), filled
-//   by cp.async, STAGES - 1 ahead; the scales of a record come with its first chunk into slots of their own.
+//   Shared: STAGES x (64 columns of the activations, a chunk of the same columns of every row tile), filled
+//   by cp.async ahead of use; the scales of a record come with its first chunk into slots of their own. A
+//   row's 128 bytes of activations lie swizzled: 16 bytes at i go to i ^ row % 8. So neither ldmatrix nor
+//   wgmma meets a bank conflict, and it is what the latter calls a swizzle of 128 bytes.
 //   Why: a warp loads and reads its own weights, so one barrier a chunk, for the activations, is all there
 //   is. Every row tile of a block shares what it reads of the activations, from L2, and every tile of a warp
 //   what it reads from shared memory.
@@ -28,10 +30,13 @@ template <Type TYPE, class X, int N_WARP, int MT, int NT>
 struct WeightGemm {
     using R = Record<TYPE>;
     static constexpr int N_THREAD = 32 * N_WARP, N_TILE = N_WARP * MT;
-    static constexpr int LDX = tile_stride<X>(kChunk);
+    static constexpr int LDX = sizeof(X) == 4 ? tile_stride<X>(kChunk) : kChunk;
     static constexpr int data_bytes = N_TILE * R::chunk_bytes, x_bytes = 8 * NT * LDX * int{sizeof(X)};
+    // Activations begin at a multiple of this: the swizzle's period.
+    static constexpr int kAlign = sizeof(X) == 4 ? 16 : 1024;
     static constexpr int bytes_for(int stages) {
-        return stages * (data_bytes + x_bytes) + (R::n_chunk == 1 ? stages : 2) * N_TILE * R::scale_bytes;
+        return stages * (data_bytes + x_bytes) + (R::n_chunk == 1 ? stages : 2) * N_TILE * R::scale_bytes +
+               kAlign - 16;
     }
     // 4 if two blocks then fit the 100 KiB of the smallest cards' SMs, a KiB of the system's and the callers'
     // static arrays beside each; else 3 if one block's 99 KiB hold them, with those arrays.
@@ -40,33 +45,44 @@ struct WeightGemm {
     static constexpr int N_SCALE = R::n_chunk == 1 ? STAGES : 2;
     static constexpr int shared_bytes = bytes_for(STAGES);
 
-    // records: the matrix, n_tile row tiles of n_record records; warp w of the block has MT tiles from tile +
-    // MT w on (tiles past the end repeat the last), of these the columns of n_own records from first_record
-    // on. row_of [8 NT], shared: rows of x, all of them valid; n_row of them count. Ends with a barrier:
-    // `shared` is free again.
+    // wgmma where many rows of activations make it worth it. It reads them while the warps go on: the chunk
+    // before may still be read when a new one is loaded.
+    static constexpr bool ASYNC = kWgmma && sizeof(X) == 2 && NT == 16;
+    static constexpr int AHEAD = ASYNC && STAGES > 2 ? STAGES - 2 : STAGES - 1;  // chunks on their way
+
+    // The row tile, of the block's, that warp w has as its tile m: those that four warps multiply with one
+    // wgmma are neighbours.
+    DEVICE static int row_tile(int warp, int m) { return warp / 4 * (4 * MT) + 4 * m + warp % 4; }
+
+    // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (those past the
+    // end repeat the last), of these the columns of n_own records from first_record on. row_of [8 NT],
+    // shared: rows of x, all of them valid; n_row of them count. Ends with a barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row) {
         static_assert(shared_bytes <= kMostBytes && R::scale_bytes / 16 <= 32);
         const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-        uint8_t* const data = shared + warp * (MT * R::chunk_bytes);
-        X* const x_smem = reinterpret_cast<X*>(shared + STAGES * data_bytes);
+        shared += -shared_address(shared) % kAlign;
+        X* const x_smem = reinterpret_cast<X*>(shared);
+        uint8_t* const data = shared + STAGES * x_bytes + warp * (MT * R::chunk_bytes);
         uint8_t* const scales = shared + STAGES * (data_bytes + x_bytes) + warp * (MT * R::scale_bytes);
         const uint8_t* src[MT];
         UNROLL for (int m = 0; m < MT; m++) src[m] =
-            records + (int64_t{min(tile + MT * warp + m, n_tile - 1)} * n_record + first_record) * R::bytes;
+            records +
+            (int64_t{min(tile + row_tile(warp, m), n_tile - 1)} * n_record + first_record) * R::bytes;
         x += first_record * R::N_K;
         const int n_chunk = n_own * R::n_chunk;
 
         // A thread copies the same 16 bytes of the same rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
         constexpr int N_COPY = 8 * NT / row_step;
-        static_assert(N_COPY * row_step == 8 * NT);
-        const int row = thread / n_part, part = thread % n_part * (16 / int{sizeof(X)});
-        const int n_copied_row = (n_row + 15) / 16 * 16;
+        static_assert(N_COPY * row_step == 8 * NT && (sizeof(X) == 4 || row_step % 8 == 0));
+        const int row = thread / n_part, part = thread % n_part;
+        const int n_copied_row = ASYNC ? (n_row + 63) / 64 * 64 : (n_row + 15) / 16 * 16;
         int from[N_COPY];  // elements of x
-        UNROLL for (int i = 0; i < N_COPY; i++) from[i] = row_of[row + i * row_step] * ldx + part;
-        X* const to = x_smem + row * LDX + part;
+        UNROLL for (int i = 0; i < N_COPY; i++) from[i] =
+            row_of[row + i * row_step] * ldx + part * (16 / int{sizeof(X)});
+        X* const to = x_smem + row * LDX + (sizeof(X) == 4 ? part * 4 : swizzled(row, part));
 
         const auto load = [&](int chunk) {  // the next one
             const int stage = chunk % STAGES;
@@ -93,55 +109,91 @@ struct WeightGemm {
 
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int n = 0; n < NT; n++) acc[m][n][0] = acc[m][n][1] =
             acc[m][n][2] = acc[m][n][3] = 0;
-        for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+        uint32_t a[MT][4][4];
+        for (int chunk = 0; chunk < AHEAD; chunk++) {
             if (chunk < n_chunk) load(chunk);
             cp_async_commit();
         }
         for (int chunk = 0; chunk < n_chunk; chunk++) {
-            cp_async_wait<STAGES - 2>();
-            __syncthreads();  // this chunk has arrived for all; the chunk before it has been used by all
-            if (chunk + STAGES - 1 < n_chunk) load(chunk + STAGES - 1);
+            cp_async_wait<AHEAD - 1>();
+            if constexpr (ASYNC) {
+                fence_proxy_async();
+                if (STAGES == 2) wgmma_wait<0>();
+            }
+            __syncthreads();  // this chunk has arrived for all; the one that is written over has been used
+            if (chunk + AHEAD < n_chunk) load(chunk + AHEAD);
             cp_async_commit();
-            add_chunk(acc, scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes),
-                      data + chunk % STAGES * data_bytes, chunk % R::n_chunk,
-                      x_smem + chunk % STAGES * (8 * NT * LDX), n_row, lane);
+            const uint8_t* const chunk_scales =
+                scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);
+            const uint8_t* const chunk_data = data + chunk % STAGES * data_bytes;
+            const X* const chunk_x = x_smem + chunk % STAGES * (8 * NT * LDX);
+            if constexpr (sizeof(X) == 4) {
+                add_floats(acc, reinterpret_cast<const float*>(chunk_data), chunk_x, n_row, lane);
+            } else {
+                UNROLL for (int m = 0; m < MT; m++) {
+                    if constexpr (ASYNC) wgmma_wait<MT - 1>();  // a[m] of the chunk before has been used
+                    decode<TYPE>(a[m], chunk_scales + m * R::scale_bytes, chunk_data + m * R::chunk_bytes,
+                                 chunk % R::n_chunk, lane);
+                    if constexpr (ASYNC) start_products(acc[m], a[m], chunk_x, n_row);
+                }
+                if constexpr (!ASYNC) add_products(acc, a, chunk_x, n_row, lane);
+            }
         }
+        if constexpr (ASYNC) wgmma_wait<0>();
         cp_async_wait<0>();
         __syncthreads();  // the caller may use `shared` for something else
     }
 
   private:
-    DEVICE static void add_chunk(float (&acc)[MT][NT][4], const uint8_t* scales, const uint8_t* data,
-                                 int chunk, const X* x, int n_row, int lane) {
-        if constexpr (sizeof(X) == 4) {
-            const auto* w = reinterpret_cast<const float*>(data);
-            const int g = lane / 4, t = lane % 4;
-            for (int m = 0; m < MT; m++)
-                for (int n = 0; n < NT && 8 * n < n_row; n++)
-                    for (int i = 0; i < 4; i++) {
-                        const float* a = w + (16 * m + g + i / 2 * 8) * kChunk;
-                        const float* b = x + (8 * n + 2 * t + i % 2) * LDX;
-                        float sum = 0;
-                        for (int k = 0; k < kChunk; k++) sum += a[k] * b[k];
-                        acc[m][n][i] += sum;
-                    }
-        } else {
-            uint32_t a[MT][4][4];
-            UNROLL for (int m = 0; m < MT; m++)
-                decode<TYPE>(a[m], scales + m * R::scale_bytes, data + m * R::chunk_bytes, chunk, lane);
-            const X* row = x + (lane % 8 + lane / 16 * 8) * LDX + lane / 8 % 2 * 8;  // ldmatrix, 16 rows of x
-            UNROLL for (int n = 0; n < NT; n += 2) {
-                if (8 * n >= n_row) break;  // the same for all lanes
-                UNROLL for (int s = 0; s < 4; s++) {
-                    uint32_t b[4];
-                    ldmatrix(b, row + 8 * n * LDX + 16 * s);
-                    UNROLL for (int m = 0; m < MT; m++) {
-                        mma_m16n8k16_f16(acc[m][n], a[m][s], b[0], b[1]);
-                        mma_m16n8k16_f16(acc[m][n + 1], a[m][s], b[2], b[3]);
-                    }
+    // Where the 16 bytes at number `part` of a row of activations lie: elements from its start.
+    DEVICE static int swizzled(int row, int part) { return (part ^ row % 8) * 8; }
+
+    // acc += W x^T of a chunk, in float.
+    DEVICE static void add_floats(float (&acc)[MT][NT][4], const float* w, const X* x, int n_row, int lane) {
+        const int g = lane / 4, t = lane % 4;
+        for (int m = 0; m < MT; m++)
+            for (int n = 0; n < NT && 8 * n < n_row; n++)
+                for (int i = 0; i < 4; i++) {
+                    const float* a = w + (16 * m + g + i / 2 * 8) * kChunk;
+                    const X* b = x + (8 * n + 2 * t + i % 2) * LDX;
+                    float sum = 0;
+                    for (int k = 0; k < kChunk; k++) sum += a[k] * b[k];
+                    acc[m][n][i] += sum;
+                }
+    }
+
+    // acc += a x^T of a chunk. The pieces of x that a lane addresses for ldmatrix, 16 rows of x at once, are
+    // 2 s + lane / 8 % 2 of the k16 steps s.
+    DEVICE static void add_products(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4][4], const X* x,
+                                    int n_row, int lane) {
+        x += (lane % 8 + lane / 16 * 8) * LDX;
+        const int first = swizzled(lane, lane / 8 % 2);
+        UNROLL for (int n = 0; n < NT; n += 2) {
+            if (8 * n >= n_row) break;  // the same for all lanes
+            UNROLL for (int s = 0; s < 4; s++) {
+                uint32_t b[4];
+                ldmatrix(b, x + 8 * n * LDX + (first ^ 16 * s));
+                UNROLL for (int m = 0; m < MT; m++) {
+                    mma_m16n8k16_f16(acc[m][n], a[m][s], b[0], b[1]);
+                    mma_m16n8k16_f16(acc[m][n + 1], a[m][s], b[2], b[3]);
                 }
             }
         }
+    }
+
+    // The same of one row tile of each of four warps, which goes on by itself: until a wgmma_wait() acc and a
+    // must be left alone.
+    DEVICE static void start_products(float (&acc)[NT][4], const uint32_t (&a)[4][4], const X* x, int n_row) {
+        if (n_row <= 64)  // the same for all warps
+            start_products_of(reinterpret_cast<float(&)[8][4]>(acc), a, x);
+        else
+            start_products_of(acc, a, x);
+    }
+    template <int N>
+    DEVICE static void start_products_of(float (&acc)[N][4], const uint32_t (&a)[4][4], const X* x) {
+        wgmma_fence();
+        UNROLL for (int s = 0; s < 4; s++) wgmma_k16_f16(acc, a[s], wgmma_matrix(x + 16 * s));
+        wgmma_commit();
     }
 };
 

@@ -119,7 +119,7 @@ double encode_flop(const Config& c, int n) {
 std::string profile_tables(const DeviceProfile& p, const Config& c, const ProfilePlan& plan) {
     std::string out;
     if (p.copy_gbs > 0)
-        out += fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (mma.sync f16)\n\n", p.copy_gbs,
+        out += fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n", p.copy_gbs,
                            p.mma_tflops);
     if (!p.parts.empty()) out += step_tables(p, c, plan) + "\n";
     if (!p.kernels.empty()) {

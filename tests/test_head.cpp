@@ -76,7 +76,7 @@ void check_head(Type type, int n_canvas, int n_vocab, int n_embd, float t) {
 TEMPLATE_TEST_CASE("lm_head: logits and statistics", "", F16, float) {
     check_head<TestType>(Type::Q6_K, 24, 400, 256, 0.8f);
     check_head<TestType>(Type::F32, 1, 128, 48, 0.4f);
-    check_head<TestType>(Type::Q8_0, 130, 129, 64, 1);
+    check_head<TestType>(Type::Q8_0, 130, 129, 192, 1);
     check_head<TestType>(Type::BF16, 9, 1, 20, 0.5f);
 }
 

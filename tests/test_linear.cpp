@@ -166,3 +166,10 @@ TEST_CASE("max_row_square: the longest row of all experts") {
         CHECK(std::fabs(to_host(max)[0] - expected) < 2e-3 * expected);  // F16 weights, squared
     }
 }
+
+TEST_CASE("mma_peak: makes as many products as it is asked for") {
+    const int n_block = 2, n_step = 3;
+    const DeviceArray<float> sums(256 * n_block);
+    mma_peak(Stream{}, sums.data(), n_block, n_step);
+    CHECK(to_host(sums) == std::vector<float>(256 * n_block, 1024 * n_step));
+}

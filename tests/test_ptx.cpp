@@ -145,6 +145,38 @@ __global__ void mma_s8_kernel(const int8_t* a, const int8_t* b, int* out) {
     for (int i = 0; i < 4; i++) out[8 * (g + i / 2 * 8) + 2 * t + i % 2] = d[i];
 }
 
+// out [128, 8 NT] += a [128, 64] b^T, b [8 NT, 64]; 16-bit floats. Two times four warps. The last value of
+// `out` becomes 1 where there are such instructions.
+template <int NT>
+__global__ void wgmma_kernel(const uint16_t* a, const uint16_t* b, float* out) {
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    constexpr int N = 8 * NT;
+    SHARED_DYNAMIC(uint16_t, shared);
+    uint16_t* const rows = shared + (-shared_address(shared) & 1023) / 2;
+    const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, row = thread / 32 * 16 + g;
+    for (int i = thread; i < N * 8; i += 256)
+        store16(rows + i / 8 * 64 + (i % 8 ^ i / 8 % 8) * 8, load16(b + i * 8));
+    fence_proxy_async();
+    uint32_t fa[4][4];
+    for (int s = 0; s < 4; s++)
+        for (int i = 0; i < 4; i++) {
+            const uint16_t* p = a + 64 * (row + i % 2 * 8) + 16 * s + 2 * t + i / 2 * 8;
+            fa[s][i] = static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 16;
+        }
+    float d[NT][4];
+    for (int n = 0; n < NT; n++)
+        for (int i = 0; i < 4; i++) d[n][i] = out[N * (row + i / 2 * 8) + 8 * n + 2 * t + i % 2];
+    __syncthreads();  // all of b is there
+    wgmma_fence();
+    for (int s = 0; s < 4; s++) wgmma_k16_f16(d, fa[s], wgmma_matrix(rows + 16 * s));
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (int n = 0; n < NT; n++)
+        for (int i = 0; i < 4; i++) out[N * (row + i / 2 * 8) + 8 * n + 2 * t + i % 2] = d[n][i];
+    if (thread == 0) out[128 * N] = 1;
+#endif
+}
+
 // Three groups in flight; out [4, 32] words: 16, 8, 4 bytes a thread, and 16 of which 5 are from `in`.
 __global__ void async_kernel(const unsigned* in, unsigned* out) {
     SHARED_ARRAY(unsigned, s, 16);
@@ -475,6 +507,32 @@ TEST_CASE("ptx: mma of bytes is exact") {
             for (int k = 0; k < 32; k++) sum += a[32 * i + k] * b[32 * j + k];
             CHECK(out[8 * i + j] == static_cast<int>(sum));  // modulo 2^32
         }
+}
+
+TEST_CASE("ptx: wgmma of 16-bit floats") {
+    const auto check = [](auto kernel, int n) {
+        const auto a = random_halves(128 * 64, 8, f32_to_f16), b = random_halves(n * 64, 9, f32_to_f16);
+        std::vector<float> c(128 * n + 1);
+        for (int i = 0; i < 128 * n; i++) c[i] = static_cast<float>(i % 97) / 16 - 3;
+        const auto out = every_schedule([&] {
+            const auto da = to_device(a), db = to_device(b);
+            const auto out = to_device(c);
+            EASEL_LAUNCH(kernel, 1, 256, size_t(n) * 128 + 1008, Stream{}, da.data(), db.data(), out.data());
+            return to_host(out);
+        });
+        if (out[128 * n] == 0) return;  // another architecture
+        double worst = 0;
+        for (int i = 0; i < 128; i++)
+            for (int j = 0; j < n; j++) {
+                double sum = c[n * i + j];
+                for (int k = 0; k < 64; k++)
+                    sum += double{f16_to_f32(a[64 * i + k])} * f16_to_f32(b[64 * j + k]);
+                worst = std::max(worst, std::fabs(out[n * i + j] - sum));
+            }
+        CHECK(worst < 65 * 64 * 0x1p-24);  // 65 roundings of sums below 64
+    };
+    check(wgmma_kernel<8>, 64);
+    check(wgmma_kernel<16>, 128);
 }
 
 TEST_CASE("ptx: cp.async copies, fills with zeros, and waits for groups") {

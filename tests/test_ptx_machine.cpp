@@ -10,6 +10,7 @@ namespace {
 // A kernel of one parameter, the address `out`, around these instructions.
 std::string kernel(const std::string& body) {
     return ".version 9.0\n.target sm_90a\n.address_size 64\n"
+           ".extern .shared .align 16 .b8 dynamic[];\n"
            ".visible .entry test(\n.param .u64 test_param_0\n)\n{\n"
            ".reg .pred %p<9>; .reg .b32 %r<99>; .reg .b64 %rd<9>;\n"
            ".shared .align 16 .b8 s[512];\n"
@@ -21,7 +22,7 @@ ptx::Code read(const std::string& text) {
     return ptx::read_file(TempDir().write("machine.ptx", text)).at(0);
 }
 // What the kernel leaves in `out` [n].
-std::vector<uint32_t> run(const std::string& body, int n_block, int n_thread, size_t n) {
+std::vector<uint32_t> run(const std::string& body, int n_block, int n_thread, size_t n, size_t shared = 0) {
     const ptx::Code code = read(kernel(body));
     const auto out = static_cast<uint32_t*>(sim::allocate(n * 4));
     static uint64_t launch = uint64_t{1} << 20;
@@ -30,7 +31,7 @@ std::vector<uint32_t> run(const std::string& body, int n_block, int n_thread, si
         void* p;
         ~Free() { sim::deallocate(p); }
     } end{out};
-    sim::launch("test", n_block, n_thread, 0,
+    sim::launch("test", n_block, n_thread, shared,
                 [&] { ptx::run(code, reinterpret_cast<const char*>(&out), launch); });
     return {out, out + n};
 }
@@ -38,9 +39,9 @@ std::vector<uint32_t> run(const std::string& body, int n_block, int n_thread, si
 uint32_t result(const std::string& body) {
     return run(body + "\nst.global.u32 [%rd1], %r9;", 1, 1, 1)[0];
 }
-std::string fault_of(const std::string& body, int n_block = 1, int n_thread = 64) {
+std::string fault_of(const std::string& body, int n_block = 1, int n_thread = 64, size_t shared = 0) {
     try {
-        run(body, n_block, n_thread, 64);
+        run(body, n_block, n_thread, 64, shared);
     } catch (const sim::Fault& e) {
         return e.what();
     }
@@ -128,6 +129,45 @@ TEST_CASE("ptx machine: races in shared memory") {
     CHECK(fault_of("mov.u32 %r3, s; atom.shared.add.u32 %r4, [%r3], 1;") == "none");
 }
 
+TEST_CASE("ptx machine: products of four warps") {
+    // 64 x 64 += 64 x 16 times 16 x 64: each thread writes 64 bytes of the matrix, of which the last barrier
+    // tells the others.
+    std::string write =
+        "mov.u32 %r3, dynamic; neg.s32 %r4, %r3; and.b32 %r4, %r4, 1023; add.s32 %r3, %r3, %r4;"
+        "shl.b32 %r5, %r1, 6; add.s32 %r5, %r5, %r3; mov.u32 %r6, 0;";
+    for (int i = 0; i < 64; i += 4) write += fmt::format("st.shared.u32 [%r5+{}], %r6;", i);
+    const std::string fence = "fence.proxy.async.shared::cta;", barrier = "bar.sync 0;";
+    std::string d, zero;
+    for (int i = 0; i < 32; i++) {
+        d += fmt::format("{}%r{}", i ? ", " : "", 40 + i);
+        zero += fmt::format("mov.u32 %r{}, 0;", 40 + i);
+    }
+    const std::string registers = zero + "wgmma.fence.sync.aligned;";
+    const auto product = [&](const char* stride) {
+        return "and.b32 %r7, %r3, 0x3ffff; shr.u32 %r7, %r7, 4; cvt.u64.u32 %rd3, %r7; or.b64 %rd3, %rd3, " +
+               std::string(stride) +
+               "; setp.ne.b32 %p1, 1, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" + d +
+               "}, {%r6, %r6, %r6, %r6}, %rd3, %p1, 1, 1, 0; wgmma.commit_group.sync.aligned;";
+    };
+    const std::string good = product("0x4000004000010000"), wait = "wgmma.wait_group.sync.aligned 0;";
+    const auto fault = [](const std::string& body) { return fault_of(body, 1, 128, 64 * 128 + 1008); };
+    const auto has = [](const std::string& text, const char* part) { return text.find(part) != text.npos; };
+    CHECK(fault(write + fence + barrier + registers + good + wait) == "none");
+    CHECK(has(fault(write + barrier + registers + good + wait), "with no fence.proxy.async"));
+    CHECK(has(fault(write + fence + registers + good + wait), "race: "));
+    CHECK(has(fault(write + fence + barrier + zero + good + wait), "without a wgmma.fence"));
+    CHECK(has(fault(write + fence + barrier + registers + good + good + wait), "without a wgmma.fence"));
+    CHECK(has(fault(write + fence + barrier + registers + good), "in flight"));
+    CHECK(has(fault(write + fence + barrier + registers + product("0x8000004000010000") + wait),
+              "not swizzled"));
+    CHECK(has(fault(write + fence + barrier + registers + good + "st.shared.u32 [%r5], %r6;" + wait),
+              "with no fence.proxy.async"));
+    // One warp of the four does not take part.
+    const std::string some = "setp.ge.u32 %p2, %r1, 96; @%p2 bra $L_end;";
+    CHECK(has(fault(write + fence + barrier + registers + some + good + wait + "$L_end:"),
+              "differ in their wgmma"));
+}
+
 TEST_CASE("ptx machine: races between blocks") {
     const std::string write = "st.global.u32 [%rd1], {};", read = "ld.global.u32 %r3, [%rd1];";
     CHECK(fault_of(fmt::format(fmt::runtime(write), "%r2"), 2, 1).find("race: block") != std::string::npos);
@@ -159,7 +199,7 @@ TEST_CASE("ptx machine: what it does not know is refused with its line") {
     for (const std::string unknown :
          {"tanh.approx.f32 %r3, %r4;", "add.rz.f32 %r3, %r4, %r5;", "cvt.rn.f32.f32 %r3, %r4;",
           "mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 %r3, %r4;", "setp.xx.s32 %p1, 1, 2;"}) {
-        const auto expected = fmt::format("machine.ptx:13: an instruction that is not known here: {}",
+        const auto expected = fmt::format("machine.ptx:14: an instruction that is not known here: {}",
                                           unknown.substr(0, unknown.size() - 1));
         CHECK(error(kernel(unknown)).ends_with(expected));
         INFO(error(kernel(unknown)));

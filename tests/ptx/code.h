@@ -38,6 +38,7 @@ struct Ins {
     int line = 0;          // of the file
     int n = 0;             // operands: slots, in the order of the text
     std::array<int, 14> r{};
+    const std::vector<int>* all = nullptr;  // the slots of an instruction that has more
     int64_t imm = 0;  // offset of the address, target of the branch, which comparison ...
 };
 
@@ -98,16 +99,19 @@ void run(const Code& code, const char* params, uint64_t launch);
 
 // ---- races.cpp --------------------------------------------------------------------------------------------
 
-enum class Access { Read, Write, Atomic };
+enum class Access { Read, Write, Atomic, Product };  // the last: read by a wgmma
 
 // The first thread of a block begins on this OS thread; `launch` counts from 1.
 void watch_block(uint64_t launch);
+// The running thread has a fence.proxy.async.
+void watch_fence();
 // The running thread is at this named barrier: it is of a group of warps that has it, and keeps to it.
 void watch_group(const Thread& t, const Ins& i, int barrier);
 // `bytes` at p are read or written. A fault, of shared memory: another thread has written it, or it is
 // written and another has read it, with neither a __syncthreads nor, within a warp or a group of warps, a
 // barrier of these between. Of global memory: another block of the launch uses it, unless both read, both are
-// atomic, or both write the same `value`.
+// atomic, or both write the same `value`. Of what a wgmma reads: a thread that has written it has had no
+// fence.proxy.async since.
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes);
 void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes,
                   const void* value = nullptr);

@@ -321,6 +321,42 @@ Op matrix(const Words& w) {
     return nullptr;
 }
 
+// d, a, matrix, 1, 1, 1, 0: 4 registers of d for 8 columns, 4 of a. What it reads of shared memory is in use
+// from now until its wait.
+template <int NT>
+void wgmma(Thread& t, const Ins& i) {
+    const int* const r = i.all->data();
+    for (int k : {1, 2, 3})
+        if (t.r[r[4 * NT + 4 + k]] != 1) sim::fault(t.at(i), "wgmma that does not add, or negates");
+    if (t.r[r[4 * NT + 8]]) sim::fault(t.at(i), "wgmma of a transposed matrix");
+    const uint64_t b = t.r[r[4 * NT + 4]];
+    const auto watch = [&t, &i, b] {
+        for (int n = sim::fiber->lane; n < 8 * NT; n += 32)
+            for (int k : {0, 8}) watch_shared(t, i, Access::Product, sim::matrix_row(b, n, k, t.at(i)), 16);
+    };
+    watch();
+    const auto finish = [&t, &i, r, b, watch] {
+        float d[NT][4];
+        uint32_t a[4];
+        for (int k = 0; k < 4; k++) a[k] = get<uint32_t>(t.r[r[4 * NT + k]]);
+        for (int k = 0; k < 4 * NT; k++) d[k / 4][k % 4] = get<float>(t.r[r[k]]);
+        watch();
+        sim::multiply_matrix(d, NT, a, b, t.at(i));
+        for (int k = 0; k < 4 * NT; k++) t.r[r[k]] = put(d[k / 4][k % 4]);
+    };
+    sim::product(finish, b, t.at(i));
+}
+Op warp_group(const Words& w, const Ins& i) {
+    if (w[1] == "fence") return [](Thread&, const Ins&) { wgmma_fence(); };
+    if (w[1] == "commit_group") return [](Thread&, const Ins&) { wgmma_commit(); };
+    if (w[1] == "wait_group") return DO({ sim::product_wait(operand<int>(t, i, 0)); });
+    std::string type;
+    for (size_t k = 5; k < w.size(); k++) type += "." + w[k];
+    if (w[1] != "mma_async" || type != ".f32.f16.f16") return nullptr;
+    if (w[4] == "m64n64k16" && i.n == 8 * 4 + 9) return wgmma<8>;
+    return w[4] == "m64n128k16" && i.n == 16 * 4 + 9 ? wgmma<16> : nullptr;
+}
+
 // d (|p), a, b, c, mask. imm: Up ..., and HasPredicate.
 enum Shuffle { Up, Down, Bfly, Idx, HasPredicate };
 void shuffle(Thread& t, const Ins& i) {
@@ -572,6 +608,7 @@ Op operation(const Words& w, const std::string& operands, Ins& i) {
     const std::string &name = w[0], &type = w.back();
     if (name == "bra") return DO({ t.pc = static_cast<int>(i.imm); });
     if (name == "ret") return DO({ t.pc = -1; });
+    if (name == "fence" && w[1] == "proxy") return [](Thread&, const Ins&) { watch_fence(); };
     if (name == "membar" || name == "fence") return [](Thread&, const Ins&) {};
     // Only cudaGraphSetConditional is called by what a test runs.
     if (name == "call")
@@ -593,6 +630,7 @@ Op operation(const Words& w, const std::string& operands, Ins& i) {
         return RESULT(in<uint64_t>(t, i, 0) + std::bit_cast<uint64_t>(sim::block->memory));
     }
     if (name == "ldmatrix" || name == "mma" || name == "movmatrix") return matrix(w);
+    if (name == "wgmma") return warp_group(w, i);
     if (name == "bar") return barrier(w, i.n);
     if (name == "vote" || name == "match" || name == "redux") return warp_operation(w);
     if (name == "shfl" && type == "b32") {

@@ -20,7 +20,7 @@ namespace {
 // behind it.
 struct Moment {
     int thread = -1, line = 0;
-    uint32_t barrier = 0, group_barrier = 0, warp_barrier = 0;
+    uint32_t barrier = 0, group_barrier = 0, warp_barrier = 0, n_fence = 0;
 };
 // Of a byte. Reads: the latest, and whether another group, another warp of the group, or another lane of the
 // warp has read it since the barrier before.
@@ -33,6 +33,7 @@ struct SharedRaces {
     std::vector<Byte> bytes{sim::Block::memory_bytes};
     uint32_t first_barrier = 1, last_barrier = 1;  // numbers go on from block to block
     std::array<int, 1024> group{};                 // of a thread: its named barrier; 0: none yet
+    std::array<uint32_t, 1024> n_fence{};          // and how many fence.proxy.async it had
 };
 thread_local SharedRaces races;
 
@@ -140,11 +141,16 @@ uint64_t next_use(uint64_t old, Access access, uint8_t value) {
 void watch_block(uint64_t launch) {
     races.first_barrier = ++races.last_barrier;
     races.group = {};
+    races.n_fence = {};
     const dim3 grid = sim::block->launch->grid;
     const uint3 idx = sim::block->idx;
     this_launch = launch % (1 << kLaunchBits);
     this_block = idx.x + uint64_t{grid.x} * (idx.y + uint64_t{grid.y} * idx.z);
     count_block();
+}
+
+void watch_fence() {
+    races.n_fence[sim::fiber->rank]++;
 }
 
 void watch_group(const Thread& t, const Ins& i, int barrier) {
@@ -156,14 +162,25 @@ void watch_group(const Thread& t, const Ins& i, int barrier) {
 }
 
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
-    const Moment now = {sim::fiber->rank, i.line, races.first_barrier + t.n_barrier, t.n_group_barrier,
-                        t.n_warp_barrier};
+    const bool product = access == Access::Product;
+    if (product) access = Access::Read;
+    const int rank = sim::fiber->rank;
+    const Moment now = {rank,
+                        i.line,
+                        races.first_barrier + t.n_barrier,
+                        t.n_group_barrier,
+                        t.n_warp_barrier,
+                        races.n_fence[rank]};
     races.last_barrier = std::max(races.last_barrier, now.barrier);
-    count_access(t, i, true, access == Access::Read, p, n);
+    if (!product) count_access(t, i, true, access == Access::Read, p, n);
     if (t.code.arrives) return;
     for (Byte* b = &races.bytes[p - sim::block->memory]; n--; b++, p++) {
         if (concurrent(b->write, now) && !(access == Access::Atomic && b->atomic))
             report(t, i, access == Access::Read ? "reads" : "writes", b->write, p);
+        if (product && b->write.thread >= 0 && b->write.barrier >= races.first_barrier &&
+            races.n_fence[b->write.thread] == b->write.n_fence)
+            sim::fault(t.at(i), "wgmma reads what thread {} has written in line {} with no fence.proxy.async",
+                       b->write.thread, b->write.line);
         if (access == Access::Read) {
             add_reader(*b, now);
         } else {

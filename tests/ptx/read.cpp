@@ -252,6 +252,7 @@ class Reader {
     // The operands in order, brackets and braces taken away.
     void operands(const std::string& text, Ins& i) {
         std::string word;
+        std::vector<int> slots;
         const auto finish = [&] {
             word = trim(word);
             if (word.empty()) return;
@@ -261,8 +262,7 @@ class Reader {
                 i.imm = std::stoll(word.substr(plus + 1));
                 word.resize(plus);
             }
-            if (i.n == static_cast<int>(i.r.size())) fail("more than {} operands", i.n);
-            i.r[i.n++] = slot(word);
+            slots.push_back(slot(word));
             word.clear();
         };
         for (const char c : text)
@@ -271,6 +271,13 @@ class Reader {
             else
                 word += c;
         finish();
+        i.n = static_cast<int>(slots.size());
+        if (slots.size() <= i.r.size()) {
+            std::copy(slots.begin(), slots.end(), i.r.begin());
+        } else {
+            static std::vector<std::unique_ptr<std::vector<int>>> lists;  // the code refers to these
+            i.all = lists.emplace_back(std::make_unique<std::vector<int>>(std::move(slots))).get();
+        }
     }
 
     void instruction(const Piece& p) {
