@@ -221,17 +221,17 @@ $(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/
 	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
 $(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
-# The products, which have wgmma in those, as they are elsewhere.
-PTX_80 := $(BUILD)/ptx-80/linear.ptx $(BUILD)/ptx-80/head.ptx
-$(PTX_80): $(BUILD)/ptx-80/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
-	$(TO_PTX)80 $< -o $@
+# The products, which have wgmma in those, as they are elsewhere, and with the least shared memory.
+PTX_86 := $(BUILD)/ptx-86/linear.ptx $(BUILD)/ptx-86/head.ptx
+$(PTX_86): $(BUILD)/ptx-86/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
+	$(TO_PTX)86 $< -o $@
 ifeq ($(NVCC),)
 test-ptx traffic test-fake-gpu:
 	@echo "SKIPPED $@: there is no nvcc"
 else
-test-ptx: $(BUILD)/unit $(PTX) $(PTX_80)
+test-ptx: $(BUILD)/unit $(PTX) $(PTX_86)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
-	EASEL_PTX=$(BUILD)/ptx-80 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
+	EASEL_PTX=$(BUILD)/ptx-86 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
 FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready

@@ -15,6 +15,8 @@ namespace easel {
 
 // Makes a device the one that this thread works with.
 void use_device(int index);
+// Shared memory that a block may have there, its arrays included.
+int max_shared_bytes();
 // Free memory of the device in use, as the driver says.
 int64_t free_device_bytes();
 

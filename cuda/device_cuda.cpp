@@ -126,6 +126,12 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
 void use_device(int index) {
     CUDA(cudaSetDevice(index));
 }
+int max_shared_bytes() {
+    int device = 0, bytes = 0;
+    CUDA(cudaGetDevice(&device));
+    CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return bytes;
+}
 int64_t free_device_bytes() {
     size_t free = 0, total = 0;
     CUDA(cudaMemGetInfo(&free, &total));

@@ -50,6 +50,9 @@ bool is_pinned(const void* host, size_t bytes) {
 void use_device(int index) {
     require(index == 0, "there is no CUDA device {}, the simulator is device 0", index);
 }
+int max_shared_bytes() {
+    return kSharedBytes;
+}
 int64_t free_device_bytes() {
     return int64_t{1} << 40;
 }

@@ -16,7 +16,7 @@ constexpr int n_row_tile = TYPE == Type::F32 ? 1 : 2;
 template <Type TYPE>
 constexpr int n_token_tile = TYPE == Type::F32 ? 8 : 16;
 template <Type TYPE, class T>
-using HeadGemm = WeightGemm<TYPE, T, kWarps, n_row_tile<TYPE>, n_token_tile<TYPE>>;
+using HeadGemm = WeightGemm<TYPE, T, kWarps, n_row_tile<TYPE>, n_token_tile<TYPE>, 1>;
 
 // The better of two candidates for an argmax: the larger value, of equals the lower id.
 DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
@@ -33,8 +33,9 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 // Tile:   256 words x 128 canvas rows (float: 128 words, 64 rows); a thread has words g and
 //         g + 8 of each of its warp's row tiles, of the canvas rows 8 n + 2 t and 8 n + 2 t + 1.
 // Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps a vocabulary tile.
-// Shared: WeightGemm's, 69 KiB for Q6_K; then 8 KiB of partial statistics in its place. 1.5 KiB beside it.
-// Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
+// Shared: WeightGemm's, for Q6_K 152 KiB, 94 on small cards; then 8 KiB of partial statistics in its
+// place. 1.5 KiB beside it. Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a
+// tile leave the chip. Canvas
 //         tiles are the fastest index: what they both read of E comes from L2. The tile is as large as the
 //         registers allow: 128 x 128 would be bound by ldmatrix, and by reading the activations from L2.
 // Maths:  logits and statistics float32, sums in a fixed order: lanes by a butterfly, then warps in turn.
@@ -148,11 +149,11 @@ void lm_head(Stream stream, T* z, TileStats* stats, uint8_t* live, float* logits
         if constexpr (has_product<type.value, T>) {
             using Gemm = HeadGemm<type.value, T>;
             constexpr int kTokens = 8 * n_token_tile<type.value>, kTiles = 16 * Gemm::N_TILE / kVocabTile;
-            static_assert(Gemm::shared_bytes >= 2 * kWarps * kTokens * 4);
-            static_assert(Gemm::shared_bytes + (1 + kTiles) * kTokens * 4 <= 99 * 1024);
+            static_assert(Gemm::bytes_for(2) >= 2 * kWarps * kTokens * 4);
+            static_assert((1 + kTiles) * kTokens * 4 <= Gemm::kCallersBytes);
             const dim3 grid((n_canvas + kTokens - 1) / kTokens,
                             (n_vocab_tile(w.n_row) + kTiles - 1) / kTiles);
-            EASEL_LAUNCH((lm_head_kernel<type.value, T>), grid, 32 * kWarps, Gemm::shared_bytes, stream, z,
+            EASEL_LAUNCH((lm_head_kernel<type.value, T>), grid, 32 * kWarps, Gemm::shared_bytes(), stream, z,
                          stats, live, logits, x, padded(w.n_col), w.data, w.n_tile(),
                          padded(w.n_col) / kChunk, n_canvas, w.n_row, softcap, state);
         } else {

@@ -9,17 +9,22 @@ namespace easel {
 
 namespace {
 
-constexpr int kWarps = 4;
-// Row tiles of a warp.
-template <class X>
-constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
-// Activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
+// The activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
 template <class X>
 constexpr int kMany = sizeof(X) == 4 ? 8 : 16;
 constexpr int kFew = 4;
-// Blocks that an SM's registers have to do for.
-template <int N_TOKEN_TILE>
-constexpr int n_block = N_TOKEN_TILE == kFew ? 4 : 2;
+// With these: blocks that an SM's registers have to do for, warps of a block, row tiles of a warp.
+template <class X, int N_TOKEN_TILE>
+constexpr int n_block = N_TOKEN_TILE == kFew ? 4
+                        : sizeof(X) == 4     ? 2
+                                             : 1;
+template <class X, int N_TOKEN_TILE>
+constexpr int n_warp = N_TOKEN_TILE == 16 ? 8 : 4;
+template <class X>
+constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
+template <Type TYPE, class X, int N_TOKEN_TILE>
+using LinearGemm =
+    WeightGemm<TYPE, X, n_warp<X, N_TOKEN_TILE>, n_row_tile<X>, N_TOKEN_TILE, n_block<X, N_TOKEN_TILE>>;
 
 // out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
 // tokens.
@@ -29,25 +34,24 @@ constexpr int n_block = N_TOKEN_TILE == kFew ? 4 : 2;
 //   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
-// Tile:   128 rows x 8 N_TOKEN_TILE slots (float: 64 rows, 64 slots); gated: half of them gate rows and half
-//         their up rows, so both meet in one thread's registers.
-// Launch: grid (n_tile / 8, n_expert or n_token / 128, parts), 128 threads; warp w has row tiles w and w + 4.
-// Shared: WeightGemm's, for Q4_K 71 KiB (128 slots) or 39 (32 slots); the rows' numbers.
+// Tile:   256 rows x 128 slots, or 128 rows x 32 slots (float: 64 x 64); gated: half of the rows are gate's,
+//         half up's, so both meet in one thread's registers.
+// Launch: grid (n_tile / 16, n_expert or n_token / 128, parts), 256 threads; or (n_tile / 8, n_expert), 128.
+// Shared: WeightGemm's, for Q4_K 133 KiB, 83 on small cards (128 slots), or 39 (32 slots); the rows' numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
 //         bytes of weights are on their way: room for 32 slots instead of 128 lets more blocks into an SM. An
 //         expert with more goes over its weights again, from L2. A product of all tokens is bound by what its
-//         blocks read from L2, so its tile is as large as the registers allow two blocks of; an SM with 100
-//         KiB holds one, which is enough for its slower tensor cores.
+//         blocks read from L2, so its tile is as large as an SM's registers allow.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
-__global__ void __launch_bounds__(32 * kWarps, n_block<N_TOKEN_TILE>)
+__global__ void __launch_bounds__(32 * n_warp<X, N_TOKEN_TILE>, n_block<X, N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
                   int n_token, float scale) {
     constexpr int kTokens = 8 * N_TOKEN_TILE, N_ROW_TILE = n_row_tile<X>;
-    using Gemm = WeightGemm<TYPE, X, kWarps, N_ROW_TILE, N_TOKEN_TILE>;
+    using Gemm = LinearGemm<TYPE, X, N_TOKEN_TILE>;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
@@ -91,16 +95,18 @@ __global__ void __launch_bounds__(32 * kWarps, n_block<N_TOKEN_TILE>)
     }
 }
 
+constexpr int kMaxWarps = 4;
+
 // max = the largest sum of squares of a row: non-negative floats order as their bits, so an atomic maximum of
 // those is the same in any order.
 //   records  n_tile row tiles of n_chunk chunks, all experts
 // Launch: grid (n_tile / 4), 128 threads, a warp a row tile. Once, at load; bound by reading the weights.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kMaxWarps)
     max_row_square_kernel(float* max, const uint8_t* records, int n_tile, int n_chunk) {
     using R = Record<TYPE>;
-    const int lane = threadIdx.x % 32, tile = blockIdx.x * kWarps + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, tile = blockIdx.x * kMaxWarps + threadIdx.x / 32;
     if (tile >= n_tile) return;  // a whole warp
     records += int64_t{tile} * (n_chunk / R::n_chunk) * R::bytes;
     float sum[2] = {};  // of rows g and g + 8
@@ -131,11 +137,11 @@ void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const 
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;
-            using Gemm = WeightGemm<type.value, X, kWarps, n_row_tile<X>, N_TOKEN_TILE>;
+            using Gemm = LinearGemm<type.value, X, N_TOKEN_TILE>;
             const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE,
                             first ? w.n_expert : (n_token + kTokens - 1) / kTokens, n_part);
-            EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, 32 * kWarps,
-                         Gemm::shared_bytes, stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
+            EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, Gemm::N_THREAD,
+                         Gemm::shared_bytes(), stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
                          padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
                          first, token_of, n_token, w.scale);
         } else {
@@ -152,8 +158,8 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
     with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, F16>) {
             const int n_tile = w.n_tile() * w.n_expert;
-            EASEL_LAUNCH(max_row_square_kernel<type.value>, (n_tile + kWarps - 1) / kWarps, 32 * kWarps, 0,
-                         stream, max, w.data, n_tile, padded(w.n_col) / kChunk);
+            EASEL_LAUNCH(max_row_square_kernel<type.value>, (n_tile + kMaxWarps - 1) / kMaxWarps,
+                         32 * kMaxWarps, 0, stream, max, w.data, n_tile, padded(w.n_col) / kChunk);
         } else {
             fail("bug: weights of a type that has no F16 product");
         }

@@ -208,11 +208,11 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 // w.n_row], to be added up by who reads it.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
-// Parts with which a product of few blocks of 128 x 128 fills an H200's 132 SMs, two blocks each; no more
-// than three, as every part has to be read again.
+// Parts with which a product of few blocks of 256 x 128 fills an H200's 132 SMs; no more than four, as every
+// part has to be read again.
 constexpr int linear_parts(int n_row, int n_token) {
-    const int n_block = (n_row + 127) / 128 * ((n_token + 127) / 128), n = 264 / n_block;
-    return n < 1 ? 1 : n > 3 ? 3 : n;
+    const int n_block = (n_row + 255) / 256 * ((n_token + 127) / 128), n = 132 / n_block;
+    return n < 1 ? 1 : n > 4 ? 4 : n;
 }
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)

@@ -51,6 +51,16 @@ namespace easel {
 using Stream = cudaStream_t;
 using Condition = cudaGraphConditionalHandle;  // of a conditional graph node, plus 1; 0: none
 
+// Shared memory that a block may have on the architecture that is compiled for, its arrays included; the host
+// asks max_shared_bytes() of device.h.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
+constexpr int kSharedBytes = 227 * 1024;
+#elif __CUDA_ARCH__ == 800
+constexpr int kSharedBytes = 163 * 1024;
+#else
+constexpr int kSharedBytes = 99 * 1024;
+#endif
+
 // Throws Error with the kernel's name and CUDA's text unless `e` is success.
 void check_launch(cudaError_t e, const char* kernel);
 // Lets a kernel have that much dynamic shared memory.
@@ -365,6 +375,8 @@ namespace easel {
 
 using Stream = sim::Stream*;  // null: launches run at once
 using Condition = bool*;
+
+constexpr int kSharedBytes = static_cast<int>(sim::max_shared_bytes);
 
 inline void set_condition(Condition c, bool value) {
     if (c) *c = value;

@@ -2,6 +2,7 @@
 // activation rows, W x^T, accumulated in float32. Used by linear.cu and head.cu, which differ in what they do
 // with the accumulators.
 #pragma once
+#include "device.h"
 #include "ops.h"
 #include "records.h"
 #include "tile.h"
@@ -20,35 +21,46 @@ DEVICE float gelu_tanh(float x) {
 //   Swapped operands: weights are operand A (16 rows), activations operand B (8 columns), so that few rows
 //   of activations waste little. A weight is decoded once for all of them.
 //   Shared: STAGES x (64 columns of the activations, a chunk of the same columns of every row tile), filled
-//   by cp.async ahead of use; the scales of a record come with its first chunk into slots of their own. A
-//   row's 128 bytes of activations lie swizzled: 16 bytes at i go to i ^ row % 8. So neither ldmatrix nor
-//   wgmma meets a bank conflict, and it is what the latter calls a swizzle of 128 bytes.
+//   by cp.async ahead of use; the scales of a record come with its first chunk into slots of their own. Rows
+//   of activations have padding, or, for wgmma, lie swizzled: piece i of 16 bytes at i ^ row % 8. Neither
+//   meets a bank conflict.
 //   Why: a warp loads and reads its own weights, so one barrier a chunk, for the activations, is all there
 //   is. Every row tile of a block shares what it reads of the activations, from L2, and every tile of a warp
 //   what it reads from shared memory.
-template <Type TYPE, class X, int N_WARP, int MT, int NT>
+//   N_BLOCK blocks are meant to be in an SM at once: one takes what shared memory there is.
+template <Type TYPE, class X, int N_WARP, int MT, int NT, int N_BLOCK>
 struct WeightGemm {
     using R = Record<TYPE>;
     static constexpr int N_THREAD = 32 * N_WARP, N_TILE = N_WARP * MT;
-    static constexpr int LDX = sizeof(X) == 4 ? tile_stride<X>(kChunk) : kChunk;
+    static constexpr bool SWIZZLED = sizeof(X) == 2 && NT == 16;
+    static constexpr int LDX = SWIZZLED ? kChunk : tile_stride<X>(kChunk);
     static constexpr int data_bytes = N_TILE * R::chunk_bytes, x_bytes = 8 * NT * LDX * int{sizeof(X)};
     // Activations begin at a multiple of this: the swizzle's period.
-    static constexpr int kAlign = sizeof(X) == 4 ? 16 : 1024;
+    static constexpr int kAlign = SWIZZLED ? 1024 : 16;
+    static constexpr int n_scale(int stages) { return R::n_chunk == 1 ? stages : 2; }
     static constexpr int bytes_for(int stages) {
-        return stages * (data_bytes + x_bytes) + (R::n_chunk == 1 ? stages : 2) * N_TILE * R::scale_bytes +
-               kAlign - 16;
+        return stages * (data_bytes + x_bytes) + n_scale(stages) * N_TILE * R::scale_bytes + kAlign - 16;
     }
-    // 4 if two blocks then fit the 100 KiB of the smallest cards' SMs, a KiB of the system's and the callers'
-    // static arrays beside each; else 3 if one block's 99 KiB hold them, with those arrays.
-    static constexpr int kMostBytes = 98 * 1024;
-    static constexpr int STAGES = bytes_for(4) <= 48 * 1024 ? 4 : bytes_for(3) <= kMostBytes ? 3 : 2;
-    static constexpr int N_SCALE = R::n_chunk == 1 ? STAGES : 2;
-    static constexpr int shared_bytes = bytes_for(STAGES);
+    // Of a block that may have so much shared memory, the callers' arrays included: as many as fit, at
+    // most 5. If it is not alone in its SM, what the smallest cards have room for: 4 in half of 100 KiB, or 3
+    // in 99.
+    static constexpr int n_stage(int block_bytes) {
+        if (N_BLOCK > 1 && bytes_for(4) <= 48 * 1024) return 4;
+        const int most = (N_BLOCK > 1 ? 99 * 1024 : block_bytes) - kCallersBytes;
+        int n = N_BLOCK > 1 ? 3 : 5;
+        while (n > 2 && bytes_for(n) > most) n--;
+        return n;
+    }
+    static constexpr int kCallersBytes = 12 * 8 * NT;  // of the callers' arrays, at most
+    static constexpr int STAGES = n_stage(kSharedBytes), N_SCALE = n_scale(STAGES),
+                         own_bytes = bytes_for(STAGES);
+    // For a launch on the device in use.
+    static size_t shared_bytes() { return bytes_for(n_stage(max_shared_bytes())); }
 
     // wgmma where many rows of activations make it worth it. It reads them while the warps go on: the chunk
     // before may still be read when a new one is loaded.
-    static constexpr bool ASYNC = kWgmma && sizeof(X) == 2 && NT == 16;
-    static constexpr int AHEAD = ASYNC && STAGES > 2 ? STAGES - 2 : STAGES - 1;  // chunks on their way
+    static constexpr bool ASYNC = kWgmma && SWIZZLED;
+    static constexpr int AHEAD = ASYNC ? STAGES - 2 : STAGES - 1;  // chunks on their way
 
     // The row tile, of the block's, that warp w has as its tile m: those that four warps multiply with one
     // wgmma are neighbours.
@@ -60,7 +72,7 @@ struct WeightGemm {
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row) {
-        static_assert(shared_bytes <= kMostBytes && R::scale_bytes / 16 <= 32);
+        static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes && R::scale_bytes / 16 <= 32);
         const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
         shared += -shared_address(shared) % kAlign;
         X* const x_smem = reinterpret_cast<X*>(shared);
@@ -76,13 +88,13 @@ struct WeightGemm {
         // A thread copies the same 16 bytes of the same rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
         constexpr int N_COPY = 8 * NT / row_step;
-        static_assert(N_COPY * row_step == 8 * NT && (sizeof(X) == 4 || row_step % 8 == 0));
+        static_assert(N_COPY * row_step == 8 * NT && (!SWIZZLED || row_step % 8 == 0));
         const int row = thread / n_part, part = thread % n_part;
         const int n_copied_row = ASYNC ? (n_row + 63) / 64 * 64 : (n_row + 15) / 16 * 16;
         int from[N_COPY];  // elements of x
         UNROLL for (int i = 0; i < N_COPY; i++) from[i] =
             row_of[row + i * row_step] * ldx + part * (16 / int{sizeof(X)});
-        X* const to = x_smem + row * LDX + (sizeof(X) == 4 ? part * 4 : swizzled(row, part));
+        X* const to = x_smem + row * LDX + piece(row, part);
 
         const auto load = [&](int chunk) {  // the next one
             const int stage = chunk % STAGES;
@@ -116,10 +128,7 @@ struct WeightGemm {
         }
         for (int chunk = 0; chunk < n_chunk; chunk++) {
             cp_async_wait<AHEAD - 1>();
-            if constexpr (ASYNC) {
-                fence_proxy_async();
-                if (STAGES == 2) wgmma_wait<0>();
-            }
+            if constexpr (ASYNC) fence_proxy_async();
             __syncthreads();  // this chunk has arrived for all; the one that is written over has been used
             if (chunk + AHEAD < n_chunk) load(chunk + AHEAD);
             cp_async_commit();
@@ -145,8 +154,8 @@ struct WeightGemm {
     }
 
   private:
-    // Where the 16 bytes at number `part` of a row of activations lie: elements from its start.
-    DEVICE static int swizzled(int row, int part) { return (part ^ row % 8) * 8; }
+    // Where piece i of a row of activations lies: elements from its start.
+    DEVICE static int piece(int row, int i) { return (SWIZZLED ? i ^ row % 8 : i) * (16 / int{sizeof(X)}); }
 
     // acc += W x^T of a chunk, in float.
     DEVICE static void add_floats(float (&acc)[MT][NT][4], const float* w, const X* x, int n_row, int lane) {
@@ -167,12 +176,12 @@ struct WeightGemm {
     DEVICE static void add_products(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4][4], const X* x,
                                     int n_row, int lane) {
         x += (lane % 8 + lane / 16 * 8) * LDX;
-        const int first = swizzled(lane, lane / 8 % 2);
+        const int first = piece(lane, lane / 8 % 2);
         UNROLL for (int n = 0; n < NT; n += 2) {
             if (8 * n >= n_row) break;  // the same for all lanes
             UNROLL for (int s = 0; s < 4; s++) {
                 uint32_t b[4];
-                ldmatrix(b, x + 8 * n * LDX + (first ^ 16 * s));
+                ldmatrix(b, x + 8 * n * LDX + (SWIZZLED ? first ^ 16 * s : first + 16 * s));
                 UNROLL for (int m = 0; m < MT; m++) {
                     mma_m16n8k16_f16(acc[m][n], a[m][s], b[0], b[1]);
                     mma_m16n8k16_f16(acc[m][n + 1], a[m][s], b[2], b[3]);

@@ -1,6 +1,6 @@
 // launches.cpp: with which threads and how much dynamic shared memory the large kernels are launched, at the
-// shapes of the 26B-A4B model. One .cu file a program, -DSOURCE='"linear.cu"' -DLINEAR: its launchers run as
-// they are, but a launch prints "kernel argument threads bytes", argument being what of a template's
+// shapes of the 26B-A4B model. One .cu file a program, -DSOURCE='"linear.cu"' -DLINEAR -DSHARED_KIB=227, what
+// a block may have: its launchers run as they are, but a launch prints "kernel argument threads bytes", argument being what of a template's
 // arguments matters here, and 0 for a kernel that is none. Used by ptxas.sh.
 #include <cstdio>
 #include <cstring>
@@ -17,6 +17,9 @@ static void note(const char* kernel, dim3, dim3 block, size_t bytes) {
                 block.x, bytes);
 }
 void fill_zero(Stream, void*, size_t) {}  // device.h's, which is not linked
+int max_shared_bytes() {
+    return SHARED_KIB * 1024;
+}
 }  // namespace easel
 #undef EASEL_LAUNCH
 #define EASEL_LAUNCH(kernel, grid, block, shared_bytes, ...) note(#kernel, grid, block, shared_bytes)

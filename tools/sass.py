@@ -6,8 +6,9 @@
 A warp's turn of that loop multiplies a chunk of its row tiles, each 16 rows x 64 columns of weights, with up to
 32, 64 or 128 rows of activations (cuda/weight_gemm.h). Counted is the longest way through a turn, loops inside
 once: first the loads of a later chunk (cp.async; the longest way has every remainder and the scales, which come
-with one chunk in four, or with each), then decoding and mma, by kind. A lane's share of a tile is 32 weights: `a
-weight` is decoding alone, without mma and ldmatrix. Needs nvdisasm: in the CUDA Toolkit, or the PyPI package nvidia-cuda-nvdisasm.
+with one chunk in four, or with each), then decoding and mma, by kind: where there is no ldmatrix, mma is wgmma.
+A lane's share of a tile is 32 weights: `a weight` is decoding alone, without mma and ldmatrix. Needs nvdisasm: in
+the CUDA Toolkit, or the PyPI package nvidia-cuda-nvdisasm.
 """
 import re
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 
 SOURCES = ("linear", "head")
 KINDS = [  # of instructions, the first that fits
-    ("mma", r"HMMA"), ("ldmatrix", r"LDSM"), ("load", r"LD"),
+    ("mma", r"HG?MMA"), ("ldmatrix", r"LDSM"), ("load", r"LD"),
     ("half", r"H(ADD|MUL|FMA|MNMX)2|F2F|F2FP|I2F|F2I"), ("float", r"F(ADD|MUL|FMA|SEL|MNMX|SETP)|FFMA|MUFU"),
     ("other", r"")]
 LANE_WEIGHTS = 32
@@ -69,7 +70,7 @@ def main_loop(lines):
         jump = re.search(r"BRA.*\((\.L_x_\d+)\)", line)
         if jump and place.get(jump.group(1), i) < i:
             body = lines[place[jump.group(1)]:i + 1]
-            n_mma = sum("HMMA" in x for x in body)
+            n_mma = sum(bool(re.search("HG?MMA", x)) for x in body)
             if n_mma:
                 loops.append((-n_mma, len(body), body))
     return min(loops)[2] if loops else None
@@ -136,7 +137,8 @@ def main():
             cut = next(i for i, line in enumerate(loop) if opcode(line) == "LDGDEPBAR")
             way = longest_way(loop[cut + 1:])
             n = count(way)
-            n_tile = n["mma"] // (2 * n["ldmatrix"])  # a fragment of activations serves all tiles, in two mma each
+            # A wgmma for each k16 step of a tile; or a fragment of activations serves all tiles, in two mma each.
+            n_tile = n["mma"] // (2 * n["ldmatrix"] if n["ldmatrix"] else 4)
             print(f"{short_name(name):<38} {n_tile:>5} {len(longest_way(loop[:cut])):>7} {len(way):>11}: {n['mma']:>4} "
                   f"{n['ldmatrix']:>8} {n['load']:>5} {n['half']:>5} {n['float']:>5} {n['other']:>5} "
                   f"{(len(way) - n['mma'] - n['ldmatrix']) / LANE_WEIGHTS / n_tile:>9.2f}")
