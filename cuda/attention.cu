@@ -52,20 +52,23 @@ constexpr float kNone = -INFINITY;  // the maximum of no scores
 
 template <int HD>
 struct AttentionTile {
-    static constexpr int M = HD <= 256 ? 2 : 1;             // 16-row tiles of a pair of warps
-    static constexpr int BLOCK_M = kThreads / 64 * M * 16;  // rows of a block
-    static constexpr int BLOCK_N = HD <= 256 ? 32 : 16;     // keys
+    static constexpr int M = 2;                                 // 16-row tiles of a group of warps
+    static constexpr int W = HD <= 256 ? 2 : 4;                 // warps of a group
+    static constexpr int BLOCK_M = kThreads / 32 / W * M * 16;  // rows of a block
+    static constexpr int BLOCK_N = HD <= 256 ? 32 : 16;         // keys
     static constexpr int LD = tile_stride<F16>(HD);
-    static constexpr int NS = BLOCK_N / 8;  // 8-key tiles of scores
-    static constexpr int NO = HD / 2 / 8;   // 8-column tiles of a warp's half of the output
-    static constexpr int KS = HD / 2 / 16;  // 16-column steps of a warp's half of q and k
-    static constexpr int NP = M * NS;       // pairs of scores of a lane's own rows
-    // What a warp gives to the other of its pair: its half of the scores of that one's rows; probabilities of
-    // its own rows, and by what their sums so far are to be multiplied.
+    static constexpr int COLS = HD / W;      // of a warp, in q, k, v and the output
+    static constexpr int NS = BLOCK_N / 8;   // 8-key tiles of scores
+    static constexpr int NO = COLS / 8;      // 8-column tiles of output
+    static constexpr int KS = COLS / 16;     // 16-column steps of q and k
+    static constexpr int N_OCTET = 2 * M;    // of 8 rows: of a group
+    static constexpr int OWN = N_OCTET / W;  // and of a warp
+    // What a warp gives to the others of its group: its part of the scores of the rows of each; probabilities
+    // of its own rows, and by what their sums so far are to be multiplied.
     struct Given {
-        float score[2 * NP][32];
-        uint32_t p[NP][32];
-        float scale[M][32];
+        float score[W - 1][OWN][2 * NS][32];
+        uint32_t p[OWN][NS][32];
+        float scale[OWN][32];
     };
     static constexpr int shared_bytes = 4 * BLOCK_N * LD * 2 + kThreads / 32 * int{sizeof(Given)};
 };
@@ -81,26 +84,27 @@ DEVICE int thread_again() {
     return __shfl_sync(~0u, static_cast<int>(threadIdx.x), threadIdx.x % 32);
 }
 
-// Where a thread works.
+// Where a thread works. Each warp counts the octets of its group in an order of its own, in which own ones
+// are 0, W, ..: octet o is own octet o / W of warp ^ o % W. mma fragments of tile o / 2 have it at rows g (o
+// even) or g + 8.
 template <int HD>
 struct Place {
-    using Given = typename AttentionTile<HD>::Given;
-    int warp, lane, half;
-    Given* given;
-    const Given* taken;
+    using Tile = AttentionTile<HD>;
+    static constexpr int W = Tile::W;
+    int warp, lane, col;
+    typename Tile::Given* given;
+    const typename Tile::Given* taken[W];  // from warp ^ i
 
     DEVICE explicit Place(F16* shared) {
         const int thread = thread_again();
-        warp = thread / 32, lane = thread % 32, half = warp % 2 * (HD / 2);
-        given =
-            reinterpret_cast<Given*>(shared + 4 * AttentionTile<HD>::BLOCK_N * AttentionTile<HD>::LD) + warp;
-        taken = given + 1 - warp % 2 * 2;
+        warp = thread / 32, lane = thread % 32, col = warp % W * Tile::COLS;
+        given = reinterpret_cast<typename Tile::Given*>(shared + 4 * Tile::BLOCK_N * Tile::LD) + warp;
+        UNROLL for (int i = 0; i < W; i++) taken[i] = given + ((warp ^ i) - warp);
     }
-    // Place in the block of the row that mma fragments have at g (i = 0: a row of this warp's own) or g + 8
-    // (i = 1: a row of the other's).
-    DEVICE int row(int m, int i) const {
-        return (warp / 2 * AttentionTile<HD>::M + m) * 16 + (warp + i) % 2 * 8 + lane / 4;
-    }
+    // Place in the block of a lane's row.
+    DEVICE int row(int octet) const { return (warp / W * Tile::N_OCTET + (octet ^ warp % W)) * 8 + lane / 4; }
+    // The others of the group have written what they give.
+    DEVICE void wait_for_group() const { barrier_sync(1 + warp / W, 32 * W); }
 };
 
 // n_row rows of a head of K and V from `slot` on, around the ring, into shared memory; rows after these, up
@@ -130,23 +134,25 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 //   scratch see RowPart; not used if gridDim.z is 1
 // Tile:   128 rows, 64 if HD is 512: the query heads that share a KV head, stacked (row = token group + head
 //         of the group), so that they read a K or V tile once; 32 keys, 16 if HD is 512.
-// Launch: grid (n_token group / BLOCK_M, n_head_kv, n_split), 256 threads; pairs of warps share 16 M rows.
-// Shared: two K and V tiles, what the warps of a pair give to each other, rows: HD 256 94 KiB, 512 73.
-// Why:    q and the output stay in registers. Each warp of a pair has half of the columns: it multiplies its
-//         half of q and k, and gives the other its half of the scores of half of the rows. Of its own rows it
-//         then has the scores; it gives the probabilities to the other, and multiplies those of all rows with
-//         its half of v. As it does so for 32 rows, a fragment of k or v feeds four mma; for HD 512 there are
-//         16, as the registers do not suffice. The next tile is loaded meanwhile. All warps wait for one
-//         another once a tile, so that the softmax of one pair goes beside the mma of others.
-// Maths:  scores, softmax and sums in float32 (online, __expf); P rounded to F16.
+// Launch: grid (n_token group / BLOCK_M, n_head_kv, n_split), 256 threads; groups of two warps, four if HD
+//         is 512, share 32 rows.
+// Shared: two K and V tiles, what the warps of a group give to each other, rows: HD 256 94 KiB, 512 81.
+// Why:    q and the output stay in registers: each warp of a group has 128 or fewer of the columns. It
+//         multiplies its columns of q and k, gives the others their rows of these parts of the scores, and
+//         adds up the parts of its own rows, a half or a quarter of all. It gives the probabilities to the
+//         others, and multiplies those of all rows with its columns of v. As these are 32 rows, a fragment
+//         of k or v feeds four mma. The next tile is loaded meanwhile. All warps wait for one another once a
+//         tile, so that the softmax of one group goes beside the mma of others.
+// Maths:  scores, softmax and sums in float32 (online, __expf); P rounded to F16. A row's bits do not depend
+//         on which warp has it.
 // Check:  tests/test_attention.cpp, against double.
 template <int HD>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(F16* out, const F16* q, KvLayer<F16> cache, int n_token, AttentionShape shape, Mask mask,
                      float* scratch, const LoopState* state) {
     using Tile = AttentionTile<HD>;
-    constexpr int M = Tile::M, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
-    constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, NP = Tile::NP;
+    constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
+    constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
     SHARED(Keys, seen);  // by all rows
     SHARED_ARRAY(Row, rows, BLOCK_M);
     SHARED_DYNAMIC(F16, shared);  // two times K and V: [2, BLOCK_N, LD]
@@ -188,11 +194,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Place<HD> before(shared);
     UNROLL for (int m = 0; m < M; m++) {
         UNROLL for (int i = 0; i < 2; i++) {
-            const Row row = rows[before.row(m, i)];
+            const Row row = rows[before.row(2 * m + i)];
             const F16* src = q + int64_t{row.token} * ld + row.head * head_dim;
             UNROLL for (int s = 0; s < KS; s++) {
                 UNROLL for (int j = 0; j < 2; j++) {
-                    const int col = before.half + 16 * s + 8 * j + before.lane % 4 * 2;
+                    const int col = before.col + 16 * s + 8 * j + before.lane % 4 * 2;
                     q_reg[m][s][i + 2 * j] =
                         row.token >= 0 && col < head_dim ? *reinterpret_cast<const uint32_t*>(src + col) : 0;
                 }
@@ -201,8 +207,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     float acc[M][NO][4] = {};
-    float row_max[M], sum[M] = {};  // of own rows; sum: of this lane's columns
-    UNROLL for (int m = 0; m < M; m++) row_max[m] = kNone;
+    float row_max[OWN], sum[OWN] = {};  // of own rows; sum: of this lane's columns
+    UNROLL for (int k = 0; k < OWN; k++) row_max[k] = kNone;
     for (int key = begin, stage = 0; key < stop; key += BLOCK_N, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // K and V are there for all; all have used those before
@@ -211,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const F16* const k_smem = shared + stage * (2 * BLOCK_N * LD);
 
         float score[M][NS][4] = {};
-        const F16* k_row = k_smem + (at.lane % 8 + at.lane / 16 * 8) * LD + at.half + at.lane / 8 % 2 * 8;
+        const F16* k_row = k_smem + (at.lane % 8 + at.lane / 16 * 8) * LD + at.col + at.lane / 8 % 2 * 8;
         UNROLL for (int n = 0; n < NS; n += 2) {
             UNROLL for (int s = 0; s < KS; s++) {
                 uint32_t b[4];
@@ -221,70 +227,80 @@ __global__ void __launch_bounds__(kThreads, 1)
                     mma_m16n8k16_f16(score[m][n + 1], q_reg[m][s], b[2], b[3]);
                 }
             }
-            UNROLL for (int m = 0; m < M; m++) {
-                UNROLL for (int i = 0; i < 4; i++) at.given->score[(m * NS + n) * 2 + i][at.lane] =
-                    score[m][n + i / 2][2 + i % 2];
+            UNROLL for (int o = 0; o < N_OCTET; o++) {
+                if (o % W == 0) continue;
+                UNROLL for (int i = 0; i < 4; i++) at.given->score[o % W - 1][o / W][2 * n + i][at.lane] =
+                    score[o / 2][n + i / 2][o % 2 * 2 + i % 2];
             }
         }
-        barrier_sync(1 + at.warp / 2, 64);  // the other half of the scores is there
-        UNROLL for (int m = 0; m < M; m++) {
-            UNROLL for (int i = 0; i < 2 * NS; i++) score[m][i / 2][i % 2] +=
-                at.taken->score[m * NS * 2 + i][at.lane];
+        at.wait_for_group();  // the other parts of the scores are there
+        UNROLL for (int k = 0; k < OWN; k++) {
+            UNROLL for (int i = 0; i < 2 * NS; i++) {
+                const auto part = [&](int of) { return at.taken[of]->score[of - 1][k][i][at.lane]; };
+                float& x = score[k * W / 2][i / 2][i % 2];
+                x += part(1);
+                if constexpr (W == 4) x += part(2) + part(3);  // (0 + 1) + (2 + 3) in each warp
+            }
         }
 
         if (key < seen.low || key + BLOCK_N > seen.high) {
             const int reach = mask == Mask::Causal && shape.window ? shape.window : INT_MAX;
-            UNROLL for (int m = 0; m < M; m++) {
-                const int end = rows[at.row(m, 0)].end;
+            UNROLL for (int k = 0; k < OWN; k++) {
+                const int end = rows[at.row(k * W)].end;
                 UNROLL for (int n = 0; n < NS; n++) {
                     UNROLL for (int i = 0; i < 2; i++) {
                         const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // the last key seen: 1
-                        if (back < 1 || back > reach) score[m][n][i] = kNone;
+                        if (back < 1 || back > reach) score[k * W / 2][n][i] = kNone;
                     }
                 }
             }
         }
 
         // Online softmax of own rows.
-        uint32_t own[NP], other[NP];  // p as F16: [M, NS, 2 keys]
-        float scale[M][2];
-        UNROLL for (int m = 0; m < M; m++) {
-            float x = row_max[m];
-            UNROLL for (int n = 0; n < NS; n++) x = fmaxf(x, fmaxf(score[m][n][0], score[m][n][1]));
+        uint32_t p[N_OCTET][NS];  // F16: two keys
+        float scale[N_OCTET];
+        UNROLL for (int k = 0; k < OWN; k++) {
+            float(&s)[NS][4] = score[k * W / 2];
+            float x = row_max[k];
+            UNROLL for (int n = 0; n < NS; n++) x = fmaxf(x, fmaxf(s[n][0], s[n][1]));
             x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
             x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
             const float base = x == kNone ? 0 : x;  // no key yet: exp(-inf - 0) is 0, -inf - -inf is NaN
-            scale[m][0] = at.given->scale[m][at.lane] = __expf(row_max[m] - base);
-            row_max[m] = x;
-            sum[m] *= scale[m][0];
+            scale[k * W] = at.given->scale[k][at.lane] = __expf(row_max[k] - base);
+            row_max[k] = x;
+            sum[k] *= scale[k * W];
             UNROLL for (int n = 0; n < NS; n++) {
                 UNROLL for (int i = 0; i < 2; i++) {
-                    score[m][n][i] = __expf(score[m][n][i] - (base - kShift));
-                    sum[m] += score[m][n][i];
+                    s[n][i] = __expf(s[n][i] - (base - kShift));
+                    sum[k] += s[n][i];
                 }
-                own[m * NS + n] = at.given->p[m * NS + n][at.lane] = pack_f16(score[m][n][0], score[m][n][1]);
+                p[k * W][n] = at.given->p[k][n][at.lane] = pack_f16(s[n][0], s[n][1]);
             }
         }
-        barrier_sync(1 + at.warp / 2, 64);  // the other rows' probabilities are there
-        UNROLL for (int i = 0; i < NP; i++) other[i] = at.taken->p[i][at.lane];
+        at.wait_for_group();  // the other rows' probabilities are there
+        UNROLL for (int o = 0; o < N_OCTET; o++) {
+            if (o % W == 0) continue;
+            UNROLL for (int n = 0; n < NS; n++) p[o][n] = at.taken[o % W]->p[o / W][n][at.lane];
+            scale[o] = at.taken[o % W]->scale[o / W][at.lane];
+        }
         UNROLL for (int m = 0; m < M; m++) {
-            scale[m][1] = at.taken->scale[m][at.lane];
-            if (__any_sync(~0u, scale[m][0] != 1 || scale[m][1] != 1)) UNROLL for (int n = 0; n < NO; n++) {
-                    acc[m][n][0] *= scale[m][0], acc[m][n][1] *= scale[m][0];
-                    acc[m][n][2] *= scale[m][1], acc[m][n][3] *= scale[m][1];
+            const float low = scale[2 * m], high = scale[2 * m + 1];
+            if (__any_sync(~0u, low != 1 || high != 1)) UNROLL for (int n = 0; n < NO; n++) {
+                    acc[m][n][0] *= low, acc[m][n][1] *= low;
+                    acc[m][n][2] *= high, acc[m][n][3] *= high;
                 }
         }
 
-        const F16* v_row = k_smem + (BLOCK_N + at.lane % 16) * LD + at.half + at.lane / 16 * 8;
+        const F16* v_row = k_smem + (BLOCK_N + at.lane % 16) * LD + at.col + at.lane / 16 * 8;
         UNROLL for (int s = 0; s < NS; s += 2) {
             UNROLL for (int n = 0; n < NO; n += 2) {
                 uint32_t b[4];
                 ldmatrix_trans(b, v_row + s * 8 * LD + n * 8);
                 UNROLL for (int m = 0; m < M; m++) {
-                    const int i = m * NS + s;  // accumulators of two 8-key tiles are an A operand
-                    const uint32_t p[4] = {own[i], other[i], own[i + 1], other[i + 1]};
-                    mma_m16n8k16_f16(acc[m][n], p, b[0], b[1]);
-                    mma_m16n8k16_f16(acc[m][n + 1], p, b[2], b[3]);
+                    const auto &low = p[2 * m], &high = p[2 * m + 1];
+                    const uint32_t a[4] = {low[s], high[s], low[s + 1], high[s + 1]};
+                    mma_m16n8k16_f16(acc[m][n], a, b[0], b[1]);
+                    mma_m16n8k16_f16(acc[m][n + 1], a, b[2], b[3]);
                 }
             }
         }
@@ -292,29 +308,29 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     const int n_split = gridDim.z, split = blockIdx.z, n_all = n_token * shape.n_head;
     const Place<HD> after(shared);
-    UNROLL for (int m = 0; m < M; m++) {
-        sum[m] += __shfl_xor_sync(~0u, sum[m], 1);
-        sum[m] += __shfl_xor_sync(~0u, sum[m], 2);
-        after.given->score[m][after.lane] = 1 / sum[m];
+    UNROLL for (int k = 0; k < OWN; k++) {
+        sum[k] += __shfl_xor_sync(~0u, sum[k], 1);
+        sum[k] += __shfl_xor_sync(~0u, sum[k], 2);
+        after.given->score[0][k][0][after.lane] = 1 / sum[k];
     }
-    barrier_sync(1 + after.warp / 2, 64);  // the other rows' sums are there
-    UNROLL for (int i = 0; i < 2 * M; i++) {
-        const Row row = rows[after.row(i / 2, i % 2)];
-        const float(&o)[NO][4] = acc[i / 2];
-        const int at = i % 2 * 2, index = row.token * shape.n_head + row.head;
+    after.wait_for_group();  // the other rows' sums are there
+    UNROLL for (int o = 0; o < N_OCTET; o++) {
+        const Row row = rows[after.row(o)];
+        const float(&values)[NO][4] = acc[o / 2];
+        const int at = o % 2 * 2, index = row.token * shape.n_head + row.head;
         if (row.token < 0) continue;
-        if (n_split > 1 && at == 0 && after.lane % 4 == 0)
-            row_part(scratch, split, n_all)[index] = {row_max[i / 2], sum[i / 2]};
+        if (n_split > 1 && o % W == 0 && after.lane % 4 == 0)
+            row_part(scratch, split, n_all)[index] = {row_max[o / W], sum[o / W]};
         if (begin >= stop) continue;
-        const float inverse = (i % 2 ? after.taken : after.given)->score[i / 2][after.lane];
+        const float inverse = after.taken[o % W]->score[0][o / W][0][after.lane];
         F16* dst = n_split == 1
                        ? out + int64_t{row.token} * ld + row.head * head_dim
                        : out_part<F16>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
         UNROLL for (int n = 0; n < NO; n++) {
-            const int col = after.half + 8 * n + after.lane % 4 * 2;
+            const int col = after.col + 8 * n + after.lane % 4 * 2;
             if (col < head_dim)
                 *reinterpret_cast<uint32_t*>(dst + col) =
-                    pack_f16(o[n][at] * inverse, o[n][at + 1] * inverse);
+                    pack_f16(values[n][at] * inverse, values[n][at + 1] * inverse);
         }
     }
 }

@@ -136,7 +136,7 @@ void check(const Case& c) {
 
 TEMPLATE_TEST_CASE("attention: sizes of heads and groups", "[attention]", F16, float) {
     // From the smallest to the largest, even ones that are no multiple of 8, and in between.
-    for (const int head_dim : {2, 16, 18, 32, 40, 64, 96, 128, 250, 256, 258, 512})
+    for (const int head_dim : {2, 16, 18, 32, 40, 64, 96, 128, 250, 256, 258, 384, 390, 510, 512})
         check<TestType>({head_dim, 2, 1, 24, 70, 9, Mask::Causal});
     for (const int group : {1, 2, 3, 8, 70}) {  // 70: a token's heads in two row tiles
         check<TestType>({16, group, 1, 0, 5, 11, Mask::Causal});
@@ -185,6 +185,7 @@ TEMPLATE_TEST_CASE("attention: less and more than tiles of rows and keys", "[att
             check<TestType>({256, 2, 1, 11, n_cached, 40, mask, 2, 2, 3});
             check<TestType>({512, 2, 1, 11, n_cached, 40, mask, 2, 2, 3});
         }
+        check<TestType>({444, 3, 1, 30, 50, 30, mask, 3});
     }
 }
 
@@ -238,11 +239,23 @@ TEST_CASE("attention: many small probabilities count", "[attention]") {
 TEMPLATE_TEST_CASE("attention: any order of threads", "[attention]", F16, float) {
     for (const Case& c :
          {Case{64, 2, 1, 40, 133, 20, Mask::Causal, 1}, Case{40, 4, 2, 0, 133, 35, Mask::Canvas, 2},
-          Case{18, 2, 2, 30, 70, 33, Mask::Causal, 5}, Case{512, 2, 1, 0, 70, 5, Mask::Canvas, 2},
+          Case{18, 2, 2, 30, 70, 33, Mask::Causal, 5}, Case{512, 3, 1, 0, 40, 23, Mask::Canvas, 2},
           Case{256, 2, 1, 40, 70, 33, Mask::Causal}, Case{256, 2, 1, 0, 90, 20, Mask::Canvas, 2}}) {
         const Inputs<TestType> in(c);
         INFO(c);
         CHECK(worst(c, every_schedule([&] { return run<TestType>(c, in); }, 2), in) < tolerance<TestType>);
+    }
+}
+
+TEST_CASE("attention: a row's bits do not depend on its place in a tile", "[attention]") {
+    // In a pass of another length a token has another place.
+    for (const int head_dim : {256, 512}) {
+        const Case c{head_dim, 1, 1, 0, 30, 70, Mask::Canvas};
+        Inputs<F16> in(c);
+        for (size_t i = head_dim; i < in.q.size(); i++) in.q[i] = in.q[i - head_dim];  // equal rows
+        const auto found = from_rows(run<F16>(c, in), head_dim);
+        INFO(c);
+        CHECK(std::equal(found.begin() + head_dim, found.end(), found.begin()));
     }
 }
 
