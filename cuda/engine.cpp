@@ -483,7 +483,7 @@ class DeviceBackend final : public Backend {
         linear(dense, b_.dense, b_.middle, w.down, n);
         mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-              c_.n_expert_used);
+              c_.n_expert_used, b_.slot_out);
         permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, c_.n_expert_used, c_.n_expert);
         mark(s, Part::ExpertUp);
         experts_.need(s, layer);

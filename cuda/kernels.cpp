@@ -150,7 +150,7 @@ class Kernels {
         const double router = 1.0 * c_.n_expert * c_.n_embd;
         add("route", {"", 0, 4 * router, 2 * router * n}, true, [=, this, &w](Stream s) {
             route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-                  n_used);
+                  n_used, b_.slot_out);
         });
         add("permute", {}, false, [=, this](Stream s) {
             permute(s, b_.slot_of, b_.token_of, b_.first, b_.chosen, n, n_used, c_.n_expert);

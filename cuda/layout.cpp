@@ -215,12 +215,13 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     b.weight = arena.take<float>(n_pair);
     b.first = arena.take<int>(c.n_expert + 1);
     b.slot_middle = arena.take<T>(n_pair * padded(c.n_ff_exp));
-    // Three that are never needed together: q, k, v until qkv_norm(); from then to layer_end() the experts'
-    // outputs; z from lm_head() to the soft embedding of the next step.
+    // Never needed together: q, k, v until qkv_norm(); then the router's logits in route(), and the experts'
+    // outputs until layer_end(); z from lm_head() to the soft embedding of the next step.
     const int64_t n_z = int64_t{c.n_canvas} * vocab_stride(c.n_vocab);
     const int64_t z_floats = (n_z * int64_t{sizeof(T)} + 3) / 4;
     q_out = (q_out + 63) / 64 * 64, k_out = (k_out + 63) / 64 * 64;  // each begins at a multiple of 256 bytes
-    float* shared = arena.take<float>(std::max({q_out + 2 * k_out, n_pair * d, z_floats}));
+    float* shared = arena.take<float>(std::max(
+        {q_out + 2 * k_out, route_scratch(room.n_token, c.n_embd, c.n_expert), n_pair * d, z_floats}));
     b.q = b.slot_out = shared;
     b.k = shared ? b.q + q_out : nullptr;
     b.v = shared ? b.k + k_out : nullptr;

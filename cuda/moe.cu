@@ -10,10 +10,81 @@ namespace {
 
 // ---- route ------------------------------------------------------------------------------------------------
 
-constexpr int kTokens = 4;      // of a block
-constexpr int kExperts = 4;     // of a warp at a time
-constexpr int kColumns = 3072;  // of x in shared memory at a time
-constexpr int kRouteWarps = 16, kRouteThreads = 32 * kRouteWarps;
+constexpr int kTokens = 64, kExperts = 64;  // of a block
+constexpr int kRouteLD = tile_stride<float>(kRouteColumns), kSumLD = kExperts + 8;
+constexpr int kRouteThreads = 256, kChooseThreads = 128;
+
+// part = x router^T of 192 columns.
+//   part    [n_part, n_token, n_expert]
+//   x       [n_token, n_embd]
+//   router  [n_expert, n_embd]
+// Tile:   64 tokens x 64 experts. Each pair of warps has every fourth four columns of them; a thread of it 8
+// x
+//         8, tokens t + 8 i and experts e + 8 j.
+// Launch: grid (n_token / 64, n_expert / 64, n_part), 256 threads.
+// Shared: 64 rows of x and of the router, 98 KiB, zeros where there are none; padded to an odd number of 16
+//         bytes, so that eight neighbouring rows have all banks. Then the sums of the four pairs.
+// Why:    in float32, as it decides who is chosen; so the multiply-adds bound it, 6100 clocks of an SM, if
+//         all SMs take part: a canvas of 256 and 128 experts are 8 tiles, 15 parts of 2816 columns make 120
+//         blocks. Reading shared memory takes as long with 8 x 8 a thread, twice as long with 4 x 4. The
+//         second half of the columns arrives while the first is multiplied. Parts do not depend on n_token: a
+//         token has the same logits in any pass.
+// Maths:  float32 fused multiply-adds, then the pairs in order. Equal rows of the router give equal logits.
+// Check:  tests/test_moe.cpp.
+template <int V>
+__global__ void __launch_bounds__(kRouteThreads, 1)
+    router_kernel(float* part, const float* x, const float* router, int n_token, int n_embd, int n_expert) {
+    SHARED_DYNAMIC(float, shared);  // rows of x, then of the router
+    constexpr int kHalf = kRouteColumns / 2;
+    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int first_token = blockIdx.x * kTokens, first_expert = blockIdx.y * kExperts;
+    const int first_column = blockIdx.z * kRouteColumns;
+    UNROLL for (int half = 0; half < 2; half++) {
+        constexpr int n_piece = kHalf / V;
+        for (int i = thread; i < (kTokens + kExperts) * n_piece; i += kRouteThreads) {
+            const int row = i / n_piece, col = half * kHalf + i % n_piece * V;
+            const bool of_x = row < kTokens;
+            const int from = of_x ? first_token + row : first_expert + row - kTokens;
+            const bool there = from < (of_x ? n_token : n_expert) && first_column + col < n_embd;
+            const float* src =
+                (of_x ? x : router) + (there ? int64_t{from} * n_embd + first_column + col : 0);
+            cp_async<4 * V>(shared + row * kRouteLD + col, src, there ? 4 * V : 0);
+        }
+        cp_async_commit();
+    }
+
+    const int pair = warp / 2, t = warp % 2 * 4 + lane / 8, e = lane % 8;
+    const float* const own_x = shared + t * kRouteLD;
+    const float* const own_w = shared + (kTokens + e) * kRouteLD;
+    float sum[8][8] = {};
+    UNROLL for (int half = 0; half < 2; half++) {
+        if (half == 0)
+            cp_async_wait<1>();
+        else
+            cp_async_wait<0>();
+        __syncthreads();  // this half is there
+        for (int k = half * kHalf + 4 * pair; k < (half + 1) * kHalf; k += 16) {
+            Values<float, 4> a[8];
+            UNROLL for (int i = 0; i < 8; i++) a[i] = load<4>(own_x + 8 * i * kRouteLD + k);
+            UNROLL for (int j = 0; j < 8; j++) {
+                const auto b = load<4>(own_w + 8 * j * kRouteLD + k);
+                UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) sum[i][j] =
+                    fmaf(a[i].v[c], b.v[c], sum[i][j]);
+            }
+        }
+    }
+    __syncthreads();  // the rows have been used
+    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int j = 0; j < 8; j++)
+        shared[(pair * kTokens + t + 8 * i) * kSumLD + e + 8 * j] = sum[i][j];
+    __syncthreads();  // the sums are complete
+    for (int i = thread; i < kTokens * kExperts; i += kRouteThreads) {
+        const float* own = shared + i / kExperts * kSumLD + i % kExperts;
+        const int token = first_token + i / kExperts, expert = first_expert + i % kExperts;
+        if (token < n_token && expert < n_expert)
+            part[(int64_t{blockIdx.z} * n_token + token) * n_expert + expert] =
+                own[0] + own[kTokens * kSumLD] + own[2 * kTokens * kSumLD] + own[3 * kTokens * kSumLD];
+    }
+}
 
 struct Chosen {
     int expert;
@@ -45,89 +116,58 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
     return {expert, part / warp_sum(part)};
 }
 
-// chosen = the n_used largest of x router^T; weight = softmax over them * expert_scale
+// chosen = the n_used largest logits, each the sum of n_part parts; weight = softmax over them * expert_scale
 //   chosen, weight [n_token, n_used]
-//   x              [n_token, n_embd] float32
-//   router         [n_expert, n_embd] float32
+//   part           [n_part, n_token, n_expert]
 //   expert_scale   [n_expert]
-// Tile:   4 tokens a block; 4 experts a warp at a time, all columns: 16 sums a lane.
-// Launch: grid n_token / 4, 512 threads. Lane l of a warp has columns V l .. V l + V - 1 of every 32 V.
-// Shared: 4 rows of x, at most 3072 columns of them, and 4 rows of logits: 46 KiB for 2816 and 128 experts.
-// Why:    what bounds it is reading the router, 1.4 MB a block at 64 bytes a clock, and all blocks together
-//         from L2: with fewer tokens a block that is the limit, with more the multiply-adds of one SM.
-// Maths:  float32 fused multiply-adds; a lane's sum, a tree, then parts of 3072 columns in order. Equal
-//         rows of the router give equal logits.
+// Tile:   a token a block; its threads add up the parts, eight on their way at once, then a warp chooses.
+// Launch: grid n_token, 128 threads.
+// Shared: the logits.
+// Maths:  float32, in order of parts.
 // Check:  tests/test_moe.cpp.
-template <int V>
-__global__ void __launch_bounds__(kRouteThreads, 1)
-    route_kernel(int* chosen, float* weight, const float* x, const float* router, const float* expert_scale,
-                 int n_token, int n_embd, int n_expert, int n_used) {
-    SHARED_DYNAMIC(float, shared);
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const int n_column = min(n_embd, kColumns), first_token = static_cast<int>(blockIdx.x) * kTokens;
-    float* const logit = shared;                        // [kTokens, n_expert]: whole 16 bytes
-    float* const x_smem = shared + kTokens * n_expert;  // [kTokens, n_column]
-
-    for (int base = 0; base < n_embd; base += kColumns) {
-        const int n = min(kColumns, n_embd - base);
-        __syncthreads();  // all have read the columns before
-        for (int t = 0; t < kTokens; t++) {
-            const float* row = x + int64_t{min(first_token + t, n_token - 1)} * n_embd + base;
-            for (int i = V * thread; i < n; i += V * kRouteThreads)
-                *reinterpret_cast<Values<float, V>*>(x_smem + t * n_column + i) = load<V>(row + i);
+__global__ void __launch_bounds__(kChooseThreads)
+    choose_kernel(int* chosen, float* weight, const float* part, const float* expert_scale, int n_part,
+                  int n_token, int n_expert, int n_used) {
+    SHARED_ARRAY(float, logit, kMaxExperts);
+    const int thread = threadIdx.x;
+    const int64_t token = blockIdx.x;
+    for (int e = thread; e < n_expert; e += kChooseThreads) {
+        float sum = 0;
+        for (int p = 0; p < n_part; p += 8) {
+            float v[8];
+            UNROLL for (int i = 0; i < 8; i++) v[i] =
+                p + i < n_part ? part[((p + i) * int64_t{n_token} + token) * n_expert + e] : 0;
+            UNROLL for (int i = 0; i < 8; i++) sum += v[i];
         }
-        __syncthreads();  // x_smem is complete
-
-        for (int e0 = warp * kExperts; e0 < n_expert; e0 += kRouteWarps * kExperts) {
-            float sum[kTokens][kExperts] = {};
-            const float* row[kExperts];
-            UNROLL for (int e = 0; e < kExperts; e++) row[e] =
-                router + int64_t{min(e0 + e, n_expert - 1)} * n_embd + base;
-            for (int i = V * lane; i < n; i += V * 32) {
-                Values<float, V> w[kExperts];
-                UNROLL for (int e = 0; e < kExperts; e++) w[e] = load<V>(row[e] + i);
-                UNROLL for (int t = 0; t < kTokens; t++) {
-                    const auto own = load<V>(x_smem + t * n_column + i);
-                    UNROLL for (int e = 0; e < kExperts; e++) UNROLL for (int j = 0; j < V; j++) sum[t][e] =
-                        fmaf(own.v[j], w[e].v[j], sum[t][e]);
-                }
-            }
-            UNROLL for (int t = 0; t < kTokens; t++) {
-                UNROLL for (int e = 0; e < kExperts; e++) {
-                    const float all = warp_sum(sum[t][e]);
-                    if (lane == 0 && e0 + e < n_expert) {
-                        float& out = logit[t * n_expert + e0 + e];
-                        out = base ? out + all : all;
-                    }
-                }
-            }
-        }
+        logit[e] = sum;
     }
     __syncthreads();  // the logits are complete
-
-    const int token = first_token + warp;
-    if (warp >= kTokens || token >= n_token) return;
-    const Chosen own = choose(logit + warp * n_expert, n_expert, n_used);
-    if (lane < n_used) {
-        chosen[int64_t{token} * n_used + lane] = own.expert;
-        weight[int64_t{token} * n_used + lane] = own.weight * expert_scale[own.expert];
+    if (thread >= 32) return;
+    const Chosen own = choose(logit, n_expert, n_used);
+    if (thread < n_used) {
+        chosen[token * n_used + thread] = own.expert;
+        weight[token * n_used + thread] = own.weight * expert_scale[own.expert];
     }
 }
 
 }  // namespace
 
 void route(Stream stream, int* chosen, float* weight, const float* x, const float* router,
-           const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used) {
+           const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used, float* scratch) {
     require(n_expert <= kMaxExperts, "bug: more experts than route() has room for");
     require(n_used <= n_expert && n_used <= kMaxUsed, "bug: more experts a token than route() can choose");
-    const size_t shared = sizeof(float) * kTokens * (n_expert + min(n_embd, kColumns));
-    const int n_block = (n_token + kTokens - 1) / kTokens;
+    static_assert(kRouteColumns % 32 == 0 && kRouteLD % 8 == 4);
+    const int n_part = (n_embd + kRouteColumns - 1) / kRouteColumns;
+    const dim3 grid((n_token + kTokens - 1) / kTokens, (n_expert + kExperts - 1) / kExperts, n_part);
+    constexpr size_t shared = sizeof(float) * (kTokens + kExperts) * kRouteLD;
     if (n_embd % 4 == 0)
-        EASEL_LAUNCH(route_kernel<4>, n_block, kRouteThreads, shared, stream, chosen, weight, x, router,
-                     expert_scale, n_token, n_embd, n_expert, n_used);
+        EASEL_LAUNCH(router_kernel<4>, grid, kRouteThreads, shared, stream, scratch, x, router, n_token,
+                     n_embd, n_expert);
     else
-        EASEL_LAUNCH(route_kernel<1>, n_block, kRouteThreads, shared, stream, chosen, weight, x, router,
-                     expert_scale, n_token, n_embd, n_expert, n_used);
+        EASEL_LAUNCH(router_kernel<1>, grid, kRouteThreads, shared, stream, scratch, x, router, n_token,
+                     n_embd, n_expert);
+    EASEL_LAUNCH(choose_kernel, n_token, kChooseThreads, 0, stream, chosen, weight, scratch, expert_scale,
+                 n_part, n_token, n_expert, n_used);
 }
 
 // ---- permute ----------------------------------------------------------------------------------------------

@@ -251,8 +251,13 @@ constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, in
 
 // The router: chosen [n_token, n_used] experts, the largest logits first (ties: the lower number); weight:
 // the softmax over these, times expert_scale. x [n_token, n_embd] float32, router [n_expert, n_embd] float32.
+// scratch: route_scratch() floats, logits in parts of the columns.
 void route(Stream stream, int* chosen, float* weight, const float* x, const float* router,
-           const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used);
+           const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used, float* scratch);
+constexpr int kRouteColumns = 192;  // of a part
+constexpr int64_t route_scratch(int n_token, int n_embd, int n_expert) {
+    return int64_t{(n_embd + kRouteColumns - 1) / kRouteColumns} * n_token * n_expert;
+}
 
 // Groups the pairs (token, i) by expert, in order of token, then i: pair p = token n_used + i goes to slot
 // slot_of[p]; token_of[slot] is its token; experts have slots first[e] to first[e + 1].

@@ -1,7 +1,8 @@
 // launches.cpp: with which threads and how much dynamic shared memory the large kernels are launched, at the
 // shapes of the 26B-A4B model. One .cu file a program, -DSOURCE='"linear.cu"' -DLINEAR -DSHARED_KIB=227, what
-// a block may have: its launchers run as they are, but a launch prints "kernel argument threads bytes", argument being what of a template's
-// arguments matters here, and 0 for a kernel that is none. Used by ptxas.sh.
+// a block may have: its launchers run as they are, but a launch prints "kernel argument threads bytes",
+// argument being what of a template's arguments matters here, and 0 for a kernel that is none. Used by
+// ptxas.sh.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -57,7 +58,7 @@ int main() {
     }
 #elif defined(MOE)
     argument = "4";
-    route(s, nullptr, nullptr, nullptr, nullptr, nullptr, n, d, 128, 8);
+    route(s, nullptr, nullptr, nullptr, nullptr, nullptr, n, d, 128, 8, nullptr);
     permute(s, nullptr, nullptr, nullptr, nullptr, n, 8, 128);
 #elif defined(SAMPLE)
     argument = "F16";
