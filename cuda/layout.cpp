@@ -213,7 +213,7 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     b.middle = arena.take<T>(middle_size(c, room));
     for (int** p : {&b.chosen, &b.slot_of, &b.token_of}) *p = arena.take<int>(n_pair);
     b.weight = arena.take<float>(n_pair);
-    b.first = arena.take<int>(c.n_expert + 1);
+    b.experts = arena.take<ExpertSlots>(c.n_expert);
     b.slot_middle = arena.take<T>(n_pair * padded(c.n_ff_exp));
     // Never needed together: q, k, v until qkv_norm(); then the router's logits in route(), and the experts'
     // outputs until layer_end(); z from lm_head() to the soft embedding of the next step.

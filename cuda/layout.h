@@ -108,7 +108,7 @@ struct Buffers {
     T* middle;                             // [n, n_ff], [n_canvas, n_ff_self_cond]
     int *chosen, *slot_of, *token_of;      // [n n_expert_used]
     float* weight;                         // the same
-    int* first;                            // [n_expert + 1]
+    ExpertSlots* experts;                  // [n_expert]
     T* slot_middle;                        // [n n_expert_used, n_ff_exp]
     float* slot_out;                       // [n n_expert_used, n_embd]
     float *cos, *sin, *cos_swa, *sin_swa;  // [n, head_dim / 2]

@@ -31,7 +31,7 @@ using LinearGemm =
 //   out      [n_slot, n_out] Y, row stride ldo
 //   x        [., n_col] X, row stride ldx
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
-//   first    [n_expert + 1] slots of each expert; null: one matrix, slots 0 to n_token
+//   experts  [n_expert] their slots; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   256 rows x 128 slots, or 128 rows x 32 slots (float: 64 x 64); gated: half of the rows are gate's,
@@ -48,16 +48,18 @@ using LinearGemm =
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
 __global__ void __launch_bounds__(32 * n_warp<X, N_TOKEN_TILE>, n_block<X, N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
-                  int64_t expert_bytes, int n_tile, int n_chunk, const int* first, const int* token_of,
-                  int n_token, float scale) {
+                  int64_t expert_bytes, int n_tile, int n_chunk, const ExpertSlots* experts,
+                  const int* token_of, int n_token, float scale) {
     constexpr int kTokens = 8 * N_TOKEN_TILE, N_ROW_TILE = n_row_tile<X>;
     using Gemm = LinearGemm<TYPE, X, N_TOKEN_TILE>;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
-    const int begin = first ? first[blockIdx.y] : blockIdx.y * kTokens;
-    const int end = first ? first[blockIdx.y + 1] : min(begin + kTokens, n_token);
-    if (first) records += blockIdx.y * expert_bytes;
+    int begin = blockIdx.y * kTokens, end = min(begin + kTokens, n_token);
+    if (experts) {
+        const ExpertSlots own = experts[blockIdx.y];
+        begin = own.begin, end = own.end, records += own.expert * expert_bytes;
+    }
     const int n_record = n_chunk / Record<TYPE>::n_chunk, part = blockIdx.z, n_part = gridDim.z;
     const int first_record = n_record * part / n_part, n_own = n_record * (part + 1) / n_part - first_record;
     out += int64_t{part} * n_token * ldo;
@@ -131,7 +133,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps)
 }
 
 template <bool GATED, int N_TOKEN_TILE, class X, class Y>
-void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const int* first,
+void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const ExpertSlots* experts,
             const int* token_of, int n_token, int n_part = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
     const bool done = with_record(w.type, [&](auto type) {
@@ -139,11 +141,11 @@ void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const 
             constexpr int kTokens = 8 * N_TOKEN_TILE;
             using Gemm = LinearGemm<type.value, X, N_TOKEN_TILE>;
             const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE,
-                            first ? w.n_expert : (n_token + kTokens - 1) / kTokens, n_part);
+                            experts ? w.n_expert : (n_token + kTokens - 1) / kTokens, n_part);
             EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, Gemm::N_THREAD,
                          Gemm::shared_bytes(), stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
                          padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
-                         first, token_of, n_token, w.scale);
+                         experts, token_of, n_token, w.scale);
         } else {
             fail("bug: weights of a type that these activations are not multiplied with");
         }
@@ -180,26 +182,28 @@ static bool few_slots(const Weights& w, int n_slot) {
 }
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const int* first, int n_slot) {
+                    const ExpertSlots* experts, int n_slot) {
     if constexpr (sizeof(T) == 2)  // in float32, where nothing is fast, there is one way
         if (few_slots(w, n_slot))
-            return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
-    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, first, token_of, 0);
+            return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, experts, token_of, 0);
+    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, experts, token_of, 0);
 }
 template <class T>
-void expert_down(Stream stream, float* out, const T* x, const Weights& w, const int* first, int n_slot) {
+void expert_down(Stream stream, float* out, const T* x, const Weights& w, const ExpertSlots* experts,
+                 int n_slot) {
     if constexpr (sizeof(T) == 2)
-        if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, first, nullptr, 0);
-    launch<false, kMany<T>>(stream, out, w.n_row, x, w, first, nullptr, 0);
+        if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, experts, nullptr, 0);
+    launch<false, kMany<T>>(stream, out, w.n_row, x, w, experts, nullptr, 0);
 }
 
 template void linear(Stream, float*, const F16*, const Weights&, int, int);
 template void linear(Stream, float*, const float*, const Weights&, int, int);
 template void gate_up(Stream, F16*, const F16*, const Weights&, int);
 template void gate_up(Stream, float*, const float*, const Weights&, int);
-template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const int*, int);
-template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const int*, int);
-template void expert_down(Stream, float*, const F16*, const Weights&, const int*, int);
-template void expert_down(Stream, float*, const float*, const Weights&, const int*, int);
+template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const ExpertSlots*, int);
+template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const ExpertSlots*,
+                             int);
+template void expert_down(Stream, float*, const F16*, const Weights&, const ExpertSlots*, int);
+template void expert_down(Stream, float*, const float*, const Weights&, const ExpertSlots*, int);
 
 }  // namespace easel

@@ -179,7 +179,7 @@ constexpr int kSortWarps = 16, kSortThreads = 32 * kSortWarps;
 // A stable counting sort of the pairs p = token n_used + i by chosen[p].
 //   slot_of  [n_pair] where pair p went
 //   token_of [n_pair] by slot
-//   first    [n_expert + 1]
+//   experts  [n_expert] those with most pairs first
 //   chosen   [n_pair]
 // Tile:   one block; warp w has the w-th sixteenth of the pairs, 32 at a time.
 // Launch: grid 1, 512 threads.
@@ -189,8 +189,8 @@ constexpr int kSortWarps = 16, kSortThreads = 32 * kSortWarps;
 // Maths:  integers; the atomic additions are counts, whose order does not show.
 // Check:  tests/test_moe.cpp.
 __global__ void __launch_bounds__(kSortThreads)
-    permute_kernel(int* slot_of, int* token_of, int* first, const int* chosen, int n_pair, int n_used,
-                   int n_expert) {
+    permute_kernel(int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_pair,
+                   int n_used, int n_expert) {
     SHARED_DYNAMIC(int, count);             // [kSortWarps, n_expert]: pairs, then the next slot
     SHARED_ARRAY(int, total, kMaxExperts);  // of an expert; then its first slot
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -212,6 +212,15 @@ __global__ void __launch_bounds__(kSortThreads)
         total[e] = sum;
     }
     __syncthreads();  // the totals are complete
+    constexpr int kOwn = kMaxExperts / kSortThreads;
+    int rank[kOwn], n_own[kOwn];
+    UNROLL for (int i = 0; i < kOwn; i++) {
+        const int e = thread + i * kSortThreads;
+        if (e >= n_expert) continue;
+        n_own[i] = total[e], rank[i] = 0;
+        for (int o = 0; o < n_expert; o++) rank[i] += total[o] > n_own[i] || (total[o] == n_own[i] && o < e);
+    }
+    __syncthreads();  // the totals have been read
     if (warp == 0) {
         int before = 0;
         for (int e0 = 0; e0 < n_expert; e0 += 32) {
@@ -221,12 +230,15 @@ __global__ void __launch_bounds__(kSortThreads)
                 const int below = __shfl_up_sync(~0u, sum, i);
                 if (lane >= i) sum += below;
             }
-            if (e < n_expert) first[e] = total[e] = before + sum - n;
+            if (e < n_expert) total[e] = before + sum - n;
             before += __shfl_sync(~0u, sum, 31);
         }
-        if (lane == 0) first[n_expert] = before;
     }
     __syncthreads();  // the first slots are complete
+    UNROLL for (int i = 0; i < kOwn; i++) {
+        const int e = thread + i * kSortThreads;
+        if (e < n_expert) experts[rank[i]] = {e, total[e], total[e] + n_own[i]};
+    }
     for (int e = thread; e < n_expert; e += kSortThreads) {
         int next = total[e];
         for (int w = 0; w < kSortWarps; w++) {
@@ -255,11 +267,11 @@ __global__ void __launch_bounds__(kSortThreads)
 
 }  // namespace
 
-void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* chosen, int n_token,
+void permute(Stream stream, int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_token,
              int n_used, int n_expert) {
     require(n_expert <= kMaxExperts, "bug: more experts than permute() has room for");
     EASEL_LAUNCH(permute_kernel, 1, kSortThreads, sizeof(int) * kSortWarps * n_expert, stream, slot_of,
-                 token_of, first, chosen, n_token * n_used, n_used, n_expert);
+                 token_of, experts, chosen, n_token * n_used, n_used, n_expert);
 }
 
 }  // namespace easel

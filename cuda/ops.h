@@ -112,6 +112,11 @@ struct KvLayer {
     int n_slot;
 };
 
+// The slots of an expert: pairs (token, i) that permute() has put next to each other.
+struct alignas(16) ExpertSlots {
+    int expert, begin, end;
+};
+
 struct AttentionShape {
     int n_head, n_head_kv, head_dim;
     int window;  // 0: global
@@ -222,10 +227,11 @@ void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 // out [n_slot, n_ff_exp] T, slot s from row token_of[s] of x with the expert whose slot it is.
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const int* first, int n_slot);
+                    const ExpertSlots* experts, int n_slot);
 // out [n_slot, n_embd] float32, slot s from row s of x.
 template <class X>
-void expert_down(Stream stream, float* out, const X* x, const Weights& w, const int* first, int n_slot);
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const ExpertSlots* experts,
+                 int n_slot);
 
 // max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
 // engine.cpp.
@@ -260,8 +266,9 @@ constexpr int64_t route_scratch(int n_token, int n_embd, int n_expert) {
 }
 
 // Groups the pairs (token, i) by expert, in order of token, then i: pair p = token n_used + i goes to slot
-// slot_of[p]; token_of[slot] is its token; experts have slots first[e] to first[e + 1].
-void permute(Stream stream, int* slot_of, int* token_of, int* first, const int* chosen, int n_token,
+// slot_of[p]; token_of[slot] is its token. experts [n_expert]: those with most slots first (ties: the lower
+// number), as they take longest.
+void permute(Stream stream, int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_token,
              int n_used, int n_expert);
 
 // ---- head.cu ----------------------------------------------------------------------------------------------

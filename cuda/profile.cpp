@@ -118,20 +118,14 @@ void time_parts(const Measured<T>& m, const GenerateParams& params, int n_repeat
 template <class T>
 void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProfile& out) {
     const Config& c = m.config;
-    std::vector<int> first(c.n_expert + 1);
+    std::vector<ExpertSlots> experts(c.n_expert);
     Marks marks;
     marks.on_mark = [&](Stream s, Part part) {
         if (part != Part::ExpertUp) return;
-        copy_to_host(s, first.data(), m.buffers.first, first.size() * sizeof(int));
+        copy_to_host(s, experts.data(), m.buffers.experts, experts.size() * sizeof(ExpertSlots));
         finish(s);
-        int used = 0, most = 0;
-        for (int e = 0; e < c.n_expert; e++) {
-            const int n = first[e + 1] - first[e];
-            used += n > 0;
-            most = std::max(most, n);
-        }
-        out.experts_used += double(used) / c.n_layer;
-        out.expert_tokens += double(most) / c.n_layer;
+        for (const ExpertSlots& e : experts) out.experts_used += double(e.end > e.begin) / c.n_layer;
+        out.expert_tokens += double(experts[0].end - experts[0].begin) / c.n_layer;
     };
     m.begin(params);
     m.step(marks);

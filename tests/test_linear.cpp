@@ -117,22 +117,25 @@ TEMPLATE_TEST_CASE("expert_gate_up and expert_down", "", F16, float) {
         for (int i = 0; i < n; i++) token_of.push_back((i * 7 + n) % n_token);
         first.push_back(first.back() + n);
     }
+    std::vector<ExpertSlots> experts;  // in any order
+    for (int e : {2, 0, 4, 3, 1}) experts.push_back({e, first[e], first[e + 1]});
     const int n_slot = first.back(), n_slot_said = many ? 1000 : 100;
     const auto x = rounded<TestType>(random_floats(size_t(n_token) * n_col, 5));
     const TestWeights up = make_weights<TestType>(Type::Q4_K, 2 * n_ff, n_col, 6, true, n_expert);
     const TestWeights down = make_weights<Y>(Type::F32, 50, n_ff, 7, false, n_expert);
     const auto x_device = to_device(to_rows<TestType>(x, n_col));
-    const auto token_device = to_device(token_of), first_device = to_device(first);
+    const auto token_device = to_device(token_of);
+    const auto experts_device = to_device(experts);
     const DeviceArray<Y> middle(size_t(n_slot) * padded(n_ff));
     const auto got = every_schedule([&] {
         fill_zero(Stream{}, middle.data(), middle.bytes());
         expert_gate_up(Stream{}, middle.data(), x_device.data(), up.w, token_device.data(),
-                       first_device.data(), n_slot_said);
+                       experts_device.data(), n_slot_said);
         return to_host(middle);
     });
     const auto out = every_schedule([&] {
         const DeviceArray<float> y(size_t(n_slot) * 50);
-        expert_down(Stream{}, y.data(), middle.data(), down.w, first_device.data(), n_slot_said);
+        expert_down(Stream{}, y.data(), middle.data(), down.w, experts_device.data(), n_slot_said);
         return to_host(y);
     });
     std::vector<double> expected, expected_out;

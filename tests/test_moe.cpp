@@ -172,12 +172,15 @@ TEST_CASE("permute sorts by expert and keeps the order", "[moe]") {
         }
     }
     const Ints out = every_schedule([&] {
-        const DeviceArray<int> slot_of(n_pair), token_of(n_pair), first(c.n_expert + 1);
+        const DeviceArray<int> slot_of(n_pair), token_of(n_pair);
+        const DeviceArray<ExpertSlots> experts(c.n_expert);
         const auto d = to_device(chosen);
-        permute({}, slot_of.data(), token_of.data(), first.data(), d.data(), c.n_token, c.n_used, c.n_expert);
+        permute({}, slot_of.data(), token_of.data(), experts.data(), d.data(), c.n_token, c.n_used,
+                c.n_expert);
         Ints all = to_host(slot_of);
-        for (const Ints& more : {to_host(token_of), to_host(first)})
-            all.insert(all.end(), more.begin(), more.end());
+        const Ints tokens = to_host(token_of);
+        all.insert(all.end(), tokens.begin(), tokens.end());
+        for (const ExpertSlots& e : to_host(experts)) all.insert(all.end(), {e.expert, e.begin, e.end});
         return all;
     });
 
@@ -190,7 +193,12 @@ TEST_CASE("permute sorts by expert and keeps the order", "[moe]") {
     INFO(c.n_token << " tokens, " << c.n_used << " of " << c.n_expert);
     CHECK(Ints(out.begin(), out.begin() + n_pair) == slot_of);
     CHECK(Ints(out.begin() + n_pair, out.begin() + 2 * n_pair) == token_of);
-    CHECK(Ints(out.begin() + 2 * n_pair, out.end()) == first);
+    Ints by_size(c.n_expert), experts;
+    std::iota(by_size.begin(), by_size.end(), 0);
+    const auto size = [&](int e) { return first[e + 1] - first[e]; };
+    std::stable_sort(by_size.begin(), by_size.end(), [&](int a, int b) { return size(a) > size(b); });
+    for (int e : by_size) experts.insert(experts.end(), {e, first[e], first[e + 1]});
+    CHECK(Ints(out.begin() + 2 * n_pair, out.end()) == experts);
 }
 
 TEST_CASE("route and permute refuse what they have no room for", "[moe]") {
