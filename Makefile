@@ -231,7 +231,7 @@ test-ptx traffic test-fake-gpu:
 else
 test-ptx: $(BUILD)/unit $(PTX) $(PTX_86)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
-	EASEL_PTX=$(BUILD)/ptx-86 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
+	EASEL_PTX=$(BUILD)/ptx-86 EASEL_PTX_SHARED_KIB=99 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
 FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready

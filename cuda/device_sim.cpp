@@ -51,7 +51,7 @@ void use_device(int index) {
     require(index == 0, "there is no CUDA device {}, the simulator is device 0", index);
 }
 int max_shared_bytes() {
-    return kSharedBytes;
+    return static_cast<int>(sim::shared_capacity);
 }
 int64_t free_device_bytes() {
     return int64_t{1} << 40;

@@ -13,18 +13,16 @@ namespace {
 template <class X>
 constexpr int kMany = sizeof(X) == 4 ? 8 : 16;
 constexpr int kFew = 4;
-// With these: blocks that an SM's registers have to do for, warps of a block, row tiles of a warp.
-template <class X, int N_TOKEN_TILE>
-constexpr int n_block = N_TOKEN_TILE == kFew ? 4
-                        : sizeof(X) == 4     ? 2
-                                             : 1;
-template <class X, int N_TOKEN_TILE>
-constexpr int n_warp = N_TOKEN_TILE == 16 ? 8 : 4;
+// With these: blocks that an SM's registers have to do for.
+template <int N_TOKEN_TILE>
+constexpr int n_block = N_TOKEN_TILE == kFew ? 2 : 1;
+// Warps of a block, row tiles of a warp.
+template <class X>
+constexpr int n_warp = sizeof(X) == 4 ? 4 : 8;
 template <class X>
 constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 template <Type TYPE, class X, int N_TOKEN_TILE>
-using LinearGemm =
-    WeightGemm<TYPE, X, n_warp<X, N_TOKEN_TILE>, n_row_tile<X>, N_TOKEN_TILE, n_block<X, N_TOKEN_TILE>>;
+using LinearGemm = WeightGemm<TYPE, X, n_warp<X>, n_row_tile<X>, N_TOKEN_TILE, n_block<N_TOKEN_TILE>>;
 
 // out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
 // tokens.
@@ -34,19 +32,21 @@ using LinearGemm =
 //   experts  [n_expert] their slots; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
-// Tile:   256 rows x 128 slots, or 128 rows x 32 slots (float: 64 x 64); gated: half of the rows are gate's,
-//         half up's, so both meet in one thread's registers.
-// Launch: grid (n_tile / 16, n_expert or n_token / 128, parts), 256 threads; or (n_tile / 8, n_expert), 128.
-// Shared: WeightGemm's, for Q4_K 133 KiB, 83 on small cards (128 slots), or 39 (32 slots); the rows' numbers.
+// Tile:   256 rows x 128 or 32 slots (float: 64 x 64); gated: half of the rows are gate's, half up's, so both
+//         meet in one thread's registers.
+// Launch: grid (n_tile / 16, n_expert or n_token / 128, parts), 256 threads.
+// Shared: WeightGemm's, for Q4_K 131 KiB, 82 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
+//         numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
-//         bytes of weights are on their way: room for 32 slots instead of 128 lets more blocks into an SM. An
-//         expert with more goes over its weights again, from L2. A product of all tokens is bound by what its
-//         blocks read from L2, so its tile is as large as an SM's registers allow.
+//         bytes of weights are on their way, and what is read of the activations beside them: room for 32
+//         slots instead of 128 lets two blocks into an SM. An expert with more goes over its weights again,
+//         from L2. A product of all tokens is bound by what its blocks read from L2, so its tile is as large
+//         as an SM's registers allow.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
-__global__ void __launch_bounds__(32 * n_warp<X, N_TOKEN_TILE>, n_block<X, N_TOKEN_TILE>)
+__global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
                   int64_t expert_bytes, int n_tile, int n_chunk, const ExpertSlots* experts,
                   const int* token_of, int n_token, float scale) {

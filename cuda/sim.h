@@ -69,6 +69,8 @@ inline Schedule schedule;
 
 // Shared memory of a block, arrays included: without permission; on sm_86, 89 and 120; on sm_90 and 100.
 constexpr size_t max_static_bytes = 48 << 10, small_shared_bytes = 99 << 10, max_shared_bytes = 227 << 10;
+// What a block of the simulated GPU may have; for less, the kernels must be compiled for a smaller one.
+inline size_t shared_capacity = max_shared_bytes;
 // For more than this of dynamic shared memory EASEL_LAUNCH asks permission.
 constexpr size_t unasked_bytes = 32 << 10;
 
@@ -612,7 +614,7 @@ inline std::string leftovers(const Block& b) {
     // A kernel that means to fit must do so with its arrays.
     const size_t own = b.launch->shared_bytes, most = own <= unasked_bytes        ? max_static_bytes
                                                       : own <= small_shared_bytes ? small_shared_bytes
-                                                                                  : max_shared_bytes;
+                                                                                  : shared_capacity;
     if (bytes > most)
         return fmt::format("{} bytes of shared memory, arrays included: with {} in the launch it may have {}",
                            bytes, own, most);
@@ -653,7 +655,7 @@ inline void run(const Launch& l) {
     const dim3 g = l.grid, t = l.block;
     const uint64_t n_thread = uint64_t{t.x} * t.y * t.z, n_block = uint64_t{g.x} * g.y * g.z;
     if (n_thread < 1 || n_thread > 1024 || t.z > 64 || n_block < 1 || g.x >> 31 || g.y > 65535 ||
-        g.z > 65535 || l.shared_bytes > max_shared_bytes)
+        g.z > 65535 || l.shared_bytes > shared_capacity)
         throw Fault(
             fmt::format("kernel {}: invalid launch, grid ({},{},{}), block ({},{},{}), {} bytes shared",
                         l.kernel, g.x, g.y, g.z, t.x, t.y, t.z, l.shared_bytes));

@@ -27,7 +27,7 @@ DEVICE float gelu_tanh(float x) {
 //   Why: a warp loads and reads its own weights, so one barrier a chunk, for the activations, is all there
 //   is. Every row tile of a block shares what it reads of the activations, from L2, and every tile of a warp
 //   what it reads from shared memory.
-//   N_BLOCK blocks are meant to be in an SM at once: one takes what shared memory there is.
+//   N_BLOCK blocks are meant to be in an SM at once.
 template <Type TYPE, class X, int N_WARP, int MT, int NT, int N_BLOCK>
 struct WeightGemm {
     using R = Record<TYPE>;
@@ -41,17 +41,15 @@ struct WeightGemm {
     static constexpr int bytes_for(int stages) {
         return stages * (data_bytes + x_bytes) + n_scale(stages) * N_TILE * R::scale_bytes + kAlign - 16;
     }
-    // Of a block that may have so much shared memory, the callers' arrays included: as many as fit, at
-    // most 5. If it is not alone in its SM, what the smallest cards have room for: 4 in half of 100 KiB, or 3
-    // in 99.
+    // As many as an SM's share of shared memory has room for, 2 to 5. An SM has a KiB more than a block may
+    // have; each block takes one, and its callers' arrays.
     static constexpr int n_stage(int block_bytes) {
-        if (N_BLOCK > 1 && bytes_for(4) <= 48 * 1024) return 4;
-        const int most = (N_BLOCK > 1 ? 99 * 1024 : block_bytes) - kCallersBytes;
-        int n = N_BLOCK > 1 ? 3 : 5;
+        const int most = (block_bytes + 1024) / N_BLOCK - 1024 - kCallersBytes;
+        int n = 5;
         while (n > 2 && bytes_for(n) > most) n--;
         return n;
     }
-    static constexpr int kCallersBytes = 12 * 8 * NT;  // of the callers' arrays, at most
+    static constexpr int kCallersBytes = 12 * 8 * NT;
     static constexpr int STAGES = n_stage(kSharedBytes), N_SCALE = n_scale(STAGES),
                          own_bytes = bytes_for(STAGES);
     // For a launch on the device in use.
@@ -66,8 +64,8 @@ struct WeightGemm {
     // wgmma are neighbours.
     DEVICE static int row_tile(int warp, int m) { return warp / 4 * (4 * MT) + 4 * m + warp % 4; }
 
-    // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (those past the
-    // end repeat the last), of these the columns of n_own records from first_record on. row_of [8 NT],
+    // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (acc of those
+    // past the end is anything), of these the columns of n_own records from first_record on. row_of [8 NT],
     // shared: rows of x, all of them valid; n_row of them count. Ends with a barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
@@ -79,9 +77,12 @@ struct WeightGemm {
         uint8_t* const data = shared + STAGES * x_bytes + warp * (MT * R::chunk_bytes);
         uint8_t* const scales = shared + STAGES * (data_bytes + x_bytes) + warp * (MT * R::scale_bytes);
         const uint8_t* src[MT];
-        UNROLL for (int m = 0; m < MT; m++) src[m] =
-            records +
-            (int64_t{min(tile + row_tile(warp, m), n_tile - 1)} * n_record + first_record) * R::bytes;
+        bool there[MT];
+        UNROLL for (int m = 0; m < MT; m++) {
+            const int own = tile + row_tile(warp, m);
+            there[m] = own < n_tile;
+            src[m] = records + (int64_t{there[m] ? own : 0} * n_record + first_record) * R::bytes;
+        }
         x += first_record * R::N_K;
         const int n_chunk = n_own * R::n_chunk;
 
@@ -90,7 +91,6 @@ struct WeightGemm {
         constexpr int N_COPY = 8 * NT / row_step;
         static_assert(N_COPY * row_step == 8 * NT && (!SWIZZLED || row_step % 8 == 0));
         const int row = thread / n_part, part = thread % n_part;
-        const int n_copied_row = ASYNC ? (n_row + 63) / 64 * 64 : (n_row + 15) / 16 * 16;
         int from[N_COPY];  // elements of x
         UNROLL for (int i = 0; i < N_COPY; i++) from[i] =
             row_of[row + i * row_step] * ldx + part * (16 / int{sizeof(X)});
@@ -101,19 +101,20 @@ struct WeightGemm {
             if (chunk % R::n_chunk == 0) {
                 uint8_t* const slot = scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);
                 UNROLL for (int m = 0; m < MT; m++) {
-                    if (lane < R::scale_bytes / 16)
+                    if (there[m] && lane < R::scale_bytes / 16)
                         cp_async<16>(slot + m * R::scale_bytes + lane * 16, src[m] + lane * 16);
                     src[m] += R::scale_bytes;
                 }
             }
             UNROLL for (int m = 0; m < MT; m++) {
                 uint8_t* const slot = data + stage * data_bytes + m * R::chunk_bytes;
-                UNROLL for (int i = 0; i < R::chunk_bytes / 16; i += 32) if (i + lane < R::chunk_bytes / 16)
+                UNROLL for (int i = 0; i < R::chunk_bytes / 16;
+                            i += 32) if (there[m] && i + lane < R::chunk_bytes / 16)
                     cp_async<16>(slot + (i + lane) * 16, src[m] + (i + lane) * 16);
                 src[m] += R::chunk_bytes;
             }
             UNROLL for (int i = 0; i < N_COPY; i++) {
-                if (row + i * row_step < n_copied_row)
+                if (row + i * row_step < n_row)  // products of the others do not count
                     cp_async<16>(to + (stage * 8 * NT + i * row_step) * LDX, x + from[i]);
                 from[i] += kChunk;
             }

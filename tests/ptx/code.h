@@ -1,7 +1,8 @@
 // code.h: PTX in the simulator. `EASEL_PTX=FOLDER build/unit` runs the kernels that are in the .ptx files of
-// a folder as nvcc compiled them, others as before: `make test-ptx`. What the host's compiler makes of a
-// kernel shows that the algorithm is right; this shows that nvcc's code is, with every asm statement of ptx.h
-// and the order of its operands.
+// a folder as nvcc compiled them, others as before: `make test-ptx`. EASEL_PTX_SHARED_KIB: what a block may
+// have of shared memory on the architecture that they are compiled for, if that is not sm_90a. What the
+// host's compiler makes of a kernel shows that the algorithm is right; this shows that nvcc's code is, with
+// every asm statement of ptx.h and the order of its operands.
 //
 // A CUDA thread is a fiber of the simulator (sim.h), as ever, but runs a list of instructions over registers
 // of its own instead of the kernel function. Barriers, warp operations, cp.async, ldmatrix and mma are the

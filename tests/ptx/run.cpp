@@ -141,6 +141,7 @@ const struct Start {
     const char* const folder = getenv("EASEL_PTX");
     Start() try {
         if (folder) use_ptx(folder);
+        if (const char* kib = getenv("EASEL_PTX_SHARED_KIB")) sim::shared_capacity = std::stoul(kib) << 10;
     } catch (const std::exception& e) {
         fmt::print(stderr, "{}\n", e.what());
         exit(1);
