@@ -57,7 +57,9 @@ DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
-PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out %cudart.cpp,$(wildcard tests/ptx/*.cpp)))
+# Of tests/ptx, what has CUDA's headers.
+FAKE_GPU := cudart cudart_device test_cudart
+PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out $(FAKE_GPU:%=tests/ptx/%.cpp),$(wildcard tests/ptx/*.cpp)))
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp)) $(PTX_OBJ)
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
@@ -227,7 +229,7 @@ else
 test-ptx: $(BUILD)/unit $(PTX)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
-FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
+FAKE_GPU_OBJ := $(FAKE_GPU:%=$(CUDA_OBJ)/gpu/%.o)
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
