@@ -5,7 +5,8 @@
 #   make cuda-build all of it through nvcc, for one architecture
 #   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
 #   make test-gpu   the kernel and loop tests on a GPU     make test-ptx  them without one, as nvcc compiled the kernels
-#   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and driver
+#   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and
+#                       driver; test-fake-gpu-short  of them, those of the host's code
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
@@ -63,7 +64,7 @@ PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out $(FAKE_GPU
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp)) $(PTX_OBJ)
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu unit-fake-gpu test-fake-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu unit-fake-gpu test-fake-gpu test-fake-gpu-short cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -223,7 +224,7 @@ $(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/
 $(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX) $< -o $@
 ifeq ($(NVCC),)
-test-ptx traffic test-fake-gpu:
+test-ptx traffic test-fake-gpu test-fake-gpu-short:
 	@echo "SKIPPED $@: there is no nvcc"
 else
 test-ptx: $(BUILD)/unit $(PTX)
@@ -236,9 +237,9 @@ $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)
 $(CUDA_OBJ)/unit-fake-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ) $(FAKE_GPU_OBJ) $(PTX_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
 unit-fake-gpu: $(CUDA_OBJ)/unit-fake-gpu
-test-fake-gpu: $(PTX)
+test-fake-gpu test-fake-gpu-short: $(PTX)
 	$(MAKE) ARCH=90a unit-fake-gpu
-	EASEL_PTX=$(BUILD)/ptx $(BUILD)/obj/cuda/90a/unit-fake-gpu '~[slow]'
+	EASEL_PTX=$(BUILD)/ptx sh tests/fake_gpu.sh $(BUILD)/obj/cuda/90a/unit-fake-gpu $(if $(filter %-short,$@),short)
 traffic: $(BUILD)/unit $(PTX)
 	EASEL_PTX_TRAFFIC=1 EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit 'attention: the*,linear: sizes*,linear: every*,gate_up*,expert*,lm_head: l*,soft_emb*,[norm],[moe]'
 endif

@@ -35,7 +35,8 @@ error "a prompt past the context, again" "the prompt needs" \
     bench prefill --device cpu --synthetic toy --prefix 5000 --json "$dir/kept.json"
 check "leaves older figures as they are" "$(cat "$dir"/kept.json*)" = old
 ln -s kept.json "$dir/link.json"
-works "figures of a small run" bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1 --json "$dir/link.json"
+works "figures of a small run" \
+    bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1 --json "$dir/link.json"
 check "replace them, through a link too" -L "$dir/link.json"
 has "by the new ones" '"prefill": [' "$dir/kept.json"
 check "no part is left of them" ! -e "$dir/kept.json.part"

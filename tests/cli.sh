@@ -88,7 +88,7 @@ error "unknown arithmetic" '"int4" is none of float, int8' generate -m "$tiny" -
 error "no threads" "--threads" generate -m "$tiny" -p hi -t 0
 error "many threads" '--threads: "5000" is not in range 1 to 4096 (' generate -m "$tiny" -p hi -t 5000
 error "an empty number of threads" '--threads: "" is not in range 1 to 4096 (' generate -m "$tiny" -p hi -t ""
-error "an empty seed" '--seed: "" is not in range 0 to 18446744073709551615 (' generate -m "$tiny" -p hi --seed ""
+error "an empty seed" '--seed: "" is not in range 0 to 1844674407370955' generate -m "$tiny" -p hi --seed ""
 error "no tokens" "--tokens" generate -m "$tiny" -p hi -n 0
 error "tokens below 0" "--tokens" generate -m "$tiny" -p hi -n -5
 error "no context" "context" generate -m "$tiny" -p hi -c 0
@@ -389,7 +389,7 @@ for text in "GGUF version 3" "46 keys" 'general.architecture = "diffusion-gemma"
 done
 works "info -m FILE -c N" info -m "$tiny" -c 100
 has "info at another context" "memory at a context of 100 tokens" "$dir/out"
-error "info at a context of more than the model's" "context is 5000, expected 1 to 4096" info -m "$tiny" -c 5000
+error "info at a larger context than the model's" "is 5000, expected 1 to 4096" info -m "$tiny" -c 5000
 works "info of the built-in model" info
 works "info of every block type" info $fixtures/mixed.gguf
 has "info counts types" "Q4_K" "$dir/out"
