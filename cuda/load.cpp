@@ -81,7 +81,8 @@ class Loader {
 
 struct Loader::Slot {
     uint8_t *host = nullptr, *device = nullptr;
-    Event begun{true}, copied{true}, used{true};  // used: the device is done with it
+    Event begun{true}, copied{true};  // of the copy
+    Event taken{true}, used{true};    // of repacking, which other slots' may keep waiting
     bool in_use = false;
     ~Slot() {
         pinned_free(host);
@@ -124,7 +125,7 @@ void Loader::take_times(Slot& slot) {
     if (!slot.in_use) return;
     slot.used.wait();
     stats_.copy_ms += slot.copied.ms_since(slot.begun);
-    stats_.repack_ms += slot.used.ms_since(slot.copied);
+    stats_.repack_ms += slot.used.ms_since(slot.taken);
     slot.in_use = false;
 }
 
@@ -192,6 +193,7 @@ void Loader::load(const RecordSource& source) {
         copy_to_device(copies_.s, slot.device, slot.host, bytes);
         slot.copied.record(copies_.s);
         slot.copied.hold(stream_);
+        slot.taken.record(stream_);
         repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
         slot.used.record(stream_);
         slot.in_use = true;
