@@ -5,7 +5,8 @@
 #   make cuda-build all of it through nvcc, for one architecture
 #   make lib        build/libeasel.a     make install   PREFIX=/usr/local, DESTDIR for packages; make uninstall
 #   make test-gpu   the kernel and loop tests on a GPU     make test-ptx  them without one, as nvcc compiled the kernels
-#   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and driver
+#   make test-fake-gpu  the tests for a GPU, all of the program as it is there, with tests/ptx in place of GPU and
+#                       driver; test-fake-gpu-short  of them, those of the host's code
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
 #   WGMMA=0: without wgmma on sm_90a (cuda/weight_gemm.h), to compare
@@ -58,11 +59,13 @@ DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
 SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
-PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out %cudart.cpp,$(wildcard tests/ptx/*.cpp)))
+# Of tests/ptx, what has CUDA's headers.
+FAKE_GPU := cudart cudart_device test_cudart
+PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out $(FAKE_GPU:%=tests/ptx/%.cpp),$(wildcard tests/ptx/*.cpp)))
 TEST_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(wildcard tests/*.cpp)) $(PTX_OBJ)
 SOURCES := $(wildcard include/*.h src/*.cpp src/*.h cuda/*.h cuda/*.cu cuda/*.cpp tests/*.cpp tests/*.h tests/ptx/*.cpp tests/ptx/*.h tests/fuzz/*.cpp tests/library/*.cpp)
 
-.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu unit-fake-gpu test-fake-gpu cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
+.PHONY: all deps demo lib install uninstall test test-gpu test-ptx traffic unit-gpu unit-fake-gpu test-fake-gpu test-fake-gpu-short cuda-build ptxas sass unit asan fuzz fuzz-short format format-check clean FORCE
 all: $(EASEL)
 
 $(EASEL): $(BUILD)/obj/main.o $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
@@ -226,23 +229,23 @@ PTX_86 := $(BUILD)/ptx-86/linear.ptx $(BUILD)/ptx-86/head.ptx
 $(PTX_86): $(BUILD)/ptx-86/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX)86 $< -o $@
 ifeq ($(NVCC),)
-test-ptx traffic test-fake-gpu:
+test-ptx traffic test-fake-gpu test-fake-gpu-short:
 	@echo "SKIPPED $@: there is no nvcc"
 else
 test-ptx: $(BUILD)/unit $(PTX) $(PTX_86)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
 	EASEL_PTX=$(BUILD)/ptx-86 EASEL_PTX_SHARED_KIB=99 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
-FAKE_GPU_OBJ := $(CUDA_OBJ)/gpu/cudart.o $(CUDA_OBJ)/gpu/test_cudart.o
+FAKE_GPU_OBJ := $(FAKE_GPU:%=$(CUDA_OBJ)/gpu/%.o)
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready
 	@mkdir -p $(@D)
 	$(CXX) $(CUDA_FLAGS) $(CPPFLAGS) -Itests $(CXXFLAGS) -O1 -MMD -MP -c $< -o $@
 $(CUDA_OBJ)/unit-fake-gpu: $(GPU_OBJ) $(LIB_OBJ) $(DEVICE_OBJ) $(FAKE_GPU_OBJ) $(PTX_OBJ)
 	$(CXX) $^ $(LDFLAGS) $$(cat $(DEPS)/catch.libs) -o $@
 unit-fake-gpu: $(CUDA_OBJ)/unit-fake-gpu
-test-fake-gpu: $(PTX)
+test-fake-gpu test-fake-gpu-short: $(PTX)
 	$(MAKE) ARCH=90a unit-fake-gpu
-	EASEL_PTX=$(BUILD)/ptx $(BUILD)/obj/cuda/90a/unit-fake-gpu '~[slow]'
+	EASEL_PTX=$(BUILD)/ptx sh tests/fake_gpu.sh $(BUILD)/obj/cuda/90a/unit-fake-gpu $(if $(filter %-short,$@),short)
 traffic: $(BUILD)/unit $(PTX)
 	EASEL_PTX_TRAFFIC=1 EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit 'attention: the*,linear: sizes*,linear: every*,gate_up*,expert*,lm_head: l*,soft_emb*,[norm],[moe]'
 endif

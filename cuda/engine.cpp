@@ -1,9 +1,8 @@
-// engine.cpp: the CUDA backend: weights to the device, passes as lists of launches, and the denoise loop as
-// one graph. Implements Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h,
-// CUDA is behind device.h, so the same text runs on a GPU and in the simulator.
+// engine.cpp: the CUDA backend: passes as lists of launches, and the denoise loop as one graph. Implements
+// Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h, CUDA is behind device.h,
+// so the same text runs on a GPU and in the simulator.
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <thread>
 #include <utility>
 
@@ -18,57 +17,11 @@
 
 namespace easel {
 
-namespace {
-
 using Clock = std::chrono::steady_clock;
 
-double ms_between(Clock::time_point a, Clock::time_point b) {
+static double ms_between(Clock::time_point a, Clock::time_point b) {
     return std::chrono::duration<double, std::milli>(b - a).count();
 }
-
-// Device memory that an Arena deals out: one allocation, or, in the simulator, one a buffer, so that an
-// access past the end of one is seen.
-class Memory {
-  public:
-    explicit Memory(int64_t total_bytes) {
-        if (kOneBlock) blocks_.push_back(device_alloc(total_bytes));
-    }
-    ~Memory() {
-        for (void* p : blocks_) device_free(p);
-    }
-    Memory(const Memory&) = delete;
-    Arena arena() {
-        return Arena([this](int64_t offset, int64_t bytes) -> void* {
-            if (kOneBlock) return static_cast<uint8_t*>(blocks_[0]) + offset;
-            return blocks_.emplace_back(device_alloc(bytes));
-        });
-    }
-
-  private:
-#ifdef EASEL_CUDA
-    static constexpr bool kOneBlock = true;
-#else
-    static constexpr bool kOneBlock = false;
-#endif
-    std::vector<void*> blocks_;
-};
-
-// ---- the backend ------------------------------------------------------------------------------------------
-
-// What the kernels are made for; a model beyond it is refused.
-void check_limits(const Config& c) {
-    require(c.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported", c.n_canvas,
-            kMaxCanvas);
-    require(c.n_expert <= kMaxExperts && c.n_expert_used <= kMaxUsed,
-            "{} experts of which {} are used: on a GPU at most {} and {} are supported", c.n_expert,
-            c.n_expert_used, kMaxExperts, kMaxUsed);
-    require(c.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported", c.n_vocab,
-            kMaxVocab);
-    require(c.max_head_dim() <= kMaxHeadDim, "heads of {} values: on a GPU at most {} are supported",
-            c.max_head_dim(), kMaxHeadDim);
-}
-
-}  // namespace
 
 // T: F16, or float for exact results.
 template <class T>
@@ -88,7 +41,8 @@ class DeviceBackend final : public Backend {
         w_ = lay_out_weights<T>(*model_, n_offload_, arena);
         cache_ = lay_out_cache<T>(c_, room_, arena);
         b_ = lay_out_buffers<T>(c_, room_, arena);
-        load(options.on_load);
+        clear_padding<T>(stream_.s, c_, room_, b_);
+        load_stats_ = load_weights<T>(stream_.s, *model_, n_offload_, w_, experts_, options.on_load);
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
@@ -229,113 +183,12 @@ class DeviceBackend final : public Backend {
     }
 
   private:
-    // What the frames of an answer add up to.
-    struct Collector {
-        const FrameFn& on_frame;
-        const std::vector<int32_t>& end_tokens;
-        Answer a{};
-        bool cancelled = false, ended = false, canvas_ended = false;
-
-        // False: the answer is cancelled; frames that come later do not count.
-        bool take(const Frame& f) {
-            if (cancelled) return false;
-            if (f.step == 0) a.steps.push_back(0);
-            a.steps.back() = f.step + 1;
-            cancelled = on_frame && !on_frame(f);
-            canvas_ended = f.last || cancelled;
-            if (f.last && !cancelled)
-                for (size_t i = 0; i < f.argmax.size(); i++) {
-                    const int32_t id = f.argmax[i];
-                    ended = ended || std::find(end_tokens.begin(), end_tokens.end(), id) != end_tokens.end();
-                    if (ended) break;
-                    a.tokens.push_back(id);
-                    a.log_prob.push_back(f.log_prob[i]);
-                    a.entropy.push_back(f.entropy[i]);
-                }
-            return !cancelled;
-        }
-        Answer answer() {
-            a.finish = cancelled ? Finish::Cancelled : ended ? Finish::Stop : Finish::Length;
-            return std::move(a);
-        }
-    };
-
     int64_t arena_bytes() const {
         Arena count;
         lay_out_weights<T>(*model_, n_offload_, count);
         lay_out_cache<T>(c_, room_, count);
         lay_out_buffers<T>(c_, room_, count);
         return count.bytes();
-    }
-
-    void load(const LoadProgressFn& on_load) {
-        const auto angles = [&](double* place, int head_dim, double theta,
-                                const std::vector<float>& divisors) {
-            if (head_dim == 0) return;
-            std::vector<double> freq(head_dim / 2);
-            for (int i = 0; i < head_dim / 2; i++)
-                freq[i] =
-                    std::pow(theta, -2.0 * i / head_dim) / (divisors.empty() ? 1.0 : double{divisors[i]});
-            copy_to_device(stream_.s, place, freq.data(), freq.size() * sizeof(double));
-            finish(stream_.s);
-        };
-        for (const LayerShape& l : c_.layers)
-            angles(l.global ? w_.freq : w_.freq_swa, l.head_dim, l.global ? c_.rope_theta : c_.rope_theta_swa,
-                   l.global ? model_->rope_freqs : std::vector<float>());
-        for (const FloatSource& f : w_.floats)
-            copy_to_device(stream_.s, f.place, f.values.data(), f.values.size() * sizeof(float));
-        finish(stream_.s);
-        // Padding of activation rows stays zero: no kernel writes it.
-        const size_t n = room_.n_token;
-        for (T* p : {b_.in, b_.ffn_in, b_.expert_in})
-            fill_zero(stream_.s, p, n * padded(c_.n_embd) * sizeof(T));
-        int q = 0;
-        for (const LayerShape& l : c_.layers) q = std::max(q, padded(c_.n_head * l.head_dim));
-        for (T* p : {b_.q_in, b_.o_in}) fill_zero(stream_.s, p, n * q * sizeof(T));
-        fill_zero(stream_.s, b_.middle, middle_size(c_, room_) * sizeof(T));
-        fill_zero(stream_.s, b_.slot_middle, n * c_.n_expert_used * padded(c_.n_ff_exp) * sizeof(T));
-        int64_t total = 0;
-        for (const RecordSource& r : w_.records) total += r.bytes();
-        for (const Offloaded& o : w_.offloaded)
-            for (const RecordSource& r : o.records) total += r.bytes();
-        Loader loader(stream_.s, load_slot_bytes(*model_), total, on_load);
-        loader.load(w_.records);
-        const auto scale_experts = [&](int l) {
-            scale_products(w_.layers[l].expert_gate_up, w_.layers[l].expert_down,
-                           model_->layers[l].pre_ffw_norm_2);
-        };
-        for (const Offloaded& o : w_.offloaded) {  // while they are on the device
-            loader.load(o.records);
-            scale_experts(o.layer);
-            experts_.keep(stream_.s, o);
-        }
-        scale_products(w_.self_cond_gate_up, w_.self_cond_down, model_->self_cond_norm);
-        for (int l = 0; l < c_.n_layer; l++) {
-            scale_products(w_.layers[l].gate_up, w_.layers[l].down, model_->layers[l].ffn_norm);
-            if (!is_offloaded(l, c_.n_layer, n_offload_)) scale_experts(l);
-        }
-        load_stats_ = loader.finish_all();
-        w_.records.clear();
-        w_.floats.clear();
-        w_.offloaded.clear();
-        finish(stream_.s);
-    }
-
-    // Makes gelu products fit F16, and the matrix that reads them undo it. A product of rows g, u with an
-    // input x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2:
-    // true whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and
-    // half of them suffice.
-    void scale_products(Weights& gate_up, Weights& down, const std::vector<float>& norm) {
-        if constexpr (!std::is_same_v<T, F16>) return;
-        const DeviceArray<float> max(1);
-        max_row_square(stream_.s, max.data(), gate_up);
-        double norm2 = 0;
-        for (float w : norm) norm2 = std::max(norm2, double{w} * w);
-        const double bound = max.to_host(stream_.s)[0] * norm2 * static_cast<double>(norm.size());
-        if (!(bound > 0) || !std::isfinite(bound)) return;
-        const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));  // 2x room for rounding
-        gate_up.scale = static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
-        down.scale = 1 / gate_up.scale;
     }
 
     LoopState start_state(const GenerateParams& params) const {
@@ -384,8 +237,7 @@ class DeviceBackend final : public Backend {
     // The newest position that has been written: slots are shared by positions n_slot_ apart.
     void written(int end) { first_kept_ = std::max(first_kept_, end - n_slot_); }
 
-    // ---- passes
-    // ------------------------------------------------------------------------------------------------
+    // ---- passes -------------------------------------------------------------------------------------------
 
     void mark(Stream s, Part part) {
         if (marks_) marks_->add(s, part);
@@ -584,7 +436,7 @@ class DeviceBackend final : public Backend {
     const int n_offload_, index_;
     bool graph_loop_;
     OwnStream stream_;
-    Memory memory_;
+    ArenaMemory memory_;
     HostRing ring_;
     ModelWeights w_;
     Buffers<T> b_;
@@ -600,19 +452,6 @@ class DeviceBackend final : public Backend {
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
 
-// The options with what fits into the device's memory.
-static DeviceOptions fitted(const Model& model, const DeviceOptions& options) {
-    check_limits(model.config);
-    require(options.n_encode >= 1 && options.n_encode <= 16384,
-            "an encode pass of {} tokens, expected 1 to 16384",
-            options.n_encode);  // kernels count in 32 bits
-    require(options.memory_limit >= 0, "the memory limit is {} bytes, expected 0 (none) or more",
-            options.memory_limit);
-    limit_device_memory(options.memory_limit ? device_memory().used + options.memory_limit : 0);
-    const int64_t free = free_device_bytes() - kDeviceSlack;
-    return fit_gpu(model, options, options.memory_limit ? std::min(options.memory_limit, free) : free);
-}
-
 #ifdef EASEL_CUDA
 DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
                            const ProfilePlan& plan) {
@@ -621,7 +460,7 @@ DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptio
 DeviceProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options,
                                 const ProfilePlan& plan) {
 #endif
-    const DeviceOptions o = fitted(*model, options);
+    const DeviceOptions o = fit_device(*model, options);
     if (o.exact) return measure(DeviceBackend<float>(std::move(model), o).measured(), plan);
     return measure(DeviceBackend<F16>(std::move(model), o).measured(), plan);
 }
@@ -633,7 +472,7 @@ std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, c
 std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
                                                 const DeviceOptions& options) {
 #endif
-    const DeviceOptions o = fitted(*model, options);
+    const DeviceOptions o = fit_device(*model, options);
     if (o.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), o);
     return std::make_unique<DeviceBackend<F16>>(std::move(model), o);
 }

@@ -1,7 +1,11 @@
-// host_ring.h: the host's end of the ring of frames that accept() writes (accept.cu). Used by engine.cpp.
+// host_ring.h: the host's end of the ring of frames that accept() writes (accept.cu), and what the frames add
+// up to. Used by engine.cpp.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "backend.h"
 #include "device.h"
@@ -60,6 +64,37 @@ class HostRing {
 
     const int n_canvas_, slot_bytes_;
     uint8_t* memory_;
+};
+
+// What the frames of an answer add up to.
+struct Collector {
+    const FrameFn& on_frame;
+    const std::vector<int32_t>& end_tokens;
+    Answer a{};
+    bool cancelled = false, ended = false, canvas_ended = false;
+
+    // False: the answer is cancelled; frames that come later do not count.
+    bool take(const Frame& f) {
+        if (cancelled) return false;
+        if (f.step == 0) a.steps.push_back(0);
+        a.steps.back() = f.step + 1;
+        cancelled = on_frame && !on_frame(f);
+        canvas_ended = f.last || cancelled;
+        if (f.last && !cancelled)
+            for (size_t i = 0; i < f.argmax.size(); i++) {
+                const int32_t id = f.argmax[i];
+                ended = ended || std::find(end_tokens.begin(), end_tokens.end(), id) != end_tokens.end();
+                if (ended) break;
+                a.tokens.push_back(id);
+                a.log_prob.push_back(f.log_prob[i]);
+                a.entropy.push_back(f.entropy[i]);
+            }
+        return !cancelled;
+    }
+    Answer answer() {
+        a.finish = cancelled ? Finish::Cancelled : ended ? Finish::Stop : Finish::Length;
+        return std::move(a);
+    }
 };
 
 }  // namespace easel

@@ -1,23 +1,88 @@
-// load.cpp: weights from the mapped file to records on the device, see load.h.
+// load.cpp: see load.h.
 #include "load.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstring>
+#include <memory>
+#include <type_traits>
 
 #include "../src/parallel.h"
 #include "check.h"
 
 namespace easel {
 
+// ---- what fits --------------------------------------------------------------------------------------------
+
+// What the kernels are made for; a model beyond it is refused.
+static void check_limits(const Config& c) {
+    require(c.n_canvas <= kMaxCanvas, "a canvas of {} tokens: on a GPU at most {} are supported", c.n_canvas,
+            kMaxCanvas);
+    require(c.n_expert <= kMaxExperts && c.n_expert_used <= kMaxUsed,
+            "{} experts of which {} are used: on a GPU at most {} and {} are supported", c.n_expert,
+            c.n_expert_used, kMaxExperts, kMaxUsed);
+    require(c.n_vocab <= kMaxVocab, "a vocabulary of {}: on a GPU at most {} are supported", c.n_vocab,
+            kMaxVocab);
+    require(c.max_head_dim() <= kMaxHeadDim, "heads of {} values: on a GPU at most {} are supported",
+            c.max_head_dim(), kMaxHeadDim);
+}
+
+DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
+    check_limits(model.config);
+    require(options.n_encode >= 1 && options.n_encode <= 16384,
+            "an encode pass of {} tokens, expected 1 to 16384",
+            options.n_encode);  // kernels count in 32 bits
+    require(options.memory_limit >= 0, "the memory limit is {} bytes, expected 0 (none) or more",
+            options.memory_limit);
+    limit_device_memory(options.memory_limit ? device_memory().used + options.memory_limit : 0);
+    const int64_t free = free_device_bytes() - kDeviceSlack;
+    return fit_gpu(model, options, options.memory_limit ? std::min(options.memory_limit, free) : free);
+}
+
+// ---- from the file to records -----------------------------------------------------------------------------
+
 using Clock = std::chrono::steady_clock;
 
-static double ms_since(Clock::time_point start) {
+namespace {
+
+double ms_since(Clock::time_point start) {
     return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
+// Through a few pinned buffers: reading the file, copying over and repacking on the device go on at the same
+// time.
+class Loader {
+  public:
+    // slot_bytes: load_slot_bytes(). `total`: of all that will be loaded, for on_load.
+    Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
+    ~Loader();
+    Loader(const Loader&) = delete;
+    // On return the last of it may still be on its way in the stream.
+    void load(const std::vector<RecordSource>& sources);
+    // Waits for all of it; total_ms is since the construction.
+    LoadStats finish_all();
+
+  private:
+    struct Slot;
+    void load(const RecordSource& source);
+    Slot& next_slot();
+    void take_times(Slot& slot);
+
+    Stream stream_;     // repacks
+    OwnStream copies_;  // beside it, the next ones, so that the bus does not wait
+    const LoadProgressFn& on_load_;
+    const int64_t slot_bytes_, total_;
+    std::chrono::steady_clock::time_point start_;
+    LoadStats stats_;
+    std::unique_ptr<Slot[]> slots_;
+    int n_used_ = 0;
+};
+
 struct Loader::Slot {
     uint8_t *host = nullptr, *device = nullptr;
-    Event begun{true}, copied{true}, used{true};  // used: the device is done with it
+    Event begun{true}, copied{true};  // of the copy
+    Event taken{true}, used{true};    // of repacking, which other slots' may keep waiting
     bool in_use = false;
     ~Slot() {
         pinned_free(host);
@@ -60,7 +125,7 @@ void Loader::take_times(Slot& slot) {
     if (!slot.in_use) return;
     slot.used.wait();
     stats_.copy_ms += slot.copied.ms_since(slot.begun);
-    stats_.repack_ms += slot.used.ms_since(slot.copied);
+    stats_.repack_ms += slot.used.ms_since(slot.taken);
     slot.in_use = false;
 }
 
@@ -74,7 +139,7 @@ LoadStats Loader::finish_all() {
     return stats_;
 }
 
-static void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
     constexpr int64_t kPiece = 256 << 10;  // an expert of 2 MB keeps eight cores busy
     parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t i) {
         std::memcpy(to + i * kPiece, from + i * kPiece, std::min(kPiece, bytes - i * kPiece));
@@ -128,6 +193,7 @@ void Loader::load(const RecordSource& source) {
         copy_to_device(copies_.s, slot.device, slot.host, bytes);
         slot.copied.record(copies_.s);
         slot.copied.hold(stream_);
+        slot.taken.record(stream_);
         repack(stream_, from, source.to, rows, n, source.n_col, source.records + tile * record_bytes);
         slot.used.record(stream_);
         slot.in_use = true;
@@ -135,5 +201,96 @@ void Loader::load(const RecordSource& source) {
         require(!on_load_ || on_load_(std::min(stats_.bytes, total_), total_), "loading was stopped");
     }
 }
+
+}  // namespace
+
+// ---- all weights ------------------------------------------------------------------------------------------
+
+// Angles a position of a kind of layer: theta^(-2 i / head_dim), divided.
+static void load_angles(Stream stream, double* place, int head_dim, double theta,
+                        const std::vector<float>& divisors) {
+    if (head_dim == 0) return;
+    std::vector<double> freq(head_dim / 2);
+    for (int i = 0; i < head_dim / 2; i++)
+        freq[i] = std::pow(theta, -2.0 * i / head_dim) / (divisors.empty() ? 1.0 : double{divisors[i]});
+    copy_to_device(stream, place, freq.data(), freq.size() * sizeof(double));
+    finish(stream);
+}
+
+// Makes gelu products fit F16, and the matrix that reads them undo it. A product of rows g, u with an input
+// x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2: true
+// whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and half of
+// them suffice.
+static void scale_products(Stream stream, Weights& gate_up, Weights& down, const std::vector<float>& norm) {
+    const DeviceArray<float> max(1);
+    max_row_square(stream, max.data(), gate_up);
+    double norm2 = 0;
+    for (float w : norm) norm2 = std::max(norm2, double{w} * w);
+    const double bound = max.to_host(stream)[0] * norm2 * static_cast<double>(norm.size());
+    if (!(bound > 0) || !std::isfinite(bound)) return;
+    const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));  // 2x room for rounding
+    gate_up.scale = static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
+    down.scale = 1 / gate_up.scale;
+}
+
+template <class T>
+LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
+                       ExpertStream& experts, const LoadProgressFn& on_load) {
+    const Config& c = model.config;
+    for (const LayerShape& l : c.layers)
+        load_angles(stream, l.global ? weights.freq : weights.freq_swa, l.head_dim,
+                    l.global ? c.rope_theta : c.rope_theta_swa,
+                    l.global ? model.rope_freqs : std::vector<float>());
+    for (const FloatSource& f : weights.floats)
+        copy_to_device(stream, f.place, f.values.data(), f.values.size() * sizeof(float));
+    finish(stream);
+
+    int64_t total = 0;
+    for (const RecordSource& r : weights.records) total += r.bytes();
+    for (const Offloaded& o : weights.offloaded)
+        for (const RecordSource& r : o.records) total += r.bytes();
+    Loader loader(stream, load_slot_bytes(model), total, on_load);
+    loader.load(weights.records);
+    const auto scale = [&](Weights& gate_up, Weights& down, const std::vector<float>& norm) {
+        if constexpr (std::is_same_v<T, F16>) scale_products(stream, gate_up, down, norm);
+    };
+    const auto scale_experts = [&](int l) {
+        scale(weights.layers[l].expert_gate_up, weights.layers[l].expert_down,
+              model.layers[l].pre_ffw_norm_2);
+    };
+    for (const Offloaded& o : weights.offloaded) {  // while they are on the device
+        loader.load(o.records);
+        scale_experts(o.layer);
+        experts.keep(stream, o);
+    }
+    scale(weights.self_cond_gate_up, weights.self_cond_down, model.self_cond_norm);
+    for (int l = 0; l < c.n_layer; l++) {
+        scale(weights.layers[l].gate_up, weights.layers[l].down, model.layers[l].ffn_norm);
+        if (!is_offloaded(l, c.n_layer, n_offload)) scale_experts(l);
+    }
+    const LoadStats stats = loader.finish_all();
+    weights.records.clear();
+    weights.floats.clear();
+    weights.offloaded.clear();
+    finish(stream);
+    return stats;
+}
+template LoadStats load_weights<F16>(Stream, const Model&, int, ModelWeights&, ExpertStream&,
+                                     const LoadProgressFn&);
+template LoadStats load_weights<float>(Stream, const Model&, int, ModelWeights&, ExpertStream&,
+                                       const LoadProgressFn&);
+
+template <class T>
+void clear_padding(Stream stream, const Config& c, const Room& room, const Buffers<T>& b) {
+    const size_t n = room.n_token;
+    for (T* p : {b.in, b.ffn_in, b.expert_in}) fill_zero(stream, p, n * padded(c.n_embd) * sizeof(T));
+    int q = 0;
+    for (const LayerShape& l : c.layers) q = std::max(q, padded(c.n_head * l.head_dim));
+    for (T* p : {b.q_in, b.o_in}) fill_zero(stream, p, n * q * sizeof(T));
+    fill_zero(stream, b.middle, middle_size(c, room) * sizeof(T));
+    fill_zero(stream, b.slot_middle, n * c.n_expert_used * padded(c.n_ff_exp) * sizeof(T));
+}
+template void clear_padding<F16>(Stream, const Config&, const Room&, const Buffers<F16>&);
+template void clear_padding<float>(Stream, const Config&, const Room&, const Buffers<float>&);
 
 }  // namespace easel

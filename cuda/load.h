@@ -1,41 +1,53 @@
-// load.h: the way of weights from the mapped file to records on the device. Used by engine.cpp.
+// load.h: a model's way onto the device: what of it fits, the memory that it lies in, its weights from the
+// mapped file to records. Used by engine.cpp.
 #pragma once
-#include <chrono>
-#include <memory>
 #include <vector>
 
 #include "device.h"
 #include "layout.h"
+#include "offload.h"
 
 namespace easel {
 
-// Through a few pinned buffers: reading the file, copying over and repacking on the device go on at the same
-// time.
-class Loader {
+// The options with what fits into the device's memory. Error if nothing does, or for a model that the kernels
+// are not made for.
+DeviceOptions fit_device(const Model& model, const DeviceOptions& options);
+
+// Device memory that an Arena deals out: one allocation, or, in the simulator, one a buffer, so that an
+// access past the end of one is seen.
+class ArenaMemory {
   public:
-    // slot_bytes: load_slot_bytes(). `total`: of all that will be loaded, for on_load.
-    Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
-    ~Loader();
-    Loader(const Loader&) = delete;
-    // On return the last of it may still be on its way in the stream.
-    void load(const std::vector<RecordSource>& sources);
-    // Waits for all of it; total_ms is since the construction.
-    LoadStats finish_all();
+    explicit ArenaMemory(int64_t total_bytes) {
+        if (kOneBlock) blocks_.push_back(device_alloc(total_bytes));
+    }
+    ~ArenaMemory() {
+        for (void* p : blocks_) device_free(p);
+    }
+    ArenaMemory(const ArenaMemory&) = delete;
+    Arena arena() {
+        return Arena([this](int64_t offset, int64_t bytes) -> void* {
+            if (kOneBlock) return static_cast<uint8_t*>(blocks_[0]) + offset;
+            return blocks_.emplace_back(device_alloc(bytes));
+        });
+    }
 
   private:
-    struct Slot;
-    void load(const RecordSource& source);
-    Slot& next_slot();
-    void take_times(Slot& slot);
-
-    Stream stream_;     // repacks
-    OwnStream copies_;  // beside it, the next ones, so that the bus does not wait
-    const LoadProgressFn& on_load_;
-    const int64_t slot_bytes_, total_;
-    std::chrono::steady_clock::time_point start_;
-    LoadStats stats_;
-    std::unique_ptr<Slot[]> slots_;
-    int n_used_ = 0;
+#ifdef EASEL_CUDA
+    static constexpr bool kOneBlock = true;
+#else
+    static constexpr bool kOneBlock = false;
+#endif
+    std::vector<void*> blocks_;
 };
+
+// Brings the weights, laid out by lay_out_weights<T>() with n_offload, to their places, and the experts of
+// offloaded layers from there to `experts`. The notes where they come from are gone afterwards.
+template <class T>
+LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
+                       ExpertStream& experts, const LoadProgressFn& on_load);
+
+// Padding of activation rows is zero and stays so: no kernel writes it.
+template <class T>
+void clear_padding(Stream stream, const Config& config, const Room& room, const Buffers<T>& buffers);
 
 }  // namespace easel

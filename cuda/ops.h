@@ -35,7 +35,7 @@ struct Weights {
     int n_row = 0, n_col = 0;  // n_row of a gated pair counts both
     bool gated = false;
     int n_expert = 1;
-    float scale = 1;  // of every result; see scale_products() in engine.cpp
+    float scale = 1;  // of every result; see scale_products() in load.cpp
 
     int n_tile() const { return gated ? (n_row / 2 + 7) / 8 : (n_row + 15) / 16; }
     int64_t expert_bytes() const;  // n_tile() tiles of records

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +19,7 @@
 #include "int8.h"
 #include "models.h"
 #include "parallel.h"
+#include "whole_file.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -303,47 +303,36 @@ int run_bench(const BenchFlags& flags) {
     require(flags.model.empty() || flags.synthetic.empty(), "both -m and --synthetic given, expected one");
     require(flags.model.empty() || flags.router_skew == 0,
             "--router-skew changes made-up weights, a model of a file has its own");
-    if (flags.json && !flags.json->empty()) {  // known before minutes of measuring
-        const bool opened = std::ofstream(*flags.json, std::ios::app).good();
-        require(opened, "{}: cannot be written: {}", *flags.json, std::strerror(errno));
-    }
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
-    std::string name = cpu_name();
-    Json j{{"commit", version_commit()}};
-    bool on_gpu = false;
+    std::vector<DeviceInfo> devices;
+    auto device = devices.end();
+    std::string missing;
     if (!cpu && flags.device != "cpu") {
         std::string why;
-        const auto devices = cuda_devices(&why);
-        const auto device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
+        devices = cuda_devices(&why);
+        device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
             return flags.device == "cuda" || flags.device == fmt::format("cuda:{}", d.index);
         });
-        on_gpu = device != devices.end();
-        const std::string missing =
-            fmt::format("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
-        require(on_gpu || all || prefill, "{}", missing);
-        if (on_gpu) {
-            name = device->name;
-            j["gpu"] = bench_gpu(flags, *device);
-        } else if (all) {
-            fmt::print("step, kernels, load: SKIPPED, {}\n", missing);
-        } else {
-            fmt::print("prefill on the CPU, {}\n", missing);
-        }
+        missing = fmt::format("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
+        require(device != devices.end() || all || prefill, "{}", missing);
     } else {
         require(cpu || all || prefill, "bench {} needs a GPU, --device is cpu", flags.what);
     }
-    if (cpu || all || !on_gpu) j["cpu"] = bench_cpu(flags, cpu || all, !on_gpu && (all || prefill));
-    if (!flags.json) return 0;
-    std::string path = *flags.json;
-    if (path.empty()) {
+    const bool on_gpu = device != devices.end();
+    std::string path = flags.json.value_or("");
+    if (flags.json && path.empty()) {
         std::filesystem::create_directories("bench/results");
-        path = "bench/results/" + file_name(name) + ".json";
+        path = "bench/results/" + file_name(on_gpu ? device->name : cpu_name()) + ".json";
     }
-    std::ofstream out(path);
-    out << j.dump(2) << "\n";
-    out.flush();
-    require(out.good(), "{}: cannot be written", path);
+    if (flags.json) check_writable(path);  // known before minutes of measuring
+
+    Json j{{"commit", version_commit()}};
+    if (on_gpu) j["gpu"] = bench_gpu(flags, *device);
+    if (!on_gpu && !missing.empty())
+        fmt::print("{}, {}\n", all ? "step, kernels, load: SKIPPED" : "prefill on the CPU", missing);
+    if (cpu || all || !on_gpu) j["cpu"] = bench_cpu(flags, cpu || all, !on_gpu && (all || prefill));
+    if (flags.json) write_file(path, j.dump(2) + "\n");
     return 0;
 }
 

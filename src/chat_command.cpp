@@ -1,6 +1,5 @@
 // chat_command.cpp: `easel chat`: a conversation in a terminal or through pipes. Answers go to stdout,
 // everything else to stderr. Called by main.
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,6 +15,7 @@
 #include "line_input.h"
 #include "models.h"
 #include "text.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -89,27 +89,10 @@ std::vector<Message> read_messages(const std::string& path) {
     return messages;
 }
 
-// A regular file is replaced when all is written; anything else, such as a device, is written to.
 void write_messages(const std::string& path, std::span<const Message> messages) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const Message& m : messages) list.push_back({{"role", role_name(m.role)}, {"content", m.content}});
-    const std::string text = nlohmann::ordered_json{{"messages", std::move(list)}}.dump(2) + "\n";
-
-    struct stat there;
-    const bool replace = stat(path.c_str(), &there) != 0 || S_ISREG(there.st_mode);
-    const std::string part = replace ? path + ".part" : path;
-    std::FILE* file = std::fopen(part.c_str(), "wb");
-    require(file, "{}: cannot be written: {}", path, std::strerror(errno));
-    bool ok = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-    ok &= std::fflush(file) == 0;
-    int problem = errno;
-    ok &= std::fclose(file) == 0;
-    if (ok && replace && std::rename(part.c_str(), path.c_str()) != 0) {
-        ok = false;
-        problem = errno;
-    }
-    if (!ok && replace) std::remove(part.c_str());
-    require(ok, "{}: cannot be written: {}", path, std::strerror(problem));
+    write_file(path, nlohmann::ordered_json{{"messages", std::move(list)}}.dump(2) + "\n");
 }
 
 // What a shell would make of a leading ~/.

@@ -19,25 +19,19 @@
 #include "models.h"
 #include "text.h"
 #include "trace.h"
+#include "whole_file.h"
 
 namespace easel {
 
 namespace {
 
-std::string read_all(std::FILE* in, const std::string& name) {
-    std::string text;
-    char buffer[1 << 16];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
-    require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
-    return text;
-}
-
 // Whitespace-separated decimals.
-std::vector<int32_t> parse_ids(const std::string& text, const std::string& name) {
+std::vector<int32_t> parse_ids(std::string_view text, const std::string& name) {
+    text = without_mark(text);
     std::vector<int32_t> ids;
-    for (size_t at = text.find_first_not_of(" \t\r\n"); at != std::string::npos;) {
+    for (size_t at = text.find_first_not_of(" \t\r\n"); at != text.npos;) {
         const size_t end = std::min(text.find_first_of(" \t\r\n", at), text.size());
-        const std::string word = text.substr(at, end - at);
+        const std::string word(text.substr(at, end - at));
         const bool digits = word.size() <= 9 && word.find_first_not_of("0123456789") == std::string::npos;
         require(digits, "{}: \"{}\" at offset {} is not a token id, expected decimals separated by blanks",
                 name, word.substr(0, 32), at);
@@ -113,8 +107,8 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
         r.prompt_ids = read_ids(f.prompt_ids);
     } else {
         std::string text = f.prompt.value_or("");
-        if (f.prompt == "-") text = read_all(stdin, "stdin");
-        if (!f.prompt_file.empty()) text = read_file(f.prompt_file);
+        if (f.prompt == "-") text = without_mark(read_all(stdin, "stdin"));
+        if (!f.prompt_file.empty()) text = without_mark(read_file(f.prompt_file));
         if (f.raw) {
             require(f.system.empty() && !f.think, "--raw goes without --system and --think");
             r.raw = std::move(text);
@@ -199,13 +193,6 @@ void warn(const Model& model) {
 }
 
 }  // namespace
-
-std::string read_file(const std::string& path) {
-    std::FILE* in = std::fopen(path.c_str(), "rb");
-    require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
-    return read_all(in, path);
-}
 
 const char* finish_name(Finish finish) {
     return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
@@ -329,12 +316,7 @@ int run_logits(const LogitsFlags& flags) {
     }
     engine.backend().encode(prompt);
     engine.backend().logits({canvas, prev, flags.prev_temperature}, out);
-
-    std::FILE* file = std::fopen(flags.output.c_str(), "wb");
-    require(file, "{}: cannot be written: {}", flags.output, std::strerror(errno));
-    const bool written = std::fwrite(out.data(), sizeof(float), n, file) == n;
-    const bool closed = std::fclose(file) == 0;
-    require(written && closed, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+    write_file(flags.output, {reinterpret_cast<const char*>(out.data()), n * sizeof(float)});
     warn(engine.model());
     return 0;
 }
@@ -394,16 +376,16 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     return out;
 }
 
-int run_info(const InfoFlags& flags) {
-    const auto file = open_model(flags.model);
-    std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file->name(),
-                                  file->version(), human_bytes(static_cast<int64_t>(file->file_bytes())),
-                                  file->values().size(), file->tensors().size());
-    for (const auto& [key, value] : file->values())
+// What a file holds, be it a model or not.
+static std::string file_text(const Gguf& file) {
+    std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file.name(),
+                                  file.version(), human_bytes(static_cast<int64_t>(file.file_bytes())),
+                                  file.values().size(), file.tensors().size());
+    for (const auto& [key, value] : file.values())
         out += fmt::format("  {} = {}\n", safe_line(key), value_text(value));
 
     std::map<std::string_view, std::pair<int, int64_t>> by_type;  // number of tensors, bytes
-    for (const Tensor& t : file->tensors()) {
+    for (const Tensor& t : file.tensors()) {
         auto& [n, bytes] = by_type[type_info(t.type).name];
         n++;
         bytes += static_cast<int64_t>(t.bytes);
@@ -411,14 +393,14 @@ int run_info(const InfoFlags& flags) {
     out += "tensors by type\n";
     for (const auto& [name, sum] : by_type)
         out += fmt::format("  {:<7} {:>5}  {:>10}\n", name, sum.first, human_bytes(sum.second));
+    return out;
+}
 
-    write_stdout(std::exchange(out, {}));  // what the file holds, even if it is no model that can be run
-
-    const Model model(file);
+static std::string model_text(const Model& model, const InfoFlags& flags) {
     const Config& c = model.config;
     const int64_t n_global =
         std::count_if(c.layers.begin(), c.layers.end(), [](const LayerShape& l) { return l.global; });
-    out += fmt::format(
+    std::string out = fmt::format(
         "model: {} layers ({} global), width {}, {} experts of {} ({} used), dense {}, canvas {}, window {}, "
         "vocabulary {}, "
         "{:.2f} M parameters\n",
@@ -434,7 +416,20 @@ int run_info(const InfoFlags& flags) {
                                         : "the host launches each step (the driver has no graph loops)");
     if (!why.empty()) out += fmt::format("  {} GPU in use: {}\n", devices.empty() ? "no" : "not every", why);
     for (const std::string& text : model.warnings) out += fmt::format("warning: {}\n", text);
-    write_stdout(out);
+    return out;
+}
+
+int run_info(const InfoFlags& flags) {
+    const auto file = open_model(flags.model);
+    const std::string listing = file_text(*file);
+    std::optional<Model> model;
+    try {
+        model.emplace(file);
+    } catch (const Error&) {
+        write_stdout(listing);
+        throw;
+    }
+    write_stdout(listing + model_text(*model, flags));
     return 0;
 }
 

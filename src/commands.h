@@ -101,8 +101,6 @@ std::string version_text();    // version, commit, devices, compilers: a line ea
 
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
-// All of a file. Error if it cannot be read.
-std::string read_file(const std::string& path);
 // "stop", "length" or "cancelled".
 const char* finish_name(Finish finish);
 

@@ -27,12 +27,28 @@ using namespace easel;
 
 constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo model)";
 
-// What CLI11 tells of a value: nothing where it is a T. Alone, it would not say what was expected.
+// Checks that say what was given, in quotes, as it may be nothing, and what was expected.
 template <class T>
 std::string check_number(const std::string& s) {
     T value{};
     if (CLI::detail::lexical_cast(s, value)) return "";
     return fmt::format("\"{}\" is no {}", s, std::is_same_v<T, int> ? "whole number of 32 bits" : "number");
+}
+template <class T>
+CLI::Validator in_range(T low, T high) {
+    const auto check = [=](const std::string& s) {
+        T value{};
+        const bool fits = CLI::detail::lexical_cast(s, value) && value >= low && value <= high;
+        return fits ? "" : fmt::format("\"{}\" is not in range {} to {}", s, low, high);
+    };
+    return {check, ""};
+}
+CLI::Validator one_of(const std::vector<std::string>& words) {
+    const auto check = [words](const std::string& s) {
+        const bool found = std::find(words.begin(), words.end(), s) != words.end();
+        return found ? "" : fmt::format("\"{}\" is none of {}", s, fmt::join(words, ", "));
+    };
+    return {check, fmt::format("{{{}}}", fmt::join(words, ","))};  // help.cpp reads the words there
 }
 
 // Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
@@ -86,16 +102,15 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
     app.add_option(
            "--expert-offload", n_offload,
            "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
-        ->check(CLI::Range(0, 1 << 20))
+        ->check(in_range(0, 1 << 20))
         ->group(kDeviceGroup);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, kModelText)->type_name(kModel);
-    app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")
-        ->check(CLI::Range(1, 4096));
+    app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
-        ->check(CLI::Range(1, 1 << 30));
+        ->check(in_range(1, 1 << 30));
     app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)")
         ->group(kDeviceGroup);
     add_memory_flags(app, e.memory_limit, e.n_offload);
@@ -103,7 +118,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
            "--cpu-math",
            [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
            "on a CPU: float (default) or int8: activations in 8 bits, faster, nearly the same logits")
-        ->check(CLI::IsMember({"float", "int8"}))
+        ->check(one_of({"float", "int8"}))
         ->group(kDeviceGroup);
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
         ->disable_flag_override()
@@ -117,23 +132,24 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
 void add_seed_flag(CLI::App& app, uint64_t& seed) {
     app.add_option("--seed", seed, "random seed, 64 bits (default: 0)")
         ->check([](const std::string& s) {  // CLI11 would take -1 and cap what is past 64 bits
-            const bool fits = s.find_first_not_of("0123456789") == std::string::npos &&
-                              (s.size() < 20 || (s.size() == 20 && s <= "18446744073709551615"));
-            return fits ? "" : "seed is " + s + ", expected 0 to 18446744073709551615";
+            constexpr const char* most = "18446744073709551615";
+            const bool fits = !s.empty() && s.find_first_not_of("0123456789") == std::string::npos &&
+                              (s.size() < 20 || (s.size() == 20 && s <= most));
+            return fits ? "" : fmt::format("\"{}\" is not in range 0 to {}", s, most);
         });
 }
 
 void add_view_flags(CLI::App& app, ViewFlags& v) {
     app.add_option("--view", v.view,
                    "show the canvas while it settles: auto (default: on a terminal), on or off")
-        ->check(CLI::IsMember({"auto", "on", "off"}))
+        ->check(one_of({"auto", "on", "off"}))
         ->group(kDisplayGroup);
     app.add_option("--color", v.color,
                    "auto (default: on a terminal unless $NO_COLOR is set), always or never")
-        ->check(CLI::IsMember({"auto", "always", "never"}))
+        ->check(one_of({"auto", "always", "never"}))
         ->group(kDisplayGroup);
     app.add_option("--view-delay", v.delay_ms, "milliseconds to stand still after each step shown")
-        ->check(CLI::Range(0, 60000))
+        ->check(in_range(0, 60000))
         ->group(kDisplayGroup);
 }
 
@@ -156,15 +172,15 @@ Command generate_command(CLI::App& app) {
     c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
     c->add_flag("--raw", f.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
     c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
-        ->check(CLI::Range(1, 1 << 30));
+        ->check(in_range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
     c->add_option("--stop", f.stop, "the text ends before this; as often as needed")->allow_extra_args(false);
     c->add_option("--canvas", f.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
     c->add_option("--choices", f.choices, "HOLE=A|B: texts for a hole by number")->allow_extra_args(false);
     c->add_option("--retry-empty", f.n_retry, "other seeds while the answer is empty")
-        ->check(CLI::Range(0, 1000));
+        ->check(in_range(0, 1000));
     c->add_option("--best-of", f.n_best, "answers, of which the most probable is kept")
-        ->check(CLI::Range(1, 1000));
+        ->check(in_range(1, 1000));
     c->add_flag("--ignore-eos", f.ignore_eos, "go on past the end of the answer")->disable_flag_override();
     c->add_flag("--show-steps", f.show_steps, "the canvas as it settles, a line a step")
         ->disable_flag_override()
@@ -172,7 +188,7 @@ Command generate_command(CLI::App& app) {
     c->add_flag("-v,--verbose", f.verbose, "memory and time of loading, on stderr")->disable_flag_override();
     c->add_option("--trace", f.trace, "where to write each step, for easel trace")->type_name(kFile);
     c->add_option("--print", f.print, "what goes to stdout (default: text)")
-        ->check(CLI::IsMember({"text", "ids", "json"}));
+        ->check(one_of({"text", "ids", "json"}));
     add_view_flags(*c, f.view);
     add_sampler_flags(*c, f.sampler_changes);
     c->footer(
@@ -190,7 +206,7 @@ Command chat_command(CLI::App& app) {
     c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
     c->add_option("-n,--tokens", f.n_token,
                   "tokens of an answer at most (default: 2048, or what the context has room for)")
-        ->check(CLI::Range(1, 1 << 30));
+        ->check(in_range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
     c->add_flag("--history,!--no-history", f.history, "keep what is typed in a file (default: yes)");
     add_view_flags(*c, f.view);
@@ -205,7 +221,7 @@ Command pipe_command(CLI::App& app) {
     CLI::App* c = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
     add_engine_flags(*c, f.engine);
     c->add_option("--queue", f.n_queue, "lines that may wait (default: 64); then stdin is left unread")
-        ->check(CLI::Range(1, 1 << 20));
+        ->check(in_range(1, 1 << 20));
     c->add_flag("--unordered", f.unordered, "prompts that share most with the last one go first")
         ->disable_flag_override();
     c->add_flag("--schema", f.schema, "print all keys of the lines, in and out")->disable_flag_override();
@@ -223,9 +239,8 @@ Command info_command(CLI::App& app) {
     c->add_option("file,-m,--model", f.model, kModelText)->type_name(kModel);
     c->add_option("-c,--context", f.n_context,
                   "context for the memory figures (default: 8192, or the most within --memory-limit)")
-        ->check(CLI::Range(1, 1 << 30));
-    c->add_option("--device", f.device, "cpu, cuda or all (default)")
-        ->check(CLI::IsMember({"cpu", "cuda", "all"}));
+        ->check(in_range(1, 1 << 30));
+    c->add_option("--device", f.device, "cpu, cuda or all (default)")->check(one_of({"cpu", "cuda", "all"}));
     add_memory_flags(*c, f.memory_limit, f.n_offload);
     c->footer("easel info q4_k_m -c 32768");
     return {c, [flags] { return run_info(*flags); }};
@@ -256,7 +271,7 @@ Command logits_command(CLI::App& app) {
     c->add_option("--prev-logits", f.prev_logits, "an earlier output: the step before, for self-conditioning")
         ->type_name(kFile);
     c->add_option("--prev-temperature", f.prev_temperature, "that step's temperature")
-        ->check(CLI::Range(1e-3, 1e3));
+        ->check(in_range(1e-3, 1e3));
     c->add_option("-o,--output", f.output, "file to write")->required()->type_name(kFile);
     c->footer("easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32");
     return {c, [flags] { return run_logits(*flags); }};
@@ -284,7 +299,7 @@ Command bench_command(CLI::App& app) {
     c->add_option("what", f.what,
                   "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
                   "on a CPU: cpu, prefill; all (default)")
-        ->check(CLI::IsMember({"step", "kernels", "prefill", "load", "cpu", "all"}));
+        ->check(one_of({"step", "kernels", "prefill", "load", "cpu", "all"}));
     c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
         ->type_name(kModel);
     c->add_option("--synthetic", f.synthetic,
@@ -293,15 +308,15 @@ Command bench_command(CLI::App& app) {
     c->add_option("--router-skew", f.router_skew,
                   "random weights only: an expert's share of the tokens falls as this power of its rank "
                   "(default: 0, all have the same)")
-        ->check(CLI::Range(0.0, 8.0));
+        ->check(in_range(0.0, 8.0));
     c->add_option("--device", f.device, "cuda, cuda:N, or cpu (default: cuda)");
-    c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(CLI::Range(1, 4096));
+    c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
                   "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")
-        ->check(CLI::Range(1, 1 << 20));
+        ->check(in_range(1, 1 << 20));
     c->add_option("--repeat", f.n_repeat,
                   "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
-        ->check(CLI::Range(1, 1000));
+        ->check(in_range(1, 1000));
     c->add_option("--json", f.json,
                   "also write the figures to this file (none named: bench/results/DEVICE.json)")
         ->expected(0, 1)
@@ -341,9 +356,7 @@ Command trace_command(CLI::App& app) {
 Command completion_command(CLI::App& app) {
     const auto shell = std::make_shared<std::string>();
     CLI::App* c = app.add_subcommand("completion", "a script that completes easel's command line");
-    c->add_option("shell", *shell, "of this shell")
-        ->required()
-        ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+    c->add_option("shell", *shell, "of this shell")->required()->check(one_of({"bash", "zsh", "fish"}));
     c->footer("eval \"$(easel completion bash)\"");
     return {c, [&app, shell] { return write_stdout(completion_script(app, *shell)), 0; }};
 }

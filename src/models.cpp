@@ -16,6 +16,7 @@
 
 #include "check.h"
 #include "model.h"
+#include "text.h"
 
 // The list's text, linked in as it is.
 asm(".section .rodata\n"
@@ -119,7 +120,7 @@ std::vector<ModelEntry> known_models(const std::string& list) {
     for (size_t n; in && (n = std::fread(buffer, 1, sizeof buffer, in.get())) > 0;) text.append(buffer, n);
     require(in && !std::ferror(in.get()), "{}: the list of models cannot be read: {}", path,
             std::strerror(errno));
-    return parse_models(text, path);
+    return parse_models(without_mark(text), path);
 }
 
 std::string models_folder() {

@@ -37,7 +37,7 @@ class LineSplitter {
     size_t limit_;
     OnLine on_line_;
     std::string text_;
-    bool too_long_ = false, started_ = false;
+    bool too_long_ = false, started_ = false, first_ = true;
 };
 
 // What one line asks for: an answer, a cancel, or, with `error` set, nothing.

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <utility>
 
 #include "check.h"
 #include "models.h"
 #include "pipe.h"
 #include "sampler_settings.h"
+#include "text.h"
 
 namespace easel {
 
@@ -300,7 +302,7 @@ void LineSplitter::finish() {
 }
 
 void LineSplitter::end_line() {
-    on_line_(text_, too_long_);
+    on_line_(std::exchange(first_, false) ? without_mark(text_) : text_, too_long_);
     if (text_.capacity() > size_t{1} << 20) std::string().swap(text_);
     text_.clear();
     too_long_ = started_ = false;

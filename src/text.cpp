@@ -21,6 +21,11 @@ Char first_char(std::string_view s) {
     return {c, n};
 }
 
+std::string_view without_mark(std::string_view text) {
+    constexpr std::string_view mark = "\ufeff";
+    return text.substr(text.starts_with(mark) ? mark.size() : 0);
+}
+
 bool is_control(char32_t c) {
     return c < 0x20 || (c >= 0x7f && c < 0xa0);
 }

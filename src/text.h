@@ -15,6 +15,9 @@ struct Char {
 };
 Char first_char(std::string_view s);
 
+// The text without the byte-order mark that some programs begin a file with.
+std::string_view without_mark(std::string_view text);
+
 // Of ASCII, DEL, and U+0080 to U+009F, which many terminals obey too.
 bool is_control(char32_t c);
 

@@ -1,14 +1,13 @@
 // trace_page.cpp: `easel trace`: reads a trace and writes the page src/trace.html with it, or the figure of
 // trace_svg.cpp. Called by main.
-#include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "check.h"
 #include "commands.h"
 #include "trace.h"
+#include "whole_file.h"
 
 // The page, linked in as it is.
 asm(".section .rodata\n"
@@ -91,11 +90,7 @@ int run_trace(const TraceFlags& flags) {
         std::error_code ignored;
         require(!std::filesystem::equivalent(flags.file, flags.output, ignored),
                 "{}: is the trace itself, expected another file to write to", flags.output);
-        std::FILE* file = std::fopen(flags.output.c_str(), "wb");
-        require(file, "{}: cannot be written: {}", flags.output, std::strerror(errno));
-        const bool written = std::fwrite(out.data(), 1, out.size(), file) == out.size();
-        const bool closed = std::fclose(file) == 0;
-        require(written && closed, "{}: cannot be written: {}", flags.output, std::strerror(errno));
+        write_file(flags.output, out);
     }
     if (trace.finish.empty())
         fmt::print(stderr, "easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,

@@ -28,7 +28,18 @@ error "bench of another shape" 'no synthetic model "big", expected toy, mid or 2
 error "bench of two models" "both -m and --synthetic" bench cpu -m x --synthetic toy
 error "a router's skew for a file" "--router-skew changes made-up weights" bench cpu -m x --router-skew 1
 error "a prompt past the context" "the prompt needs 5000 tokens, the model's context has 4096" \
-    bench prefill --device cpu --synthetic toy --prefix 5000
+    bench prefill --device cpu --synthetic toy --prefix 5000 --json "$dir/kept.json"
+check "leaves no figures" ! -e "$dir/kept.json"
+echo old >"$dir/kept.json"
+error "a prompt past the context, again" "the prompt needs" \
+    bench prefill --device cpu --synthetic toy --prefix 5000 --json "$dir/kept.json"
+check "leaves older figures as they are" "$(cat "$dir"/kept.json*)" = old
+ln -s kept.json "$dir/link.json"
+works "figures of a small run" \
+    bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1 --json "$dir/link.json"
+check "replace them, through a link too" -L "$dir/link.json"
+has "by the new ones" '"prefill": [' "$dir/kept.json"
+check "no part is left of them" ! -e "$dir/kept.json.part"
 
 # ---- on a CPU
 

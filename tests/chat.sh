@@ -20,6 +20,10 @@ check "a turn a line" "$?$(tr '\n' ' ' <"$dir/out")" = "082 tenalp "
 check "no history of a pipe" ! -e "$dir/state"
 printf 'What is 47 + 35?\r\n/clear\r\nReverse "planet"' | chat
 check "lines of Windows, the last one unfinished" "$?$(tr '\n' ' ' <"$dir/out")" = "082 tenalp "
+printf '\357\273\277What is 47 + 35?\n/clear\nReverse "planet"\n' | chat
+check "a byte-order mark" "$?$(tr '\n' ' ' <"$dir/out")" = "082 tenalp "
+printf '\357\273\277/clear\n' | chat
+check "a byte-order mark before a command" $? -eq 0
 chat </dev/null
 check "no line, no answer" "$?$(wc -c <"$dir/out")" = 00
 "$easel" generate --device cpu -t 1 -p "$(printf 'Sort 52,\n17, 31')" --seed 3 >"$dir/expected" 2>/dev/null

@@ -61,6 +61,9 @@ TEST_CASE("pipe: lines of a stream", "[pipe]") {
     CHECK(split({"0123456789\n01234567890\nx"}) == Lines{"0123456789", "<too long>", "x"});
     CHECK(split({"0123456", "7890", "1234\nx\n"}) == Lines{"<too long>", "x"});
     CHECK(split({"01234567890"}) == Lines{"<too long>"});
+    // A byte-order mark is not of the text, where the text begins.
+    CHECK(split({"\xef", "\xbb\xbf", "a\n\ufeffb\n"}) == Lines{"a", "\ufeffb"});
+    CHECK(split({"\ufeff"}) == Lines{""});
 
     LineSplitter lines(kLineBytes, [](std::string_view, bool) {});
     const std::string chunk(1 << 20, 'x');

@@ -157,6 +157,9 @@ TEST_CASE("Control and stray bytes show as a mark and do nothing", "[view]") {
     CHECK(safe_line("all 中 \ufffd well") == "all 中 \ufffd well");
     CHECK(valid_utf8("\303\244\303\033") == "\303\244" + kMark + "\033");
     CHECK(valid_utf8("all 中 well") == "all 中 well");
+    CHECK(without_mark("\ufeff\ufeffa") == "\ufeffa");
+    CHECK(without_mark("a\ufeff") == "a\ufeff");
+    CHECK(without_mark("\xef\xbb") == "\xef\xbb");
 }
 
 TEST_CASE("A character of several tokens is one, as sure as the first", "[view]") {

@@ -1,7 +1,8 @@
 // cudart.cpp: a CUDA runtime without a GPU: those functions of it that the objects of unit-gpu call, and
-// nvcc's own. A launch finds the kernel's PTX by the name that nvcc registered and runs it in the simulator
-// (launch.h). `make test-fake-gpu` links the GPU tests with it: what they show of device_cuda.cpp, the
-// launch stubs and the engine as it is built for CUDA is that the calls are right by CUDA's documentation.
+// nvcc's own. They check what they are asked and hand it to the device, which is cudart_device.cpp; a launch
+// finds the kernel's PTX by the name that nvcc registered and runs in the simulator (launch.h).
+// `make test-fake-gpu` links the GPU tests with it: what they show of device_cuda.cpp, the launch stubs and
+// the engine as it is built for CUDA is that the calls are right by CUDA's documentation.
 //
 // What the documentation leaves open goes as badly as it may. One thread is the device: of all that is next
 // in some stream and may begin, it takes any; late, if the seed (EASEL_FAKE_GPU_SEED) says so: only once the
@@ -15,114 +16,18 @@
 // Not here: two kernels at the same moment, and so their races; memory order between device and host; time.
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <bit>
-#include <chrono>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <functional>
 #include <map>
-#include <memory>
-#include <mutex>
-#include <set>
-#include <thread>
 
 #include "check.h"
+#include "cudart_device.h"
 #include "launch.h"
 
 using namespace easel;
+using namespace easel::cudart;
 
-namespace {
-
-using Clock = std::chrono::steady_clock;
-using Work = std::function<void()>;
-
-// ---- graphs as they run -----------------------------------------------------------------------------------
-
-// Where a conditional node looks. Kernels have the address of `value` as a handle + 1: see ops.cpp.
-struct Handle {
-    bool value = false, start = false, assigns = false;
-    cudaGraphNode_t node = nullptr;
-    cudaGraphConditionalHandle id() { return std::bit_cast<uint64_t>(&value) - 1; }
-};
-
-struct Program {
-    struct Step {
-        Work run;
-        std::vector<size_t> after;
-        std::shared_ptr<Handle> condition;  // of a conditional node, whose body that is:
-        bool loops = false;
-        std::unique_ptr<Program> body;
-    };
-    std::vector<Step> steps;
-    std::vector<std::shared_ptr<Handle>> handles;
-
-    bool conditional() const {
-        return std::any_of(steps.begin(), steps.end(), [](auto& s) { return s.condition != nullptr; });
-    }
-};
-
-// Something that a stream has been given.
-struct Op {
-    Work run;
-    std::shared_ptr<Program> graph;
-    std::vector<std::shared_ptr<Op>> after;
-    bool wanted = false, running = false, done = false;
-    Clock::time_point time;  // of its end
-};
-using OpPtr = std::shared_ptr<Op>;
-
-struct Capture {
-    cudaStream_t origin;
-    cudaGraph_t graph;
-    bool whole;  // the graph is the capture's own
-    cudaStreamCaptureMode mode;
-    std::thread::id thread;
-    unsigned long long id;
-    bool broken = false, ended = false;
-    std::set<cudaStream_t> streams;
-};
-
-struct Memory {
-    size_t bytes;
-    bool device;  // or pinned
-};
-
-}  // namespace
-
-struct CUstream_st {
-    std::deque<OpPtr> ops;
-    OpPtr last;
-    std::shared_ptr<Capture> capture;
-    std::vector<cudaGraphNode_t> front, told;  // in a capture: what the next node comes after
-};
-struct CUevent_st {
-    bool timed;
-    OpPtr op;                          // of the last record(), or
-    std::shared_ptr<Capture> capture;  // of that one, in a capture
-    std::vector<cudaGraphNode_t> nodes;
-};
-struct CUgraphNode_st {
-    Work run;
-    std::vector<cudaGraphNode_t> after;
-    std::shared_ptr<Handle> condition;
-    bool loops = false;
-    cudaGraph_t body[1] = {};
-};
-struct CUgraph_st {
-    std::vector<std::unique_ptr<CUgraphNode_st>> nodes;
-    std::vector<std::shared_ptr<Handle>> handles;
-    cudaGraph_t parent = nullptr;  // of a body: the graph with its node
-    bool lost = false, capturing = false;
-};
-struct CUgraphExec_st {
-    std::shared_ptr<Program> program;
-    OpPtr last;
-};
 struct CUkern_st {
     const char* name;
     const ptx::Code* code = nullptr;
@@ -131,210 +36,7 @@ struct CUkern_st {
 
 namespace {
 
-// That a broken capture has taken along, or the body of a node in it.
-bool has_lost(cudaGraph_t g) {
-    return g->lost || std::any_of(g->nodes.begin(), g->nodes.end(),
-                                  [](auto& n) { return n->body[0] && has_lost(n->body[0]); });
-}
-
-constexpr size_t kMemory = size_t{5} << 29, kUnasked = 48 << 10, kMostShared = 227 << 10;
-
-// ---- the device -------------------------------------------------------------------------------------------
-
-// All that there is; used under its mutex, but for what runs. It outlives every other object.
-struct Device {
-    std::mutex mutex;
-    std::condition_variable changed;
-    std::thread thread;
-    bool quits = false;
-    cudaError_t lost = cudaSuccess;
-    std::string refuses;
-    uint64_t seed = 0, random = 0, n_launch = 0, n_copy = 0, n_graph = 0, n_capture = 0;
-
-    std::map<char*, Memory> memory;
-    size_t used = 0;
-    CUstream_st null_stream;
-    std::set<cudaStream_t> streams, ended_streams;
-    std::set<cudaEvent_t> events;
-    std::set<cudaGraph_t> graphs;
-    std::set<cudaGraphExec_t> execs;
-    std::set<std::shared_ptr<Capture>> captures;
-
-    // Drawn by the seed: below n.
-    uint64_t draw(uint64_t n) {
-        uint64_t z = random += 0x9e3779b97f4a7c15;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-        return (z ^ (z >> 31)) % n;
-    }
-
-    // The stream whose first op runs next; null: none may.
-    cudaStream_t choose(bool graphs_too) {
-        std::vector<cudaStream_t> can;
-        const bool late = seed % 3 == 0 || (seed % 3 == 1 && draw(4));
-        const auto look = [&](cudaStream_t s) {
-            if (s->ops.empty()) return;
-            const Op& op = *s->ops.front();
-            if (op.running || (late && !op.wanted) || (op.graph && !graphs_too)) return;
-            if (std::all_of(op.after.begin(), op.after.end(), [](auto& o) { return o->done; }))
-                can.push_back(s);
-        };
-        look(&null_stream);
-        for (const auto* all : {&streams, &ended_streams})
-            for (cudaStream_t s : *all) look(s);
-        return can.empty() ? nullptr : can[draw(can.size())];
-    }
-
-    void run_first(std::unique_lock<std::mutex>& lock, cudaStream_t s) {
-        const OpPtr op = s->ops.front();
-        op->running = true;
-        if (lost == cudaSuccess) {
-            ptx::set_order(draw(1000));
-            lock.unlock();
-            std::string what;
-            try {
-                if (op->graph)
-                    run_graph(*op->graph);
-                else if (op->run)
-                    op->run();
-            } catch (const std::exception& e) {
-                what = e.what();
-            }
-            lock.lock();
-            if (!what.empty()) {
-                lost = cudaErrorIllegalAddress;
-                fmt::print(stderr, "fake GPU: {}\n", what);
-            }
-        }
-        op->time = Clock::now();
-        op->done = true;
-        op->run = nullptr;
-        op->graph = nullptr;
-        op->after.clear();
-        s->ops.pop_front();
-        if (s->ops.empty() && ended_streams.erase(s)) delete s;
-        changed.notify_all();
-    }
-
-    void run_graph(Program& p) {
-        for (const auto& h : p.handles) h->value = h->assigns ? h->start : draw(2);
-        run_nodes(p);
-    }
-    void run_nodes(Program& p) {
-        std::vector<bool> done(p.steps.size());
-        for (size_t n = 0; n < p.steps.size(); n++) {
-            std::vector<size_t> can;
-            for (size_t i = 0; i < p.steps.size(); i++)
-                if (!done[i] && std::all_of(p.steps[i].after.begin(), p.steps[i].after.end(),
-                                            [&](size_t k) { return done[k]; }))
-                    can.push_back(i);
-            std::unique_lock lock(mutex);
-            const size_t i = can[draw(can.size())];
-            if (cudaStream_t other = draw(2) ? choose(false) : nullptr) run_first(lock, other);
-            lock.unlock();
-            Program::Step& step = p.steps[i];
-            if (!step.condition)
-                step.run();
-            else if (step.loops)
-                while (step.condition->value) run_nodes(*step.body);
-            else if (step.condition->value)
-                run_nodes(*step.body);
-            done[i] = true;
-        }
-    }
-
-    void work() {
-        std::unique_lock lock(mutex);
-        while (!quits) {
-            if (cudaStream_t s = choose(true))
-                run_first(lock, s);
-            else
-                changed.wait_for(lock, std::chrono::milliseconds(1));
-        }
-    }
-
-    OpPtr push(cudaStream_t s, Work run, std::shared_ptr<Program> graph = nullptr) {
-        auto op = std::make_shared<Op>(Op{std::move(run), std::move(graph)});
-        if (s->last && !s->last->done) op->after.push_back(s->last);
-        s->ops.push_back(op);
-        changed.notify_all();
-        return s->last = op;
-    }
-
-    // From now on the device may get on with it.
-    void want(const OpPtr& op) {
-        for (std::vector<OpPtr> all{op}; !all.empty();) {
-            const OpPtr o = all.back();
-            all.pop_back();
-            if (!o || o->done || std::exchange(o->wanted, true)) continue;
-            all.insert(all.end(), o->after.begin(), o->after.end());
-        }
-        changed.notify_all();
-    }
-    void wait(std::unique_lock<std::mutex>& lock, const OpPtr& op) {
-        want(op);
-        changed.wait(lock, [&] { return !op || op->done; });
-    }
-    void wait_for_all(std::unique_lock<std::mutex>& lock) {
-        std::vector<OpPtr> all{null_stream.last};
-        for (const auto* set : {&streams, &ended_streams})
-            for (cudaStream_t s : *set) all.push_back(s->last);
-        for (const OpPtr& op : all) wait(lock, op);
-    }
-
-    // The block that p to p + bytes are in.
-    const Memory* find(const void* p, size_t bytes) const {
-        char* c = const_cast<char*>(static_cast<const char*>(p));
-        const auto next = memory.upper_bound(c);
-        if (next == memory.begin()) return nullptr;
-        const auto& [begin, m] = *std::prev(next);
-        return c + bytes <= begin + m.bytes ? &m : nullptr;
-    }
-    bool touches(const void* p, size_t bytes) const {
-        return find(p, 1) || find(static_cast<const char*>(p) + bytes - 1, 1);
-    }
-
-    void print_leaks() {
-        {
-            std::lock_guard lock(mutex);
-            quits = true;
-        }
-        if (thread.joinable()) thread.join();
-        fmt::print("fake GPU, seed {}: {} launches, {} copies and fills, {} captures, {} runs of graphs\n",
-                   seed, n_launch, n_copy, n_capture, n_graph);
-        bool leaks = false;
-        size_t n_op = null_stream.ops.size(), n_graph_left = 0;
-        for (const auto* set : {&streams, &ended_streams})
-            for (cudaStream_t s : *set) n_op += s->ops.size();
-        for (cudaGraph_t g : graphs) n_graph_left += !g->parent && !has_lost(g);
-        const auto tell = [&](size_t n, const char* what) {
-            if (!n || lost) return;
-            fmt::print(stderr, "fake GPU: LEFT at the end: {} {}\n", n, what);
-            leaks = true;
-        };
-        tell(memory.size(), "blocks of memory");
-        tell(streams.size(), "streams");
-        tell(events.size(), "events");
-        tell(n_graph_left, "graphs");
-        tell(execs.size(), "executable graphs");
-        tell(captures.size(), "captures");
-        tell(n_op, "operations that nobody waited for");
-        if (leaks) fflush(nullptr), _exit(1);
-    }
-};
-
-Device& device() {
-    static Device& d = *[] {
-        auto* made = new Device;
-        if (const char* seed = getenv("EASEL_FAKE_GPU_SEED")) made->seed = strtoull(seed, nullptr, 10);
-        if (const char* what = getenv("EASEL_FAKE_GPU_REFUSES")) made->refuses = what;
-        made->random = made->seed;
-        made->thread = std::thread([made] { made->work(); });
-        atexit([] { device().print_leaks(); });
-        return made;
-    }();
-    return d;
-}
+constexpr size_t kUnasked = 48 << 10, kMostShared = 227 << 10;  // bytes of shared memory
 
 std::map<const void*, CUkern_st>& kernels() {
     static auto& all = *new std::map<const void*, CUkern_st>;
@@ -362,8 +64,6 @@ cudaError_t failed(cudaError_t e) {
 #define GET_STREAM(s)           \
     if (!s) s = &d.null_stream; \
     CHECK_CALL(s == &d.null_stream || d.streams.contains(s), cudaErrorInvalidResourceHandle)
-
-// ---- captures ---------------------------------------------------------------------------------------------
 
 cudaError_t break_capture(Capture& c, cudaError_t e) {
     c.broken = true;
@@ -394,65 +94,6 @@ cudaError_t add(Device& d, cudaStream_t s, Work run) {
     nodes.back()->after = s->front;
     s->front = {nodes.back().get()};
     return cudaSuccess;
-}
-
-bool has_nodes(cudaGraph_t g, const cudaGraphNode_t* nodes, size_t n) {
-    std::set<cudaGraphNode_t> own;
-    for (const auto& node : g->nodes) own.insert(node.get());
-    return std::all_of(nodes, nodes + n, [&](auto node) { return own.erase(node); });  // and none twice
-}
-
-cudaError_t begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, bool whole, cudaStreamCaptureMode mode) {
-    d.n_capture++;
-    g->capturing = true;
-    s->capture =
-        std::make_shared<Capture>(Capture{s, g, whole, mode, std::this_thread::get_id(), d.n_capture});
-    s->capture->streams = {s};
-    d.captures.insert(s->capture);
-    return cudaSuccess;
-}
-
-// All that `nodes` come after, and they.
-std::set<cudaGraphNode_t> with_all_before(std::vector<cudaGraphNode_t> nodes) {
-    std::set<cudaGraphNode_t> out;
-    while (!nodes.empty()) {
-        const auto node = nodes.back();
-        nodes.pop_back();
-        if (out.insert(node).second) nodes.insert(nodes.end(), node->after.begin(), node->after.end());
-    }
-    return out;
-}
-
-// ---- graphs -----------------------------------------------------------------------------------------------
-
-bool is_capturing(cudaGraph_t g) {
-    return g->capturing || std::any_of(g->nodes.begin(), g->nodes.end(),
-                                       [](auto& n) { return n->body[0] && is_capturing(n->body[0]); });
-}
-void destroy(Device& d, cudaGraph_t g) {
-    for (const auto& n : g->nodes)
-        if (n->body[0]) destroy(d, n->body[0]);
-    d.graphs.erase(g);
-    delete g;
-}
-
-std::unique_ptr<Program> compile(cudaGraph_t g) {
-    auto p = std::make_unique<Program>();
-    p->handles = g->handles;
-    std::map<cudaGraphNode_t, size_t> index;
-    for (const auto& n : g->nodes) {
-        Program::Step& step = p->steps.emplace_back();
-        step.run = n->run;
-        for (cudaGraphNode_t before : n->after) step.after.push_back(index.at(before));
-        step.condition = n->condition;
-        step.loops = n->loops;
-        if (n->body[0]) {
-            step.body = compile(n->body[0]);
-            p->handles.insert(p->handles.end(), step.body->handles.begin(), step.body->handles.end());
-        }
-        index[n.get()] = p->steps.size() - 1;
-    }
-    return p;
 }
 
 }  // namespace
@@ -809,7 +450,8 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
     const auto g = new CUgraph_st;
     d.graphs.insert(g);
     s->front.clear();
-    return begin_capture(d, s, g, true, mode);
+    begin_capture(d, s, g, true, mode);
+    return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t s, cudaGraph_t g, const cudaGraphNode_t* after,
                                           const cudaGraphEdgeData*, size_t n, cudaStreamCaptureMode mode) {
@@ -819,7 +461,8 @@ cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t s, cudaGraph_t g, const c
     CHECK_CALL(d.graphs.contains(g) && !g->lost && !g->capturing && has_nodes(g, after, n),
                cudaErrorInvalidValue);
     s->front.assign(after, after + n);
-    return begin_capture(d, s, g, false, mode);
+    begin_capture(d, s, g, false, mode);
+    return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, cudaStreamCaptureStatus* status, unsigned long long* id,
                                      cudaGraph_t* graph, const cudaGraphNode_t** nodes,

@@ -1,8 +1,11 @@
 // test_cudart.cpp: that cudart.cpp refuses what CUDA does, and runs the rest in any order that is allowed;
 // and what device_cuda.cpp makes of it. Only `make test-fake-gpu` has these: a GPU does not promise to be
 // that bad.
+#include <cstdlib>
+
 #include "device.h"
 #include "files.h"
+#include "golden.h"
 
 using namespace easel;
 
@@ -160,4 +163,29 @@ TEST_CASE("cudart: nodes of a graph run in any order that the edges allow") {
     }
     CHECK(was[0]);
     CHECK(was[1]);
+}
+
+// Copies of experts, frames and steps in whatever order this seed takes them; where the driver refuses the
+// graph, the host launches the steps, and the answer says so.
+TEST_CASE("cudart: an answer by the host, by a graph, and with offloaded experts") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const bool refused = std::getenv("EASEL_FAKE_GPU_REFUSES");
+    GenerateParams params;
+    params.sampler = model->config.sampler;
+    params.sampler.max_steps = 1;
+    params.n_canvas = 2;
+    std::vector<int32_t> expected;
+    for (const DeviceOptions& options : {DeviceOptions{.n_context = 60, .graph_loop = false},
+                                         {.n_context = 60},
+                                         {.n_context = 60, .n_offload = 5}}) {
+        const auto backend = make_cuda_backend(model, options);
+        backend->encode(std::vector<int32_t>{2, 3, 4});
+        int n_frame = 0;
+        const Answer answer = backend->generate(params, [&](const Frame&) { return ++n_frame > 0; });
+        if (expected.empty()) expected = answer.tokens;
+        CHECK(answer.tokens.size() == size_t(2 * model->config.n_canvas));
+        CHECK(answer.tokens == expected);
+        CHECK(n_frame == 2);
+        CHECK(answer.note.empty() == !(refused && options.graph_loop));
+    }
 }
