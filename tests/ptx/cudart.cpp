@@ -166,6 +166,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
     p->totalGlobalMem = kMemory;
     return cudaSuccess;
 }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+    CHECK_CALL(index == 0, cudaErrorInvalidDevice);
+    CHECK_CALL(attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaErrorInvalidValue);
+    *value = kMostShared;
+    return cudaSuccess;
+}
 
 // ---- memory -----------------------------------------------------------------------------------------------
 
