@@ -119,8 +119,8 @@ double encode_flop(const Config& c, int n) {
 std::string profile_tables(const DeviceProfile& p, const Config& c, const ProfilePlan& plan) {
     std::string out;
     if (p.copy_gbs > 0)
-        out += fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n", p.copy_gbs,
-                           p.mma_tflops);
+        out +=
+            fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n", p.copy_gbs, p.mma_tflops);
     if (!p.parts.empty()) out += step_tables(p, c, plan) + "\n";
     if (!p.kernels.empty()) {
         FloorTable kernels(p, "kernel alone (ms of one)");

@@ -3,6 +3,7 @@
 # answers with the CPU's, and measures all that the README and bench/results want. It leaves there, named after the GPU:
 #   NAME.json, NAME.svg    `easel bench all`: a step and its floors, kernels, prompts, loading; and its picture
 #   NAME-skew.json         a step whose tokens prefer some experts
+#   NAME-mma-sync.json     on compute capability 9.0: a step by a program without wgmma (make WGMMA=0)
 #   NAME-peer.json         transformers' own class at the same shapes; $PYTHON (default: python3) must have torch with CUDA,
 #                          transformers (tools/requirements.txt)
 # Prints "FAIL NAME" for whatever went wrong, and then exits with 1.
@@ -31,7 +32,14 @@ same() {
 }
 echo "== $gpu, commit $(git describe --always --dirty 2>/dev/null)"
 make -j"$(nproc)" ARCH=native build/easel || { fail "the build"; exit 1; }
-make -j"$(nproc)" ARCH=native test-gpu || fail test-gpu
+without_wgmma() {
+    make -j"$(nproc)" ARCH=native WGMMA=0 BUILD=build/mma-sync "$@"
+}
+wgmma=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -m 1 '^9\.0')
+if ! make -j"$(nproc)" ARCH=native test-gpu; then
+    fail test-gpu
+    if [ -n "$wgmma" ]; then without_wgmma test-gpu && echo "without wgmma, test-gpu passes"; fi
+fi
 for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years old and lives in Oslo.'; do
     same cpu "cuda --exact"
     same cuda "cuda --host-loop"
@@ -44,6 +52,9 @@ else
     fail "bench all"
 fi
 build/easel bench step --router-skew 1 --json "$name-skew.json" || fail "bench step --router-skew 1"
+if [ -n "$wgmma" ] && without_wgmma build/mma-sync/easel; then
+    build/mma-sync/easel bench step --json "$name-mma-sync.json" || fail "bench step without wgmma"
+fi
 build/easel bench load || fail "bench load"
 python=${PYTHON:-python3}
 if "$python" -c 'import torch, transformers; assert torch.cuda.is_available()' 2>/dev/null; then
