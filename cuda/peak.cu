@@ -14,20 +14,25 @@ constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not 
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
     float acc[kChains][4] = {};
     const uint32_t one = 0x3c003c00;  // 1, 1 in F16
-    const uint32_t a[4] = {one, one, one, one};
     if constexpr (kWgmma) {
         SHARED_ARRAY(uint4, shared, 1024 / 16 + kChains * 1024 / 16);
         uint4* const ones = shared + (-shared_address(shared) & 1023) / 16;
         for (int i = threadIdx.x; i < kChains * 1024 / 16; i += kThreads) ones[i] = {one, one, one, one};
         fence_proxy_async();
         __syncthreads();  // all of the matrix is there
+        // Not constants, which the compiler would write anew while a product reads them.
+        const uint4 v = load16(ones);
+        const uint32_t a[4] = {v.x, v.y, v.z, v.w};
         for (int i = 0; i < n_step; i++) {
             wgmma_fence();
             wgmma_k16_f16(acc, a, wgmma_matrix(ones));
             wgmma_commit();
+            wgmma_wait<1>();
         }
         wgmma_wait<0>();
+        wgmma_done(acc);
     } else {
+        const uint32_t a[4] = {one, one, one, one};
         for (int i = 0; i < n_step; i++) {
             UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16(acc[c], a, one, one);
         }

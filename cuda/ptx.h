@@ -37,7 +37,8 @@ void allow_shared(const void* kernel, const char* name, size_t bytes);
 
 // A launch, on the stream or into the graph that it is capturing; a launch that is refused throws Error. The
 // name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...). 48 KiB of shared
-// memory need no permission, static arrays counted; those stay below 16 KiB, which leaves 32.
+// memory need no permission, static arrays counted; beside dynamic memory those stay below 16 KiB, which
+// leaves 32.
 #define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
     do {                                                                                       \
         if (size_t{shared_bytes} > (32u << 10))                                                \
@@ -51,12 +52,11 @@ namespace easel {
 using Stream = cudaStream_t;
 using Condition = cudaGraphConditionalHandle;  // of a conditional graph node, plus 1; 0: none
 
-// Shared memory that a block may have on the architecture that is compiled for, its arrays included; the host
-// asks max_shared_bytes() of device.h.
+// Shared memory that a block may have wherever code of this architecture runs, its arrays included: that
+// of 8.0, whose own cards have 163 KiB, also runs on 8.6 and 8.9. The host asks max_shared_bytes() of
+// device.h, which is never less.
 #if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
 constexpr int kSharedBytes = 227 * 1024;
-#elif __CUDA_ARCH__ == 800
-constexpr int kSharedBytes = 163 * 1024;
 #else
 constexpr int kSharedBytes = 99 * 1024;
 #endif
@@ -276,6 +276,12 @@ DEVICE void wgmma_commit() {
 template <int N>
 DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// After that wait: what reads d from here on is not moved before it.
+template <int NT>
+DEVICE void wgmma_done(float (&d)[NT][4]) {
+    UNROLL for (int n = 0; n < NT; n++)
+        UNROLL for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[n][i])::"memory");
 }
 DEVICE void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -680,6 +686,8 @@ template <int N>
 void wgmma_wait() {
     sim::product_wait(N);
 }
+template <int NT>
+void wgmma_done(float (&)[NT][4]) {}
 inline void fence_proxy_async() {}
 
 // ---- bits and 16-bit floats -------------------------------------------------------------------------------

@@ -149,7 +149,10 @@ struct WeightGemm {
                 if constexpr (!ASYNC) add_products(acc, a, chunk_x, n_row, lane);
             }
         }
-        if constexpr (ASYNC) wgmma_wait<0>();
+        if constexpr (ASYNC) {
+            wgmma_wait<0>();
+            UNROLL for (int m = 0; m < MT; m++) wgmma_done(acc[m]);
+        }
         cp_async_wait<0>();
         __syncthreads();  // the caller may use `shared` for something else
     }

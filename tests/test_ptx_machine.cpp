@@ -121,6 +121,9 @@ TEST_CASE("ptx machine: races in shared memory") {
     CHECK(fault_of(own + pair + fmt::format(fmt::runtime(other), 128), 1, 128) == "none");
     CHECK(fault_of(own + pair + fmt::format(fmt::runtime(other), 256), 1, 128).find("race: ") !=
           std::string::npos);
+    const std::string one_for_all = "bar.sync 1, 64;";
+    CHECK(fault_of(own + one_for_all, 1, 128).find("more than 64 threads come to barrier 1") !=
+          std::string::npos);
     // Written again while others may still read.
     const std::string again = "ld.shared.u32 %r8, [%r3+128]; {} st.shared.u32 [%r5], 7;";
     CHECK(fault_of(own + "bar.sync 0;" + fmt::format(fmt::runtime(again), "")).find("race: writes") !=

@@ -9,7 +9,7 @@ shift 2
 log=$(mktemp)
 launches=$(mktemp)
 trap 'rm -f "$log" "$log.o" "$launches"' EXIT
-case $arch in 80) block_kib=163 ;; 90* | 100*) block_kib=227 ;; *) block_kib=99 ;; esac
+case $arch in 90* | 100*) block_kib=227 ;; *) block_kib=99 ;; esac
 sh tools/launches.sh $block_kib >"$launches"
 printf '%-5s %4s %6s %6s %6s %6s %7s %7s %6s %5s %-9s %s\n' \
     arch regs stores loads stack static dynamic threads blocks warps limit kernel

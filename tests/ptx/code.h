@@ -106,8 +106,9 @@ enum class Access { Read, Write, Atomic, Product };  // the last: read by a wgmm
 void watch_block(uint64_t launch);
 // The running thread has a fence.proxy.async.
 void watch_fence();
-// The running thread is at this named barrier: it is of a group of warps that has it, and keeps to it.
-void watch_group(const Thread& t, const Ins& i, int barrier);
+// The running thread is at this named barrier of n threads: it is of a group of warps that has it, and keeps
+// to it.
+void watch_group(const Thread& t, const Ins& i, int barrier, int n);
 // `bytes` at p are read or written. A fault, of shared memory: another thread has written it, or it is
 // written and another has read it, with neither a __syncthreads nor, within a warp or a group of warps, a
 // barrier of these between. Of global memory: another block of the launch uses it, unless both read, both are

@@ -419,7 +419,7 @@ Op barrier(const Words& w, int n) {
         return DO({ barrier_arrive(operand<int>(t, i, 0), operand<int>(t, i, 1), t.at(i)); });
     if (w[1] == "sync" && n == 2)
         return DO({
-            watch_group(t, i, operand<int>(t, i, 0));
+            watch_group(t, i, operand<int>(t, i, 0), operand<int>(t, i, 1));
             barrier_sync(operand<int>(t, i, 0), operand<int>(t, i, 1), t.at(i));
             t.n_group_barrier++;
         });

@@ -34,6 +34,7 @@ struct SharedRaces {
     uint32_t first_barrier = 1, last_barrier = 1;  // numbers go on from block to block
     std::array<int, 1024> group{};                 // of a thread: its named barrier; 0: none yet
     std::array<uint32_t, 1024> n_fence{};          // and how many fence.proxy.async it had
+    std::array<uint32_t, 16> warps{};              // that have come to a named barrier
 };
 thread_local SharedRaces races;
 
@@ -142,6 +143,7 @@ void watch_block(uint64_t launch) {
     races.first_barrier = ++races.last_barrier;
     races.group = {};
     races.n_fence = {};
+    races.warps = {};
     const dim3 grid = sim::block->launch->grid;
     const uint3 idx = sim::block->idx;
     this_launch = launch % (1 << kLaunchBits);
@@ -153,12 +155,17 @@ void watch_fence() {
     races.n_fence[sim::fiber->rank]++;
 }
 
-void watch_group(const Thread& t, const Ins& i, int barrier) {
+void watch_group(const Thread& t, const Ins& i, int barrier, int n) {
+    if (t.code.arrives) return;
     int& group = races.group[sim::fiber->rank];
-    if (group && group != barrier && !t.code.arrives)
+    if (group && group != barrier)
         sim::fault(t.at(i), "named barriers {} and {} in one thread: races could not be seen", group,
                    barrier);
     group = barrier;
+    uint32_t& warps = races.warps[barrier];
+    warps |= 1u << sim::fiber->warp;
+    if (32 * std::popcount(warps) > n)
+        sim::fault(t.at(i), "more than {} threads come to barrier {}, which counts so many", n, barrier);
 }
 
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t n) {
