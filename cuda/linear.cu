@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     }
 }
 
-constexpr int kMaxWarps = 4;
+constexpr int kSquareWarps = 4;
 
 // max = the largest sum of squares of a row: non-negative floats order as their bits, so an atomic maximum of
 // those is the same in any order.
@@ -105,10 +105,10 @@ constexpr int kMaxWarps = 4;
 // Launch: grid (n_tile / 4), 128 threads, a warp a row tile. Once, at load; bound by reading the weights.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE>
-__global__ void __launch_bounds__(32 * kMaxWarps)
+__global__ void __launch_bounds__(32 * kSquareWarps)
     max_row_square_kernel(float* max, const uint8_t* records, int n_tile, int n_chunk) {
     using R = Record<TYPE>;
-    const int lane = threadIdx.x % 32, tile = blockIdx.x * kMaxWarps + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, tile = blockIdx.x * kSquareWarps + threadIdx.x / 32;
     if (tile >= n_tile) return;  // a whole warp
     records += int64_t{tile} * (n_chunk / R::n_chunk) * R::bytes;
     float sum[2] = {};  // of rows g and g + 8
@@ -160,8 +160,8 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
     with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, F16>) {
             const int n_tile = w.n_tile() * w.n_expert;
-            EASEL_LAUNCH(max_row_square_kernel<type.value>, (n_tile + kMaxWarps - 1) / kMaxWarps,
-                         32 * kMaxWarps, 0, stream, max, w.data, n_tile, padded(w.n_col) / kChunk);
+            EASEL_LAUNCH(max_row_square_kernel<type.value>, (n_tile + kSquareWarps - 1) / kSquareWarps,
+                         32 * kSquareWarps, 0, stream, max, w.data, n_tile, padded(w.n_col) / kChunk);
         } else {
             fail("bug: weights of a type that has no F16 product");
         }

@@ -234,7 +234,7 @@ void expert_down(Stream stream, float* out, const X* x, const Weights& w, const 
                  int n_slot);
 
 // max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
-// engine.cpp.
+// load.cpp.
 void max_row_square(Stream stream, float* max, const Weights& w);
 
 // ---- attention.cu -----------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ struct WeightGemm {
         while (n > 2 && bytes_for(n) > most) n--;
         return n;
     }
-    static constexpr int kCallersBytes = 12 * 8 * NT;
+    static constexpr int kCallersBytes = 12 * 8 * NT;  // of their arrays, at most
     static constexpr int STAGES = n_stage(kSharedBytes), N_SCALE = n_scale(STAGES),
                          own_bytes = bytes_for(STAGES);
     // For a launch on the device in use.

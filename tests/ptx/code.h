@@ -10,8 +10,8 @@
 // other is the host's. Meanings are those of the PTX ISA manual, 9.0. What no kernel has is not here, and is
 // refused when the file is read.
 // read.cpp: from text to instructions. ops.cpp: what each does. run.cpp: threads, and which kernel is which.
-// races.cpp: accesses that nothing orders. traffic.cpp: bank conflicts, sectors of global memory. cudart.cpp:
-// with these, a CUDA runtime for the GPU tests (make test-fake-gpu).
+// races.cpp: accesses that nothing orders. traffic.cpp: bank conflicts, sectors of global memory. cudart.cpp,
+// cudart_device.cpp: with these, a CUDA runtime for the GPU tests (make test-fake-gpu).
 #pragma once
 #include <array>
 #include <cstdint>
