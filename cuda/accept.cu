@@ -44,6 +44,7 @@ DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot
 __global__ void __launch_bounds__(kMaxCanvas)
     start_canvas_kernel(int32_t* tokens, int n_canvas, int n_vocab, const GivenTokens* given,
                         LoopState* state, LoopConditions conditions) {
+    wait_for_last_launch();
     const int i = threadIdx.x;
     if (i < n_canvas) {
         const int32_t noise =
@@ -78,6 +79,7 @@ void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, con
 __global__ void __launch_bounds__(kMaxCanvas, 1)
     accept_kernel(int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
                   LoopState* state, Ring ring, LoopConditions conditions) {
+    wait_for_last_launch();
     SHARED_ARRAY(float, entropy, kMaxCanvas);
     SHARED_ARRAY(int64_t, fixed, kMaxCanvas);
     SHARED_ARRAY(float, most_dropped, kMaxCanvas / 32);  // of a warp's positions
@@ -174,6 +176,7 @@ void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* row
 __global__ void __launch_bounds__(kMaxCanvas)
     end_canvas_kernel(const int32_t* argmax, int n_canvas, LoopState* state, Ring ring,
                       LoopConditions conditions) {
+    wait_for_last_launch();
     const int i = threadIdx.x, n_end = state->n_end;
     bool is_end = false;
     if (i < n_canvas)
@@ -208,6 +211,7 @@ void end_canvas(Stream stream, const int32_t* argmax, int n_canvas, LoopState* s
 // Launch: 1 block, 1 thread.
 // Check:  tests/test_accept.cpp.
 __global__ void advance_kernel(int n_token, LoopState* state) {
+    wait_for_last_launch();
     state->n_cached += n_token;
 }
 

@@ -150,6 +150,7 @@ template <int HD>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(F16* out, const F16* q, KvLayer<F16> cache, int n_token, AttentionShape shape, Mask mask,
                      float* scratch, const LoopState* state) {
+    wait_for_last_launch();
     using Tile = AttentionTile<HD>;
     constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
     constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
@@ -357,6 +358,7 @@ void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, in
 __global__ void __launch_bounds__(32)
     attention_float_kernel(float* out, const float* q, KvLayer<float> cache, int n_token,
                            AttentionShape shape, Mask mask, float* scratch, const LoopState* state) {
+    wait_for_last_launch();
     SHARED_ARRAY(float, prob, 32);
     const int lane = threadIdx.x, token = blockIdx.x, head = blockIdx.y, head_dim = shape.head_dim;
     const int kv_head = head / (shape.n_head / shape.n_head_kv), ld = padded(shape.n_head * head_dim);
@@ -411,6 +413,7 @@ __global__ void __launch_bounds__(32)
 template <class T>
 __global__ void __launch_bounds__(128)
     merge_kernel(T* out, float* scratch, int n_split, int n_row, int n_head, int head_dim) {
+    wait_for_last_launch();
     const int row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= n_row) return;
     float m = kNone, sum = 0;

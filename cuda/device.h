@@ -2,6 +2,7 @@
 // implementations, device_cuda.cpp and, for machines without a GPU, device_sim.cpp on the simulator (sim.h).
 // Kernels are launched by the launchers of ops.h. Everything throws Error: what was tried, what CUDA said.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -57,6 +58,19 @@ void fill_zero(Stream stream, void* device, size_t bytes);
 void finish(Stream stream);
 // Whether it has all been done; Error if something in it failed.
 bool finished(Stream stream);
+
+// While one exists, each launch begins when the one before it has ended, on GPUs that overlap them too. For
+// comparison, and where a driver refuses graphs with such launches.
+class LaunchesInOrder {
+  public:
+    LaunchesInOrder() { n_++; }
+    ~LaunchesInOrder() { n_--; }
+    LaunchesInOrder(const LaunchesInOrder&) = delete;
+    static bool any() { return n_ > 0; }
+
+  private:
+    static inline std::atomic<int> n_ = 0;
+};
 
 // A mark in a stream that the host can wait for; before the first record(), wait() returns at once.
 class Event {

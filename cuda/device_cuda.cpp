@@ -5,6 +5,8 @@
 
 #include <cstring>
 #include <map>
+#include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -37,6 +39,23 @@ void ignore(cudaError_t e) noexcept {
     if (e != cudaSuccess) cudaGetLastError();
 }
 
+// Streams whose last order is a launch.
+std::mutex launched_mutex;
+std::set<Stream> launched;
+void order_other(Stream stream) {
+    const std::lock_guard lock(launched_mutex);
+    launched.erase(stream);
+}
+
+// Whether the device in use, and the driver in a graph too, can begin a launch while the last one ends.
+bool can_overlap() {
+    int device = 0, major = 0, driver = 0;
+    CUDA(cudaGetDevice(&device));
+    CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    CUDA(cudaDriverGetVersion(&driver));
+    return major >= 9 && driver >= 12040;
+}
+
 // Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
 bool has_code(const cudaDeviceProp& p) {
     std::istringstream archs(EASEL_ARCHS);
@@ -51,6 +70,7 @@ bool has_code(const cudaDeviceProp& p) {
 
 void check_launch(cudaError_t e, const char* kernel) {
     if (e == cudaSuccess) return;
+    cudaGetLastError();  // or the next call would report it again
     if (e == cudaErrorNoKernelImageForDevice)
         fail("CUDA: this program has no code for this GPU, only for {}: build it with `make ARCH=native`",
              EASEL_ARCHS);
@@ -73,6 +93,14 @@ void allow_shared(const void* kernel, const char* name, size_t bytes) {
              cudaGetErrorString(e));
     }
     have = bytes;
+}
+
+// The null stream, whose launches tests make, is left out: their kernels wait for nothing.
+bool overlaps_last(Stream stream) {
+    if (!stream) return false;
+    const std::lock_guard lock(launched_mutex);
+    const bool first = launched.insert(stream).second;
+    return !first && !LaunchesInOrder::any() && can_overlap();
 }
 
 std::string backends() {
@@ -186,21 +214,26 @@ void pinned_free(void* host) noexcept {
 Stream make_stream() {
     Stream s = nullptr;
     CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    order_other(s);  // it may have the handle of one that is gone
     return s;
 }
 void free_stream(Stream stream) noexcept {
     ignore(cudaStreamDestroy(stream));
 }
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
+    order_other(stream);
     CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
 }
 void copy_to_host(Stream stream, void* host, const void* device, size_t bytes) {
+    order_other(stream);
     CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
 }
 void copy_on_device(Stream stream, void* to, const void* from, size_t bytes) {
+    order_other(stream);
     CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 void fill_zero(Stream stream, void* device, size_t bytes) {
+    order_other(stream);
     CUDA(cudaMemsetAsync(device, 0, bytes, stream));
 }
 void finish(Stream stream) {
@@ -232,6 +265,7 @@ void Event::wait() {
 }
 
 void Event::hold(Stream stream) {
+    order_other(stream);
     CUDA(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(handle_), 0));
 }
 
@@ -362,6 +396,7 @@ void Graph::instantiate() {
     check(e, fmt::format("cudaGraphInstantiateWithParams (result {})", result).c_str(), __FILE__, __LINE__);
 }
 void Graph::run(Stream stream) {
+    order_other(stream);
     CUDA(cudaGraphLaunch(impl_->exec, stream));
 }
 

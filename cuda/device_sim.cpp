@@ -128,6 +128,7 @@ void fill_zero(Stream stream, void* device, size_t bytes) {
 }
 void finish(Stream stream) {
     require(!stream || !stream->recording, "bug: waiting for a stream that is being captured");
+    sim::n_order++;
     if (auto flight = take_flight(stream)) {
         flight->thread.join();
         if (flight->error) std::rethrow_exception(flight->error);

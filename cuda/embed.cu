@@ -38,6 +38,7 @@ template <Type TYPE>
 __global__ void __launch_bounds__(kEmbedThreads)
     embed_kernel(float* x, const int32_t* tokens, const uint8_t* records, int n_token, int n_embd,
                  int n_chunk, int n_record, float scale) {
+    wait_for_last_launch();
     using R = Record<TYPE>;
     const int index = blockIdx.x * kEmbedThreads + threadIdx.x, t = index % 4;
     const int token = index / 4 / n_chunk, chunk = index / 4 % n_chunk;
@@ -81,6 +82,7 @@ constexpr int kLiveThreads = 1024;
 // Check:  tests/test_embed.cpp.
 __global__ void __launch_bounds__(kLiveThreads)
     live_tiles_kernel(int* list, const uint8_t* live, int n_tile, const LoopState* state) {
+    wait_for_last_launch();
     if (state->step == 0) return;
     SHARED_ARRAY(int, count, kLiveThreads / 32);
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -166,6 +168,7 @@ template <Type TYPE, class T>
 __global__ void __launch_bounds__(kSoftThreads, 2)
     soft_sum_kernel(float* partial, const int* list, const T* probs, const uint8_t* records, int n_canvas,
                     int n_vocab, int ldp, int ld, int n_tile, int tile_bytes, const LoopState* state) {
+    wait_for_last_launch();
     using R = Record<TYPE>;
     using Tile = SoftTile<TYPE, T>;
     if (state->step == 0) return;
@@ -281,6 +284,7 @@ template <class T>
 __global__ void __launch_bounds__(kSoftThreads)
     soft_norm_kernel(T* out, const float* partial, const float* norm, float eps, float scale, int n_split,
                      int n_canvas, int n_embd, int ld, const LoopState* state) {
+    wait_for_last_launch();
     SHARED_DYNAMIC(float, row);
     SHARED_ARRAY(float, part, kSoftWarps);
     const int thread = threadIdx.x;

@@ -3,6 +3,7 @@
 // so the same text runs on a GPU and in the simulator.
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -379,15 +380,32 @@ class DeviceBackend final : public Backend {
         return g;
     }
 
+    // The graph of make(), with launches in order if a driver refuses others.
+    template <class Make>
+    std::unique_ptr<Graph> made(const Make& make) {
+        try {
+            return make();
+        } catch (const DeviceError&) {
+            throw;
+        } catch (const Error&) {
+            if (in_order_) throw;
+            in_order_.emplace();
+            return make();
+        }
+    }
+
     // What a driver refuses of it is seen before anything runs: the host can then launch the steps instead.
     bool begin_graph() {
         try {
-            if (!whole_) whole_ = make_graph();
+            if (!whole_ || whole_in_order_ != LaunchesInOrder::any())
+                whole_ = made([&] { return make_graph(); });
+            whole_in_order_ = LaunchesInOrder::any();
             whole_->run(stream_.s);
         } catch (const DeviceError&) {
             throw;
         } catch (const Error& e) {
             graph_loop_ = false;
+            if (!in_order_) in_order_.emplace();
             note_ = fmt::format(
                 "the host launches each step, as the graph of a whole answer cannot be made: {}", e.what());
         }
@@ -406,11 +424,13 @@ class DeviceBackend final : public Backend {
     template <class Poll>
     void run_host_loop(const Poll& poll) {
         if (!step_) {
-            const auto capture = [](const Graph::Launches& launches) {
-                auto g = std::make_unique<Graph>();
-                g->launch(launches);
-                g->instantiate();
-                return g;
+            const auto capture = [&](const Graph::Launches& launches) {
+                return made([&] {
+                    auto g = std::make_unique<Graph>();
+                    g->launch(launches);
+                    g->instantiate();
+                    return g;
+                });
             };
             commit_ = capture([&](Stream s) { commit_canvas(s); });
             step_ = capture([&](Stream s) { denoise_step(s, {}); });
@@ -444,7 +464,9 @@ class DeviceBackend final : public Backend {
     ExpertStream experts_;
     SideStream k_side_, v_side_, dense_side_;
     std::unique_ptr<Graph> whole_, step_, commit_;
-    Marks* marks_ = nullptr;  // while a step is profiled
+    bool whole_in_order_ = false;              // how it was made
+    std::optional<LaunchesInOrder> in_order_;  // once a graph with launches that overlap has been refused
+    Marks* marks_ = nullptr;                   // while a step is profiled
     LoadStats load_stats_;
     std::string note_;  // for the next answer
     int n_cached_ = 0;

@@ -56,15 +56,15 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int base = blockIdx.x * kTokens, n_row = min(kTokens, n_canvas - base);
     const int first_tile = blockIdx.y * kTiles, n_own = min(kTiles, n_vocab_tile(n_vocab) - first_tile);
     if (thread < kTokens) row_of[thread] = base + min(thread, n_row - 1);
-    if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
     __syncthreads();  // row_of is complete
 
     // [m][n][2 h + j]: word g + 8 h of the warp's row tile m, canvas row 8 n + 2 t + j
     float acc[MT][NT][4];
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
     Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_record, 0, n_record, x,
-                   ldx, row_of, n_row);
+                   ldx, row_of, n_row, true);
 
+    if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
     auto* part_max = reinterpret_cast<float*>(shared);  // [kWarps][kTokens]
     auto* part_argmax = reinterpret_cast<int*>(shared) + kWarps * kTokens;
     const auto word = [&](int i) {  // of acc[i / 2][.][i % 2 * 2 + .]

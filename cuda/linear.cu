@@ -9,7 +9,7 @@ namespace easel {
 
 namespace {
 
-// The activation rows of a block, in tiles of 8: many, or few, as an expert of a canvas has them.
+// The activation rows of a block, in tiles of 8: many, or few, for the experts of a canvas alone.
 template <class X>
 constexpr int kMany = sizeof(X) == 4 ? 8 : 16;
 constexpr int kFew = 4;
@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
     int begin = blockIdx.y * kTokens, end = min(begin + kTokens, n_token);
     if (experts) {
+        wait_for_last_launch();
         const ExpertSlots own = experts[blockIdx.y];
         begin = own.begin, end = own.end, records += own.expert * expert_bytes;
     }
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
         __syncthreads();  // row_of is complete
         float acc[N_ROW_TILE][N_TOKEN_TILE][4];
         Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of,
-                       n_row);
+                       n_row, N_TOKEN_TILE != kFew && !experts);
 
         UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
             UNROLL for (int j = 0; j < 2; j++) {
@@ -107,6 +108,7 @@ constexpr int kSquareWarps = 4;
 template <Type TYPE>
 __global__ void __launch_bounds__(32 * kSquareWarps)
     max_row_square_kernel(float* max, const uint8_t* records, int n_tile, int n_chunk) {
+    wait_for_last_launch();
     using R = Record<TYPE>;
     const int lane = threadIdx.x % 32, tile = blockIdx.x * kSquareWarps + threadIdx.x / 32;
     if (tile >= n_tile) return;  // a whole warp

@@ -34,6 +34,7 @@ constexpr int kRouteThreads = 256, kChooseThreads = 128;
 template <int V>
 __global__ void __launch_bounds__(kRouteThreads, 1)
     router_kernel(float* part, const float* x, const float* router, int n_token, int n_embd, int n_expert) {
+    wait_for_last_launch();
     SHARED_DYNAMIC(float, shared);  // rows of x, then of the router
     constexpr int kHalf = kRouteColumns / 2;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -128,6 +129,7 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
 __global__ void __launch_bounds__(kChooseThreads)
     choose_kernel(int* chosen, float* weight, const float* part, const float* expert_scale, int n_part,
                   int n_token, int n_expert, int n_used) {
+    wait_for_last_launch();
     SHARED_ARRAY(float, logit, kMaxExperts);
     const int thread = threadIdx.x;
     const int64_t token = blockIdx.x;
@@ -191,6 +193,7 @@ constexpr int kSortWarps = 16, kSortThreads = 32 * kSortWarps;
 __global__ void __launch_bounds__(kSortThreads)
     permute_kernel(int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_pair,
                    int n_used, int n_expert) {
+    wait_for_last_launch();
     SHARED_DYNAMIC(int, count);             // [kSortWarps, n_expert]: pairs, then the next slot
     SHARED_ARRAY(int, total, kMaxExperts);  // of an expert; then its first slot
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

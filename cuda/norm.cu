@@ -82,6 +82,7 @@ namespace {
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(T* out, int ldo, const float* x, const float* weight, int n, float eps) {
+    wait_for_last_launch();
     x += int64_t{blockIdx.x} * n;
     out += int64_t{blockIdx.x} * ldo;
     float sum = 0;
@@ -116,6 +117,7 @@ namespace {
 template <int V>
 __global__ void __launch_bounds__(kThreads)
     canvas_norm_kernel(float* x, const float* add, int n, float eps, const LoopState* state) {
+    wait_for_last_launch();
     x += int64_t{blockIdx.x} * n;
     add += int64_t{blockIdx.x} * n;
     const bool first_step = state->step == 0;
@@ -158,6 +160,7 @@ namespace {
 __global__ void __launch_bounds__(kThreads)
     rotation_kernel(float* cos_out, float* sin_out, const double* freq, int n_token, int half,
                     const LoopState* state) {
+    wait_for_last_launch();
     const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
     if (i >= n_token * half) return;
     const double angle = (state->n_cached + i / half) * freq[i % half];
@@ -197,6 +200,7 @@ __global__ void __launch_bounds__(kThreads)
     qkv_norm_kernel(T* q_out, int ldq, KvLayer<T> cache, const float* q, const float* k, const float* v,
                     int n_part, const float* q_weight, const float* k_weight, const float* cos,
                     const float* sin, int n_token, AttentionShape shape, float eps, const LoopState* state) {
+    wait_for_last_launch();
     constexpr int N_PAIR = kMaxHeadDim / 2 / 32;  // of a lane, at most
     const int lane = threadIdx.x % 32, n = shape.head_dim, half = n / 2;
     const int n_head = shape.n_head, n_kv = shape.n_head_kv, n_job = n_head + 2 * n_kv;
@@ -277,6 +281,7 @@ __global__ void __launch_bounds__(kThreads)
                           const float* o, int n_part, const float* post_attention, const float* ffn_norm,
                           const float* pre_ffw_norm_2, const float* router_scale, float router_factor, int n,
                           float eps) {
+    wait_for_last_launch();
     SHARED_DYNAMIC(float, row);
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
     float sum = 0;
@@ -345,6 +350,7 @@ __global__ void __launch_bounds__(kThreads)
                      const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
                      const float* post_ffw_norm_2, const float* post_ffw_norm, float out_scale,
                      const float* next_norm, int n, float eps) {
+    wait_for_last_launch();
     constexpr int N_FLIGHT = 8;  // loads that do not wait for each other
     SHARED_DYNAMIC(float, row);
     SHARED_ARRAY(const float*, expert_out, kMaxUsed);

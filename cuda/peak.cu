@@ -12,6 +12,7 @@ constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not 
 // all are made: with wgmma where products with weights have it, else with mma. Launch: any grid, 256 threads.
 // Check:  tests/test_linear.cpp counts.
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
+    wait_for_last_launch();
     float acc[kChains][4] = {};
     const uint32_t one = 0x3c003c00;  // 1, 1 in F16
     if constexpr (kWgmma) {

@@ -176,10 +176,14 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
     out.parts = step_parts(m.config, m.weights, plan.n_prefix, sizeof(T));
     read_routing(m, params, out);
     if (plan.step) {
-        time_parts(m, params, plan.n_repeat, out);
         out.host = time_loop(m, params, false);
         out.n_launch = m.n_launch();
         out.graph = time_loop(m, params, true);
+    }
+    const LaunchesInOrder in_order;  // parts and kernels one after the other
+    if (plan.step) {
+        out.graph_in_order = time_loop(m, params, true);
+        time_parts(m, params, plan.n_repeat, out);
     } else {
         out.parts.clear();
     }

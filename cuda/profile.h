@@ -96,7 +96,8 @@ struct Measured {
     LoadStats load;
     std::function<void(const GenerateParams&)> begin;  // a canvas whose steps the host launches
     std::function<void(Marks&)> step;                  // one of them; waits for its end
-    // generate(), in the graph or by the host; with a note if the driver refuses the graph.
+    // generate(), in the graph or by the host; with a note if the driver refuses the graph. In a graph whose
+    // launches do not overlap while there is a LaunchesInOrder.
     std::function<Answer(const GenerateParams&, bool graph)> answer;
     std::function<int()> n_launch;  // of a step, once the host has launched an answer
 };

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #ifdef EASEL_CUDA  // engine.cpp, layout.cpp, device_cuda.cpp, tests: no kernels, no nvcc
 
@@ -17,6 +18,7 @@ using Condition = cudaGraphConditionalHandle;
 // See below.
 void check_launch(cudaError_t e, const char* kernel);
 void allow_shared(const void* kernel, const char* name, size_t bytes);
+bool overlaps_last(Stream stream);
 }  // namespace easel
 #define DEVICE inline
 
@@ -37,16 +39,9 @@ void allow_shared(const void* kernel, const char* name, size_t bytes);
     type* name = reinterpret_cast<type*>(easel_dynamic_shared)
 
 // A launch, on the stream or into the graph that it is capturing; a launch that is refused throws Error. The
-// name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...). 48 KiB of shared
-// memory need no permission, static arrays counted; beside dynamic memory those stay below 16 KiB, which
-// leaves 32.
-#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                           \
-    do {                                                                                       \
-        if (size_t{shared_bytes} > (32u << 10))                                                \
-            easel::allow_shared(reinterpret_cast<const void*>(kernel), #kernel, shared_bytes); \
-        kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                            \
-        easel::check_launch(cudaGetLastError(), #kernel);                                      \
-    } while (0)
+// name of a template needs parentheses if it has a comma: EASEL_LAUNCH((gemm<4, 2>), ...).
+#define EASEL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    easel::launch_kernel(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
 namespace easel {
 
@@ -66,6 +61,31 @@ constexpr int kSharedBytes = 99 * 1024;
 void check_launch(cudaError_t e, const char* kernel);
 // Lets a kernel have that much dynamic shared memory.
 void allow_shared(const void* kernel, const char* name, size_t bytes);
+// Whether the next launch on the stream may begin while the one before it ends; it counts as launched. No, if
+// the stream has been given anything else since, or if the GPU does not overlap launches.
+bool overlaps_last(Stream stream);
+
+// EASEL_LAUNCH. 48 KiB of shared memory need no permission, static arrays counted; beside dynamic memory
+// those stay below 16 KiB, which leaves 32.
+template <class... P, class... A>
+void launch_kernel(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                   Stream stream, A&&... args) {
+    if (shared_bytes > (32u << 10)) allow_shared(reinterpret_cast<const void*>(kernel), name, shared_bytes);
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config{grid, block, shared_bytes, stream, &overlap, overlaps_last(stream)};
+    check_launch(cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...), name);
+}
+
+// What every kernel of this folder begins with: on 9.0 and later it may run before the launch ahead of it in
+// the stream has ended, and this waits for that. What comes before it reads nothing that a launch may write.
+DEVICE void wait_for_last_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 // Nanoseconds since some moment.
 DEVICE uint64_t clock_ns() {

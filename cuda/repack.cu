@@ -300,6 +300,7 @@ constexpr int kWarps = 4;
 template <Type FROM, Type TO>
 __global__ void __launch_bounds__(32 * kWarps)
     repack_kernel(uint8_t* records, RowTiles rows, int n_tile, int n_block, int n_record) {
+    wait_for_last_launch();
     using R = Record<TO>;
     const int index = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
     const int tile = index / n_record, record = index % n_record;

@@ -417,6 +417,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     sample_kernel(RowStats* rows, T* z, uint8_t* live, const TileStats* stats, int n_vocab,
                   const GivenTokens* given, const LoopState* state) {
+    wait_for_last_launch();
     SHARED_DYNAMIC(int64_t, weight);  // [n_tile]
     const int n_tile = n_vocab_tile(n_vocab), canvas_row = blockIdx.x;
     const ZRow<T> row{z + int64_t{canvas_row} * vocab_stride(n_vocab), stats + int64_t{canvas_row} * n_tile,
@@ -534,6 +535,7 @@ void sample(Stream stream, RowStats* rows, T* z, uint8_t* live, const TileStats*
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     probabilities_kernel(T* probs, uint8_t* live, const float* logits, float temperature, int n_vocab) {
+    wait_for_last_launch();
     const int n_stride = vocab_stride(n_vocab);
     if (blockIdx.x == 0)
         for (int tile = threadIdx.x; tile < n_vocab_tile(n_vocab); tile += kThreads) live[tile] = 1;

@@ -725,6 +725,9 @@ struct Stream {
     std::vector<std::function<void()>> late;
     size_t n_taken = 0;
 };
+// How often a stream outside of captures has been given something else than a launch. On a GPU a launch after
+// that begins when all before it has ended; one after a launch may begin before (wait_for_last_launch()).
+inline std::atomic<uint64_t> n_order = 0;
 // For tests: when graphs with loops and branches are refused, as by a driver that cannot make or run them.
 enum class Refusal { Never, Instantiate, Launch };
 inline Refusal refusal = Refusal::Never;

@@ -66,10 +66,12 @@ struct WeightGemm {
 
     // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (acc of those
     // past the end is anything), of these the columns of n_own records from first_record on. row_of [8 NT],
-    // shared: rows of x, all of them valid; n_row of them count. Ends with a barrier: `shared` is free again.
+    // shared: rows of x, all of them valid; n_row of them count. `early`: the kernel has not waited for the
+    // last launch; the first weights, which no launch of a pass writes, come before that. Ends with a
+    // barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
-                                const int* row_of, int n_row) {
+                                const int* row_of, int n_row, bool early) {
         static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes && R::scale_bytes / 16 <= 32);
         const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
         shared += -shared_address(shared) % kAlign;
@@ -96,7 +98,7 @@ struct WeightGemm {
             row_of[row + i * row_step] * ldx + part * (16 / int{sizeof(X)});
         X* const to = x_smem + row * LDX + piece(row, part);
 
-        const auto load = [&](int chunk) {  // the next one
+        const auto load_weights = [&](int chunk) {  // the next one
             const int stage = chunk % STAGES;
             if (chunk % R::n_chunk == 0) {
                 uint8_t* const slot = scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);
@@ -113,6 +115,9 @@ struct WeightGemm {
                     cp_async<16>(slot + (i + lane) * 16, src[m] + (i + lane) * 16);
                 src[m] += R::chunk_bytes;
             }
+        };
+        const auto load_rows = [&](int chunk) {  // the next one
+            const int stage = chunk % STAGES;
             UNROLL for (int i = 0; i < N_COPY; i++) {
                 if (row + i * row_step < n_row)  // products of the others do not count
                     cp_async<16>(to + (stage * 8 * NT + i * row_step) * LDX, x + from[i]);
@@ -123,15 +128,25 @@ struct WeightGemm {
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int n = 0; n < NT; n++) acc[m][n][0] = acc[m][n][1] =
             acc[m][n][2] = acc[m][n][3] = 0;
         uint32_t a[MT][4][4];
+        if (early) {
+            for (int chunk = 0; chunk < AHEAD && chunk < n_chunk; chunk++) load_weights(chunk);
+            wait_for_last_launch();
+        }
         for (int chunk = 0; chunk < AHEAD; chunk++) {
-            if (chunk < n_chunk) load(chunk);
+            if (chunk < n_chunk) {
+                if (!early) load_weights(chunk);
+                load_rows(chunk);
+            }
             cp_async_commit();
         }
         for (int chunk = 0; chunk < n_chunk; chunk++) {
             cp_async_wait<AHEAD - 1>();
             if constexpr (ASYNC) fence_proxy_async();
             __syncthreads();  // this chunk has arrived for all; the one that is written over has been used
-            if (chunk + AHEAD < n_chunk) load(chunk + AHEAD);
+            if (chunk + AHEAD < n_chunk) {
+                load_weights(chunk + AHEAD);
+                load_rows(chunk + AHEAD);
+            }
             cp_async_commit();
             const uint8_t* const chunk_scales =
                 scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);

@@ -39,7 +39,9 @@ struct DeviceProfile {
     std::vector<LoadStats> load;  // one, or as many as bench.cpp asked for
     std::vector<Timing> parts;    // of a step: a kind of launches each, all layers together
     int n_launch = 0;             // of a step on the device
-    LoopTimes graph, host;        // ms 0 in `graph`: the driver has no conditional nodes
+    // ms 0 in the first two: the driver has no conditional nodes. In order: no launch begins before the last
+    // one has ended.
+    LoopTimes graph, graph_in_order, host;
     // Routing in a step, means over the layers: experts that have tokens, tokens of the fullest.
     double experts_used = 0, expert_tokens = 0;
     std::vector<Timing> kernels;  // milliseconds a launch

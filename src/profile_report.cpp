@@ -59,7 +59,10 @@ std::string step_tables(const DeviceProfile& p, const Config& c, const ProfilePl
         out += fmt::format("{:<32} {:>9.3f} {:>9} {:>14.2f} {:>8.3f}\n", name, t.ms, p.n_launch, t.launches,
                            t.host_ms);
     };
-    if (p.graph.ms > 0) loop("an answer is one graph", p.graph);
+    if (p.graph.ms > 0) {
+        loop("an answer is one graph", p.graph);
+        loop("  its launches do not overlap", p.graph_in_order);
+    }
     loop("steps launched by the host", p.host);
     const double ms = p.graph.ms > 0 ? p.graph.ms : p.host.ms;
     out += fmt::format(
@@ -149,7 +152,10 @@ std::string profile_json(const DeviceProfile& p, const Config& c, const ProfileP
                 {"launches", p.n_launch},
                 {"experts_used", p.experts_used},
                 {"expert_tokens", p.expert_tokens}};
-        if (p.graph.ms > 0) step["graph"] = loop_json(p.graph);
+        if (p.graph.ms > 0) {
+            step["graph"] = loop_json(p.graph);
+            step["graph_in_order"] = loop_json(p.graph_in_order);
+        }
         step["host_loop"] = loop_json(p.host);
         step["parts"] = timings(p, p.parts);
     }

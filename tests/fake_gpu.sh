@@ -35,7 +35,7 @@ tests() {  # tests SEED REFUSED CASES: REFUSED is what the driver refuses of gra
 if [ "$part" = short ]; then
     tests "$seed" "" 'cudart:*,a graph loops*,cancelling*,memory: a backend*,memory: loading*'
     for more in 1 2; do tests $((seed + more)) "" 'cudart:*'; done
-    for call in conditional instantiate launch; do tests "$seed" $call 'cudart: an answer*'; done
+    for call in conditional instantiate launch overlap; do tests "$seed" $call 'cudart: an answer*'; done
 else
     tests "$seed" "" '~[slow]'
 fi

@@ -31,8 +31,9 @@ std::vector<uint32_t> run(const std::string& body, int n_block, int n_thread, si
         void* p;
         ~Free() { sim::deallocate(p); }
     } end{out};
-    sim::launch("test", n_block, n_thread, shared,
-                [&] { ptx::run(code, reinterpret_cast<const char*>(&out), launch); });
+    sim::launch("test", n_block, n_thread, shared, [&] {
+        ptx::run(code, reinterpret_cast<const char*>(&out), {launch, launch - 1});
+    });
     return {out, out + n};
 }
 // The result of instructions that leave it in %r9; %r1 is the lane.
@@ -181,6 +182,27 @@ TEST_CASE("ptx machine: races between blocks") {
     CHECK(fault_of("atom.global.add.u32 %r3, [%rd1], 1;", 2, 1) == "none");
     CHECK(fault_of("atom.global.add.u32 %r3, [%rd1], 1;" + read, 2, 1).find("race: block") !=
           std::string::npos);
+}
+
+TEST_CASE("ptx machine: what comes before the last launch has ended") {
+    const std::string wait = "griddepcontrol.wait;", write = "st.global.u32 [%rd1], 7;",
+                      next = "griddepcontrol.launch_dependents;", load = "ld.global.u32 %r3, [%rd1];";
+    CHECK(fault_of(wait + next + load + write, 1, 1) == "none");
+    CHECK(fault_of(write + wait, 1, 1).find("writes global memory before") != std::string::npos);
+    CHECK(fault_of(next + wait, 1, 1).find("launch_dependents before") != std::string::npos);
+    CHECK(fault_of("setp.eq.s32 %p1, %r1, 5; @%p1 ret;" + wait).find("has not waited") != std::string::npos);
+    // A launch reads what the one before has written; it may where something lies between the two.
+    const ptx::Code first = read(kernel(wait + write)), second = read(kernel(load + wait));
+    const auto out = static_cast<uint32_t*>(sim::allocate(256));
+    const auto launch = [&](const ptx::Code& code, ptx::LaunchNumber number) {
+        sim::launch("test", 1, 1, 0, [&] { ptx::run(code, reinterpret_cast<const char*>(&out), number); });
+    };
+    constexpr uint64_t n = uint64_t{1} << 19;
+    launch(first, {n, n});
+    CHECK_THAT(error_of([&] { launch(second, {n + 1, n}); }), Catch::Contains("has not waited for it"));
+    launch(first, {n + 2, n});
+    launch(second, {n + 3, n + 3});
+    sim::deallocate(out);
 }
 
 TEST_CASE("ptx machine: addresses are checked") {

@@ -70,6 +70,7 @@ struct Code {
     int n_slot = 1;
     unsigned max_threads = 1024;  // of a block: __launch_bounds__
     bool arrives = false;         // bar.arrive: then races are not looked for
+    bool waits = false;           // griddepcontrol.wait
 };
 
 struct Thread {
@@ -78,6 +79,7 @@ struct Thread {
     int pc = 0;  // next instruction; negative: done
     // __syncthreads, named barriers and __syncwarp that lie behind.
     uint32_t n_barrier = 0, n_group_barrier = 0, n_warp_barrier = 0;
+    bool waited = false;  // for the launches before
 
     sim::Site at(const Ins& i) const { return {code.file.c_str(), i.line}; }
     char* shared(uint64_t address) const { return sim::block->memory + static_cast<uint32_t>(address); }
@@ -95,15 +97,19 @@ std::vector<Code> read_file(const std::string& path);
 bool decode(Ins& i, const std::vector<std::string>& words, const std::string& operands);
 
 // What a thread of the simulator does that runs the kernel; `params` as the kernel has them in memory.
-// `launch` counts from 1 and differs from launch to launch.
-void run(const Code& code, const char* params, uint64_t launch);
+// `launch` counts from 1 and differs from launch to launch; those from `overlapping` on may not have ended,
+// as far as a GPU is concerned, when this one begins.
+struct LaunchNumber {
+    uint64_t launch, overlapping;
+};
+void run(const Code& code, const char* params, LaunchNumber number);
 
 // ---- races.cpp --------------------------------------------------------------------------------------------
 
 enum class Access { Read, Write, Atomic, Product };  // the last: read by a wgmma
 
-// The first thread of a block begins on this OS thread; `launch` counts from 1.
-void watch_block(uint64_t launch);
+// The first thread of a block begins on this OS thread.
+void watch_block(LaunchNumber number);
 // The running thread has a fence.proxy.async.
 void watch_fence();
 // The running thread is at this named barrier of n threads: it is of a group of warps that has it, and keeps
@@ -112,8 +118,9 @@ void watch_group(const Thread& t, const Ins& i, int barrier, int n);
 // `bytes` at p are read or written. A fault, of shared memory: another thread has written it, or it is
 // written and another has read it, with neither a __syncthreads nor, within a warp or a group of warps, a
 // barrier of these between. Of global memory: another block of the launch uses it, unless both read, both are
-// atomic, or both write the same `value`. Of what a wgmma reads: a thread that has written it has had no
-// fence.proxy.async since.
+// atomic, or both write the same `value`; or the thread has not had the griddepcontrol.wait of its kernel,
+// and writes, or reads what one of the launches before may still write. Of what a wgmma reads: a thread that
+// has written it has had no fence.proxy.async since.
 void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes);
 void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t bytes,
                   const void* value = nullptr);

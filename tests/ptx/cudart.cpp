@@ -11,7 +11,7 @@
 // with work of other streams between them. In a capture, copies from or to pageable memory are refused. A
 // capture to a graph that is broken off takes the graph along; destroying what that graph was the body of
 // ends the process. EASEL_FAKE_GPU_REFUSES: "conditional", "instantiate" or "launch", of graphs with
-// conditional nodes.
+// conditional nodes; "overlap", graphs with launches that may overlap.
 //
 // Not here: two kernels at the same moment, and so their races; memory order between device and host; time.
 #include <cuda_runtime_api.h>
@@ -81,8 +81,18 @@ cudaError_t unsafe(Device& d) {
     if (const cudaError_t bad = unsafe(d)) return bad
 
 // Work for a stream, or a node of what it is captured for.
-cudaError_t add(Device& d, cudaStream_t s, Work run) {
+cudaError_t add(Device& d, cudaStream_t s, Work run, Kind kind = Kind::Other) {
     s->told.assign(s->told.size(), nullptr);
+    // device_cuda.cpp does not leave it to CUDA what that means after anything but a launch.
+    if (kind == Kind::Overlap &&
+        !(s->capture ? s->front.size() == 1 && s->front[0]->kind != Kind::Other : s->launched))
+        die("a launch may begin before what is ahead of it has ended, and that is no launch");
+    s->launched = kind != Kind::Other;
+    if (kind == Kind::Other)
+        run = [run = std::move(run)] {
+            ptx::did_other();
+            run();
+        };
     if (!s->capture) {
         d.push(s, std::move(run));
         return cudaSuccess;
@@ -91,6 +101,7 @@ cudaError_t add(Device& d, cudaStream_t s, Work run) {
     auto& nodes = s->capture->graph->nodes;
     nodes.push_back(std::make_unique<CUgraphNode_st>());
     nodes.back()->run = std::move(run);
+    nodes.back()->kind = kind;
     nodes.back()->after = s->front;
     s->front = {nodes.back().get()};
     return cudaSuccess;
@@ -168,8 +179,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
     CHECK_CALL(index == 0, cudaErrorInvalidDevice);
-    CHECK_CALL(attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaErrorInvalidValue);
-    *value = kMostShared;
+    CHECK_CALL(attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ||
+                   attribute == cudaDevAttrComputeCapabilityMajor,
+               cudaErrorInvalidValue);
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : kMostShared;
     return cudaSuccess;
 }
 
@@ -318,6 +331,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags) {
     CHECK_CALL(d.events.contains(e), cudaErrorInvalidResourceHandle);
     CHECK_CALL(flags == 0, cudaErrorInvalidValue);
     if (s->capture && s->capture->broken) return failed(cudaErrorStreamCaptureInvalidated);
+    s->launched = false;
     if (!e->capture) {
         if (s->capture) return break_capture(*s->capture, cudaErrorStreamCaptureIsolation);
         if (e->op && !e->op->done) d.push(s, nullptr)->after.push_back(e->op);
@@ -425,7 +439,8 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_b
     *static_cast<cudaStream_t*>(stream) = c.stream;
     return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void** args, size_t shared, cudaStream_t s) {
+static cudaError_t launch(cudaKernel_t k, dim3 g, dim3 b, void** args, size_t shared, cudaStream_t s,
+                          Kind kind) {
     BEGIN();
     GET_STREAM(s);
     CHECK_CALL(k, cudaErrorInvalidDeviceFunction);
@@ -444,7 +459,24 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void** args, size
         memcpy(params.data() + 8, &n_step, sizeof n_step);
     }
     d.n_launch++;
-    return add(d, s, [code = k->code, shape, params] { ptx::launch(*code, shape, params); });
+    d.n_overlap += kind == Kind::Overlap;
+    if (kind == Kind::Overlap && !ptx::waits(*k->code))
+        die("a launch may begin before the one ahead of it has ended, and its kernel does not wait for that");
+    return add(
+        d, s, [code = k->code, shape, params] { ptx::launch(*code, shape, params); }, kind);
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void** args, size_t shared, cudaStream_t s) {
+    return launch(k, g, b, args, shared, s, Kind::Launch);
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* stub, void** args) {
+    bool overlaps = false;
+    for (unsigned i = 0; i < c->numAttrs; i++) {
+        CHECK_CALL(c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization,
+                   cudaErrorNotSupported);
+        overlaps |= c->attrs[i].val.programmaticStreamSerializationAllowed != 0;
+    }
+    return launch(kernel_of(stub), c->gridDim, c->blockDim, args, c->dynamicSmemBytes, c->stream,
+                  overlaps ? Kind::Overlap : Kind::Launch);
 }
 
 // ---- captures and graphs ----------------------------------------------------------------------------------
@@ -588,6 +620,7 @@ cudaError_t cudaGraphInstantiateWithParams(cudaGraphExec_t* out, cudaGraph_t g,
     for (const auto& h : program->handles) CHECK_CALL(h->node, cudaErrorInvalidValue);
     p->result_out = cudaGraphInstantiateError;
     CHECK_CALL(!program->conditional() || d.refuses != "instantiate", cudaErrorNotSupported);
+    CHECK_CALL(!program->overlaps || d.refuses != "overlap", cudaErrorNotSupported);
     p->result_out = cudaGraphInstantiateSuccess;
     d.execs.insert(*out = new CUgraphExec_st{program});
     return cudaSuccess;
@@ -605,6 +638,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s) {
     if (s->capture) return break_capture(*s->capture, cudaErrorNotSupported);  // CUDA makes a node of it
     CHECK_CALL(!exec->program->conditional() || d.refuses != "launch", cudaErrorNotSupported);
     d.n_graph++;
+    s->launched = false;
     const OpPtr before = std::exchange(exec->last, d.push(s, nullptr, exec->program));
     if (before && !before->done) exec->last->after.push_back(before);
     d.want(exec->last);  // it may be that the host looks at nothing but memory

@@ -66,6 +66,7 @@ void Device::run_first(std::unique_lock<std::mutex>& lock, cudaStream_t s) {
 }
 
 void Device::run_graph(Program& p) {
+    ptx::did_other();
     for (const auto& h : p.handles) h->value = h->assigns ? h->start : draw(2);
     run_nodes(p);
 }
@@ -151,8 +152,10 @@ void Device::print_leaks() {
         quits = true;
     }
     if (thread.joinable()) thread.join();
-    fmt::print("fake GPU, seed {}: {} launches, {} copies and fills, {} captures, {} runs of graphs\n", seed,
-               n_launch, n_copy, n_capture, n_graph);
+    fmt::print(
+        "fake GPU, seed {}: {} launches, {} of which may overlap, {} copies and fills, {} captures, {} runs "
+        "of graphs\n",
+        seed, n_launch, n_overlap, n_copy, n_capture, n_graph);
     bool leaks = false;
     size_t n_op = null_stream.ops.size(), n_graph_left = 0;
     for (const auto* set : {&streams, &ended_streams})
@@ -236,11 +239,13 @@ std::unique_ptr<Program> compile(cudaGraph_t g) {
     for (const auto& n : g->nodes) {
         Program::Step& step = p->steps.emplace_back();
         step.run = n->run;
+        p->overlaps |= n->kind == Kind::Overlap;
         for (cudaGraphNode_t before : n->after) step.after.push_back(index.at(before));
         step.condition = n->condition;
         step.loops = n->loops;
         if (n->body[0]) {
             step.body = compile(n->body[0]);
+            p->overlaps |= step.body->overlaps;
             p->handles.insert(p->handles.end(), step.body->handles.begin(), step.body->handles.end());
         }
         index[n.get()] = p->steps.size() - 1;

@@ -22,6 +22,7 @@ namespace easel::cudart {
 
 using Clock = std::chrono::steady_clock;
 using Work = std::function<void()>;
+enum class Kind { Other, Launch, Overlap };  // the last: a launch that may begin while the one before it ends
 
 // ---- graphs as they run -----------------------------------------------------------------------------------
 
@@ -42,6 +43,7 @@ struct Program {
     };
     std::vector<Step> steps;
     std::vector<std::shared_ptr<Handle>> handles;
+    bool overlaps = false;  // a launch may begin before the one ahead of it has ended
 
     bool conditional() const {
         return std::any_of(steps.begin(), steps.end(), [](auto& s) { return s.condition != nullptr; });
@@ -83,6 +85,7 @@ struct CUstream_st {
     easel::cudart::OpPtr last;
     std::shared_ptr<easel::cudart::Capture> capture;
     std::vector<cudaGraphNode_t> front, told;  // in a capture: what the next node comes after
+    bool launched = false;                     // outside of one: the last order is a launch
 };
 struct CUevent_st {
     bool timed;
@@ -92,6 +95,7 @@ struct CUevent_st {
 };
 struct CUgraphNode_st {
     easel::cudart::Work run;
+    easel::cudart::Kind kind;
     std::vector<cudaGraphNode_t> after;
     std::shared_ptr<easel::cudart::Handle> condition;
     bool loops = false;
@@ -122,7 +126,7 @@ struct Device {
     bool quits = false;
     cudaError_t lost = cudaSuccess;
     std::string refuses;
-    uint64_t seed = 0, random = 0, n_launch = 0, n_copy = 0, n_graph = 0, n_capture = 0;
+    uint64_t seed = 0, random = 0, n_launch = 0, n_overlap = 0, n_copy = 0, n_graph = 0, n_capture = 0;
 
     std::map<char*, Memory> memory;
     size_t used = 0;

@@ -24,10 +24,15 @@ struct LaunchShape {
     unsigned grid[3], block[3];
     size_t shared_bytes;
 };
+// Whether it waits for the launches before it: griddepcontrol.wait.
+bool waits(const Code& code);
 // The bytes of the parameters, given their addresses.
 std::vector<char> copy_params(const Code& code, const void* const* params);
 // Runs it from start to end; throws Error if it has done wrong.
 void launch(const Code& code, const LaunchShape& shape, const std::vector<char>& params);
+
+// A stream has done something else than a launch: see sim::n_order.
+void did_other();
 
 // The simulator's: with guards, filled with poison. The order of threads is by `seed` from then on.
 void* allocate(size_t bytes);

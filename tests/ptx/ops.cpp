@@ -608,6 +608,11 @@ Op operation(const Words& w, const std::string& operands, Ins& i) {
     const std::string &name = w[0], &type = w.back();
     if (name == "bra") return DO({ t.pc = static_cast<int>(i.imm); });
     if (name == "ret") return DO({ t.pc = -1; });
+    if (name == "griddepcontrol" && w[1] == "wait") return DO({ t.waited = true; });
+    if (name == "griddepcontrol")  // later launches count on those before the last to have ended
+        return DO({
+            if (!t.waited) sim::fault(t.at(i), "launch_dependents before wait");
+        });
     if (name == "fence" && w[1] == "proxy") return [](Thread&, const Ins&) { watch_fence(); };
     if (name == "membar" || name == "fence") return [](Thread&, const Ins&) {};
     // Only cudaGraphSetConditional is called by what a test runs.

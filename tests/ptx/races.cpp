@@ -114,6 +114,7 @@ Page& page(uint64_t number) {
 }
 
 thread_local uint64_t this_launch = 0, this_block = 0;
+thread_local uint64_t n_overlapping = 0;  // launches before this one that may not have ended
 
 // What an access makes of a byte's use; 0: it races with another block's.
 uint64_t next_use(uint64_t old, Access access, uint8_t value) {
@@ -137,16 +138,23 @@ uint64_t next_use(uint64_t old, Access access, uint8_t value) {
     }
 }
 
+// Whether a launch that may not have ended has written a byte.
+bool may_be_written(uint64_t use) {
+    const uint64_t ago = (this_launch - (use >> (64 - kLaunchBits))) % (1 << kLaunchBits);
+    return (use % 4 == Written || use % 4 == Atomics) && ago <= n_overlapping;
+}
+
 }  // namespace
 
-void watch_block(uint64_t launch) {
+void watch_block(LaunchNumber number) {
     races.first_barrier = ++races.last_barrier;
     races.group = {};
     races.n_fence = {};
     races.warps = {};
     const dim3 grid = sim::block->launch->grid;
     const uint3 idx = sim::block->idx;
-    this_launch = launch % (1 << kLaunchBits);
+    this_launch = number.launch % (1 << kLaunchBits);
+    n_overlapping = number.launch - number.overlapping;
     this_block = idx.x + uint64_t{grid.x} * (idx.y + uint64_t{grid.y} * idx.z);
     count_block();
 }
@@ -201,9 +209,14 @@ void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, s
 void watch_global(const Thread& t, const Ins& i, Access access, const char* p, size_t n, const void* value) {
     count_access(t, i, false, access == Access::Read, p, n);
     const auto address = std::bit_cast<uint64_t>(p);
+    const bool early = t.code.waits && !t.waited;
+    if (early && access != Access::Read)
+        sim::fault(t.at(i), "writes global memory before it has waited for the last launch");
     for (size_t k = 0; k < n; k++) {
         auto& byte = page((address + k) >> Page::bits).bytes[(address + k) % (1 << Page::bits)];
         for (uint64_t old = byte, now = 0;;) {
+            if (early && may_be_written(old))
+                sim::fault(t.at(i), "reads what a launch before has written, and has not waited for it");
             now = next_use(old, access, value ? static_cast<const uint8_t*>(value)[k] : 0);
             if (!now)
                 sim::fault(t.at(i), "race: block {} of this launch uses this byte of global memory too",

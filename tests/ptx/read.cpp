@@ -300,6 +300,7 @@ class Reader {
         if (!decode(i, words, rest)) fail("an instruction that is not known here: {}", p.text);
         code_->ins.push_back(i);
         code_->arrives |= words[0] == "bar" && words[1] == "arrive";
+        code_->waits |= words[0] == "griddepcontrol" && words[1] == "wait";
     }
 
     std::string path_, text_;

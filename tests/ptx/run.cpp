@@ -11,7 +11,9 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "check.h"
 #include "code.h"
@@ -24,6 +26,14 @@ namespace easel::ptx {
 namespace {
 
 std::atomic<uint64_t> n_launch = 0, n_instruction = 0;
+
+LaunchNumber next_launch() {
+    static std::mutex mutex;
+    static uint64_t n_order = 0, overlapping = 0;
+    const std::lock_guard lock(mutex);
+    if (std::exchange(n_order, sim::n_order) != sim::n_order) overlapping = n_launch + 1;
+    return {++n_launch, overlapping};
+}
 
 uint64_t value_of(const Fill& f, const char* params, const char* local) {
     const sim::Block& b = *sim::block;
@@ -50,13 +60,14 @@ uint64_t value_of(const Fill& f, const char* params, const char* local) {
 
 }  // namespace
 
-void run(const Code& code, const char* params, uint64_t launch) {
+void run(const Code& code, const char* params, LaunchNumber number) {
+    const uint64_t launch = number.launch;
     static thread_local std::pair<uint64_t, uint3> block;  // that was here last
     const uint3 idx = sim::block->idx;
     if (block.first != launch || block.second.x != idx.x || block.second.y != idx.y ||
         block.second.z != idx.z) {
         block = {launch, idx};
-        watch_block(launch);
+        watch_block(number);
     }
     // Registers and local memory of the threads of the block that this OS thread runs.
     static thread_local std::vector<std::vector<uint64_t>> memory(1024);
@@ -79,6 +90,8 @@ void run(const Code& code, const char* params, uint64_t launch) {
         i.op(t, i);
     }
     n_instruction += count;
+    if (code.waits && !t.waited)
+        sim::fault(t.at(ins[code.ins.size() - 1]), "a thread ends that has not waited for the last launch");
 }
 
 namespace {
@@ -110,6 +123,8 @@ void use_ptx(const std::string& folder) {
         if (entry.path().extension() != ".ptx") continue;
         for (Code& code : read_file(entry.path())) {
             const std::string name = code.name;
+            require(code.waits || code.file.starts_with("test_"),
+                    "{}: {} does not begin with wait_for_last_launch()", code.file, name);
             require(by_name.emplace(name, std::move(code)).second, "{}: two kernels are named {}", folder,
                     name);
         }
@@ -132,7 +147,7 @@ void use_ptx(const std::string& folder) {
         std::vector<const void*> addresses;
         for (const sim::Param& p : params) addresses.push_back(p.data);
         const std::vector<char> bytes = copy_params(code, addresses.data());
-        return [&code, bytes, launch = ++n_launch] { run(code, bytes.data(), launch); };
+        return [&code, bytes, number = next_launch()] { run(code, bytes.data(), number); };
     };
 }
 
@@ -167,6 +182,12 @@ Needs needs(const Code& code) {
         if (f.kind == Fill::Shared) bytes += sim::round16(f.bytes);
     return {bytes, code.max_threads};
 }
+bool waits(const Code& code) {
+    return code.waits;
+}
+void did_other() {
+    sim::n_order++;
+}
 std::vector<char> copy_params(const Code& code, const void* const* params) {
     std::vector<char> bytes(code.param_bytes + 1);
     for (size_t i = 0; i < code.params.size(); i++)
@@ -176,7 +197,7 @@ std::vector<char> copy_params(const Code& code, const void* const* params) {
 void launch(const Code& code, const LaunchShape& s, const std::vector<char>& params) {
     sim::launch(code.name.c_str(), dim3(s.grid[0], s.grid[1], s.grid[2]),
                 dim3(s.block[0], s.block[1], s.block[2]), s.shared_bytes,
-                [&, launch = ++n_launch] { run(code, params.data(), launch); });
+                [&, number = next_launch()] { run(code, params.data(), number); });
 }
 void* allocate(size_t bytes) {
     return sim::allocate(bytes);
