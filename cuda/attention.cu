@@ -50,19 +50,23 @@ constexpr int kThreads = 256;
 constexpr float kShift = 8.31776617f;
 constexpr float kNone = -INFINITY;  // the maximum of no scores
 
-template <int HD>
+// JOINT: of K and V, see KvLayer.
+template <int HD, bool JOINT>
 struct AttentionTile {
     static constexpr int M = 2;                                 // 16-row tiles of a group of warps
     static constexpr int W = HD <= 256 ? 2 : 4;                 // warps of a group
     static constexpr int BLOCK_M = kThreads / 32 / W * M * 16;  // rows of a block
     static constexpr int BLOCK_N = HD <= 256 ? 32 : 16;         // keys
-    static constexpr int LD = tile_stride<F16>(HD);
-    static constexpr int COLS = HD / W;      // of a warp, in q, k, v and the output
-    static constexpr int NS = BLOCK_N / 8;   // 8-key tiles of scores
-    static constexpr int NO = COLS / 8;      // 8-column tiles of output
-    static constexpr int KS = COLS / 16;     // 16-column steps of q and k
-    static constexpr int N_OCTET = 2 * M;    // of 8 rows: of a group
-    static constexpr int OWN = N_OCTET / W;  // and of a warp
+    static constexpr int LD = tile_stride<F16>(HD);             // of V, and of K:
+    static constexpr int LDK = JOINT ? tile_stride<F16>(kJointRotated) : LD;
+    static constexpr int KV = BLOCK_N * (LDK + LD);
+    static constexpr int COLS = HD / W;                              // of a warp, in q, v and the output
+    static constexpr int K_COLS = JOINT ? kJointRotated / W : COLS;  // and in k
+    static constexpr int NS = BLOCK_N / 8;                           // 8-key tiles of scores
+    static constexpr int NO = COLS / 8;                              // 8-column tiles of output
+    static constexpr int KS = COLS / 16;                             // 16-column steps of q and k
+    static constexpr int N_OCTET = 2 * M;                            // of 8 rows: of a group
+    static constexpr int OWN = N_OCTET / W;                          // and of a warp
     // What a warp gives to the others of its group: its part of the scores of the rows of each; probabilities
     // of its own rows, and by what their sums so far are to be multiplied.
     struct Given {
@@ -70,7 +74,8 @@ struct AttentionTile {
         uint32_t p[OWN][NS][32];
         float scale[OWN][32];
     };
-    static constexpr int shared_bytes = 4 * BLOCK_N * LD * 2 + kThreads / 32 * int{sizeof(Given)};
+    static constexpr int shared_bytes = 2 * KV * 2 + kThreads / 32 * int{sizeof(Given)};
+    static_assert(!JOINT || (HD == kJointDim && COLS == kJointDim / 4), "joint_place() is for quarters");
 };
 
 // Of a block. token: -1 if there is none; end: of the keys that it sees.
@@ -87,9 +92,8 @@ DEVICE int thread_again() {
 // Where a thread works. Each warp counts the octets of its group in an order of its own, in which own ones
 // are 0, W, ..: octet o is own octet o / W of warp ^ o % W. mma fragments of tile o / 2 have it at rows g (o
 // even) or g + 8.
-template <int HD>
+template <class Tile>
 struct Place {
-    using Tile = AttentionTile<HD>;
     static constexpr int W = Tile::W;
     int warp, lane, col;
     typename Tile::Given* given;
@@ -98,7 +102,7 @@ struct Place {
     DEVICE explicit Place(F16* shared) {
         const int thread = thread_again();
         warp = thread / 32, lane = thread % 32, col = warp % W * Tile::COLS;
-        given = reinterpret_cast<typename Tile::Given*>(shared + 4 * Tile::BLOCK_N * Tile::LD) + warp;
+        given = reinterpret_cast<typename Tile::Given*>(shared + 2 * Tile::KV) + warp;
         UNROLL for (int i = 0; i < W; i++) taken[i] = given + ((warp ^ i) - warp);
     }
     // Place in the block of a lane's row.
@@ -110,9 +114,10 @@ struct Place {
 // n_row rows of a head of K and V from `slot` on, around the ring, into shared memory; rows after these, up
 // to BLOCK_N, repeat the last: scores of theirs are masked, but 0 times a row that nobody wrote may be NaN. A
 // warp takes every eighth row.
-template <int HD, int BYTES>
+template <int HD, bool JOINT, int BYTES>
 DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head_dim, int slot, int n_row) {
-    constexpr int BLOCK_N = AttentionTile<HD>::BLOCK_N, LD = AttentionTile<HD>::LD, n_in_part = BYTES / 2;
+    using Tile = AttentionTile<HD, JOINT>;
+    constexpr int BLOCK_N = Tile::BLOCK_N, LD = Tile::LD, LDK = Tile::LDK, n_in_part = BYTES / 2;
     const int thread = thread_again(), warp = thread / 32, lane = thread % 32;
     UNROLL for (int first = 0; first < BLOCK_N; first += kThreads / 32) {
         const int row = first + warp;
@@ -121,22 +126,26 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
         UNROLL for (int col = 0; col < HD; col += 32 * n_in_part) {
             const int i = col + lane * n_in_part;
             if (i >= head_dim) break;
-            const int64_t at = int64_t{kv_head * cache.n_slot + from} * head_dim + i;
-            cp_async<BYTES>(dst + row * LD + i, cache.k + at);
-            cp_async<BYTES>(dst + (BLOCK_N + row) * LD + i, cache.v + at);
+            const int64_t kv_row = kv_head * cache.n_slot + from, at = kv_row * head_dim + i;
+            if constexpr (!JOINT)
+                cp_async<BYTES>(dst + row * LDK + i, cache.k + at);
+            else if (i < kJointRotated)
+                cp_async<BYTES>(dst + row * LDK + i, cache.k + kv_row * kJointRotated + i);
+            cp_async<BYTES>(dst + BLOCK_N * LDK + row * LD + i, cache.v + at);
         }
     }
 }
 
 // out = softmax(q k^T) v, or a part of it into scratch.
 //   out, q  [n_token, n_head, head_dim] F16, rows of padded(n_head head_dim); head_dim even, at most HD
-//   cache   k, v [n_head_kv, n_slot, head_dim] F16
+//   cache   k, v [n_head_kv, n_slot, head_dim] F16; joint: k [., kJointRotated], and q in the order of v
 //   scratch see RowPart; not used if gridDim.z is 1
 // Tile:   128 rows, 64 if HD is 512: the query heads that share a KV head, stacked (row = token group + head
 //         of the group), so that they read a K or V tile once; 32 keys, 16 if HD is 512.
 // Launch: grid (n_token group / BLOCK_M, n_head_kv, n_split), 256 threads; groups of two warps, four if HD
 //         is 512, share 32 rows.
-// Shared: two K and V tiles, what the warps of a group give to each other, rows: HD 256 94 KiB, 512 81.
+// Shared: two K and V tiles, what the warps of a group give to each other, rows: HD 256 94 KiB, 512 81,
+//         joint 57.
 // Why:    q and the output stay in registers: each warp of a group has 128 or fewer of the columns. It
 //         multiplies its columns of q and k, gives the others their rows of these parts of the scores, and
 //         adds up the parts of its own rows, a half or a quarter of all. It gives the probabilities to the
@@ -146,17 +155,18 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 // Maths:  scores, softmax and sums in float32 (online, __expf); P rounded to F16. A row's bits do not depend
 //         on which warp has it.
 // Check:  tests/test_attention.cpp, against double.
-template <int HD>
+template <int HD, bool JOINT>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(F16* out, const F16* q, KvLayer<F16> cache, int n_token, AttentionShape shape, Mask mask,
                      float* scratch, const LoopState* state) {
     wait_for_last_launch();
-    using Tile = AttentionTile<HD>;
+    using Tile = AttentionTile<HD, JOINT>;
     constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
+    constexpr int LDK = Tile::LDK, KV = Tile::KV;
     constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
     SHARED(Keys, seen);  // by all rows
     SHARED_ARRAY(Row, rows, BLOCK_M);
-    SHARED_DYNAMIC(F16, shared);  // two times K and V: [2, BLOCK_N, LD]
+    SHARED_DYNAMIC(F16, shared);  // two times K and V: [BLOCK_N, LDK], [BLOCK_N, LD]
     const int head_dim = shape.head_dim, n_cached = state->n_cached, kv_head = blockIdx.y;
     const int group = shape.n_head / shape.n_head_kv, n_row = n_token * group;
     const int thread = threadIdx.x, first_row = blockIdx.x * BLOCK_M, ld = padded(shape.n_head * head_dim);
@@ -168,16 +178,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     const auto load = [&](int key, int stage) {
         const int n = min(BLOCK_N, stop - key), slot = key % cache.n_slot;
-        F16* const dst = shared + stage * (2 * BLOCK_N * LD);
-        if (head_dim % 8 == 0)
-            load_rows<HD, 16>(dst, cache, kv_head, head_dim, slot, n);
+        F16* const dst = shared + stage * KV;
+        if (JOINT || head_dim % 8 == 0)
+            load_rows<HD, JOINT, 16>(dst, cache, kv_head, head_dim, slot, n);
         else
-            load_rows<HD, 4>(dst, cache, kv_head, head_dim, slot, n);
+            load_rows<HD, JOINT, 4>(dst, cache, kv_head, head_dim, slot, n);
         cp_async_commit();
     };
 
     if (head_dim < HD) {  // columns that no load writes
-        for (int i = thread * 8; i < 4 * BLOCK_N * LD; i += kThreads * 8) store16(shared + i, {0, 0, 0, 0});
+        for (int i = thread * 8; i < 2 * KV; i += kThreads * 8) store16(shared + i, {0, 0, 0, 0});
         __syncthreads();  // before a load writes beside them
     }
     if (begin < stop) load(begin, 0);
@@ -192,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();  // seen and rows are there
 
     uint32_t q_reg[M][KS][4];
-    const Place<HD> before(shared);
+    const Place<Tile> before(shared);
     UNROLL for (int m = 0; m < M; m++) {
         UNROLL for (int i = 0; i < 2; i++) {
             const Row row = rows[before.row(2 * m + i)];
@@ -213,16 +223,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int key = begin, stage = 0; key < stop; key += BLOCK_N, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // K and V are there for all; all have used those before
-        const Place<HD> at(shared);
+        const Place<Tile> at(shared);
         if (key + BLOCK_N < stop) load(key + BLOCK_N, stage ^ 1);
-        const F16* const k_smem = shared + stage * (2 * BLOCK_N * LD);
+        const F16 *const k_smem = shared + stage * KV, *const v_smem = k_smem + BLOCK_N * LDK;
 
         float score[M][NS][4] = {};
-        const F16* k_row = k_smem + (at.lane % 8 + at.lane / 16 * 8) * LD + at.col + at.lane / 8 % 2 * 8;
+        const int k_key = at.lane % 8 + at.lane / 16 * 8, k_col = at.lane / 8 % 2 * 8;
+        const F16* const k_row = k_smem + k_key * LDK + at.warp % W * Tile::K_COLS + k_col;
+        const F16* const kv_row = v_smem + k_key * LD + at.col + k_col;  // what K and V have in common
         UNROLL for (int n = 0; n < NS; n += 2) {
             UNROLL for (int s = 0; s < KS; s++) {
                 uint32_t b[4];
-                ldmatrix(b, k_row + n * 8 * LD + s * 16);
+                ldmatrix(b,
+                         16 * s < Tile::K_COLS ? k_row + n * 8 * LDK + s * 16 : kv_row + n * 8 * LD + s * 16);
                 UNROLL for (int m = 0; m < M; m++) {
                     mma_m16n8k16_f16(score[m][n], q_reg[m][s], b[0], b[1]);
                     mma_m16n8k16_f16(score[m][n + 1], q_reg[m][s], b[2], b[3]);
@@ -292,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 }
         }
 
-        const F16* v_row = k_smem + (BLOCK_N + at.lane % 16) * LD + at.col + at.lane / 16 * 8;
+        const F16* v_row = v_smem + at.lane % 16 * LD + at.col + at.lane / 16 * 8;
         UNROLL for (int s = 0; s < NS; s += 2) {
             UNROLL for (int n = 0; n < NO; n += 2) {
                 uint32_t b[4];
@@ -308,7 +321,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     const int n_split = gridDim.z, split = blockIdx.z, n_all = n_token * shape.n_head;
-    const Place<HD> after(shared);
+    const Place<Tile> after(shared);
     UNROLL for (int k = 0; k < OWN; k++) {
         sum[k] += __shfl_xor_sync(~0u, sum[k], 1);
         sum[k] += __shfl_xor_sync(~0u, sum[k], 2);
@@ -328,7 +341,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                        ? out + int64_t{row.token} * ld + row.head * head_dim
                        : out_part<F16>(scratch, split, n_split, n_all, head_dim) + int64_t{index} * head_dim;
         UNROLL for (int n = 0; n < NO; n++) {
-            const int col = after.col + 8 * n + after.lane % 4 * 2;
+            const int place = after.col + 8 * n + after.lane % 4 * 2,
+                      col = JOINT ? joint_column(place) : place;
             if (col < head_dim)
                 *reinterpret_cast<uint32_t*>(dst + col) =
                     pack_f16(values[n][at] * inverse, values[n][at + 1] * inverse);
@@ -336,13 +350,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-template <int HD>
+template <int HD, bool JOINT = false>
 void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, int n_token,
             const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state) {
     const int n_row = n_token * (shape.n_head / shape.n_head_kv);
-    constexpr int BLOCK_M = AttentionTile<HD>::BLOCK_M;
+    using Tile = AttentionTile<HD, JOINT>;
+    constexpr int BLOCK_M = Tile::BLOCK_M;
     const dim3 grid((n_row + BLOCK_M - 1) / BLOCK_M, shape.n_head_kv, n_split);
-    EASEL_LAUNCH(attention_kernel<HD>, grid, kThreads, AttentionTile<HD>::shared_bytes, stream, out, q, cache,
+    EASEL_LAUNCH((attention_kernel<HD, JOINT>), grid, kThreads, Tile::shared_bytes, stream, out, q, cache,
                  n_token, shape, mask, scratch, state);
 }
 
@@ -452,6 +467,8 @@ void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n
             "bug: n_head is not a multiple of n_head_kv");
     require(n_token > 0 && n_split > 0 && (n_split == 1 || scratch),
             "bug: attention without tokens, parts or scratch");
+    require(!cache.joint || (sizeof(T) == 2 && head_dim == kJointDim),
+            "bug: joint K and V are for heads of 512 in F16");
     if constexpr (sizeof(T) == 4) {
         const dim3 grid(n_token, shape.n_head, n_split);
         EASEL_LAUNCH(attention_float_kernel, grid, 32, 0, stream, out, q, cache, n_token, shape, mask,
@@ -461,6 +478,7 @@ void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n
                          : head_dim <= 64  ? launch<64>
                          : head_dim <= 128 ? launch<128>
                          : head_dim <= 256 ? launch<256>
+                         : cache.joint     ? launch<512, true>
                                            : launch<512>;
         run(stream, out, q, cache, n_token, shape, mask, n_split, scratch, state);
     }

@@ -40,7 +40,7 @@ class DeviceBackend final : public Backend {
           ring_(c_.n_canvas) {
         Arena arena = memory_.arena();
         w_ = lay_out_weights<T>(*model_, n_offload_, arena);
-        cache_ = lay_out_cache<T>(c_, room_, arena);
+        cache_ = lay_out_cache<T>(*model_, room_, arena);
         b_ = lay_out_buffers<T>(c_, room_, arena);
         clear_padding<T>(stream_.s, c_, room_, b_);
         load_stats_ = load_weights<T>(stream_.s, *model_, n_offload_, w_, experts_, options.on_load);
@@ -187,7 +187,7 @@ class DeviceBackend final : public Backend {
     int64_t arena_bytes() const {
         Arena count;
         lay_out_weights<T>(*model_, n_offload_, count);
-        lay_out_cache<T>(c_, room_, count);
+        lay_out_cache<T>(*model_, room_, count);
         lay_out_buffers<T>(c_, room_, count);
         return count.bytes();
     }

@@ -133,7 +133,7 @@ class Kernels {
         });
         const int n_split = n_attention_split(c_, l, m_.room.n_context);
         const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
-        add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, n, n_prefix, sizeof(T)),
+        add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, cache, n, n_prefix),
             true, [=, this, &w](Stream s) {
                 attention(s, b_.o_in, b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
                           b_.state);

@@ -240,15 +240,29 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     return b;
 }
 
+// Whether a layer's K and V are kept jointly: see KvLayer. Its columns from 64 on, of each half, must stand
+// still at every position: to far less than F16 shows.
 template <class T>
-std::vector<KvLayer<T>> lay_out_cache(const Config& c, const Room& room, Arena& arena) {
+static bool is_joint(const Model& m, int layer) {
+    const Layer& l = m.layers[layer];
+    if (sizeof(T) != 2 || l.v || !l.shape.global || l.shape.head_dim != kJointDim) return false;
+    return std::all_of(m.rope_freqs.begin() + kJointRotated / 2, m.rope_freqs.end(), [&](float divisor) {
+        return static_cast<float>(m.config.n_context) / divisor < 1e-6f;
+    });
+}
+
+template <class T>
+std::vector<KvLayer<T>> lay_out_cache(const Model& m, const Room& room, Arena& arena) {
     std::vector<KvLayer<T>> out;
-    for (const LayerShape& l : c.layers) {
-        const int kept = l.global ? room.n_context : std::min(room.n_context, c.window - 1 + room.n_token);
-        const int64_t n = int64_t{l.n_head_kv} * kept * l.head_dim;
-        T* k = arena.take<T>(n);
-        T* v = arena.take<T>(n);
-        out.push_back({k, v, kept});
+    for (int i = 0; i < m.config.n_layer; i++) {
+        const LayerShape& l = m.config.layers[i];
+        const int kept =
+            l.global ? room.n_context : std::min(room.n_context, m.config.window - 1 + room.n_token);
+        const bool joint = is_joint<T>(m, i);
+        const int64_t n_row = int64_t{l.n_head_kv} * kept;
+        T* k = arena.take<T>(n_row * (joint ? kJointRotated : l.head_dim));
+        T* v = arena.take<T>(n_row * l.head_dim);
+        out.push_back({k, v, kept, joint});
     }
     return out;
 }
@@ -282,7 +296,7 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
     const Room room(model.config, options);
     Arena weights, cache, buffers;
     const ModelWeights w = lay_out_weights<T>(model, options.n_offload, weights);
-    lay_out_cache<T>(model.config, room, cache);
+    lay_out_cache<T>(model, room, cache);
     lay_out_buffers<T>(model.config, room, buffers);
     int64_t host = 0;
     for (const Offloaded& o : w.offloaded) host += o.bytes;
@@ -365,7 +379,7 @@ template ModelWeights lay_out_weights<F16>(const Model&, int, Arena&);
 template ModelWeights lay_out_weights<float>(const Model&, int, Arena&);
 template Buffers<F16> lay_out_buffers(const Config&, const Room&, Arena&);
 template Buffers<float> lay_out_buffers(const Config&, const Room&, Arena&);
-template std::vector<KvLayer<F16>> lay_out_cache(const Config&, const Room&, Arena&);
-template std::vector<KvLayer<float>> lay_out_cache(const Config&, const Room&, Arena&);
+template std::vector<KvLayer<F16>> lay_out_cache(const Model&, const Room&, Arena&);
+template std::vector<KvLayer<float>> lay_out_cache(const Model&, const Room&, Arena&);
 
 }  // namespace easel

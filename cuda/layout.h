@@ -131,7 +131,7 @@ Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena)
 // Global layers keep all tokens; sliding ones their window and the tokens of a pass, which is also what can
 // be taken back (truncate()): 2048 tokens are as long as an answer is by default.
 template <class T>
-std::vector<KvLayer<T>> lay_out_cache(const Config& config, const Room& room, Arena& arena);
+std::vector<KvLayer<T>> lay_out_cache(const Model& model, const Room& room, Arena& arena);
 
 // Buffers that weights go through while they are loaded, see load.h.
 constexpr int kLoadSlots = 3;

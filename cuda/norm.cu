@@ -182,7 +182,8 @@ namespace {
 
 // q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head
 //   q_out       [n_token, n_head, head_dim] T, row stride ldq
-//   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot
+//   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot; see KvLayer for
+//               joint ones, of whose columns the first 64 of each half are rotated, and no others
 //   q           [n_token, n_head, head_dim] float32
 //   k, v        [n_token, n_head_kv, head_dim] float32; may be the same
 //   n_part      q, k and v are each the sum of so many such, one after the other
@@ -208,14 +209,16 @@ __global__ void __launch_bounds__(kThreads)
     const int row = job / n_job, head = job % n_job;
     if (row >= n_token) return;  // the whole warp
 
-    const bool is_q = head < n_head, is_v = head >= n_head + n_kv;
+    const bool is_q = head < n_head, is_v = head >= n_head + n_kv, is_k = !is_q && !is_v;
     const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
     const float* x =
         is_q ? q + (int64_t{row} * n_head + head) * n : (is_v ? v : k) + (int64_t{row} * n_kv + kv_head) * n;
     const int64_t stride = int64_t{n_token} * (is_q ? n_head : n_kv) * n;  // to the next part
     const int64_t slot = (state->n_cached + row) % cache.n_slot;
-    T* out = is_q ? q_out + int64_t{row} * ldq + head * n
-                  : (is_v ? cache.v : cache.k) + (kv_head * int64_t{cache.n_slot} + slot) * n;
+    const int64_t kv_row = kv_head * int64_t{cache.n_slot} + slot;
+    T* out = is_q   ? q_out + int64_t{row} * ldq + head * n
+             : is_v ? cache.v + kv_row * n
+                    : cache.k + kv_row * (cache.joint ? kJointRotated : n);
 
     float a[N_PAIR], b[N_PAIR], sum = 0;
     UNROLL for (int j = 0; j < N_PAIR; j++) {
@@ -234,13 +237,19 @@ __global__ void __launch_bounds__(kThreads)
         const int i = lane + 32 * j;
         if (i >= half) break;
         float lo = a[j] * scale, hi = b[j] * scale;
-        if (!is_v) {
+        const bool rotates = !cache.joint || i < kJointRotated / 2;
+        if (is_k && !rotates) continue;
+        if (is_q && !rotates) {
+            lo *= weight[i] * k_weight[i];
+            hi *= weight[i + half] * k_weight[i + half];
+        } else if (!is_v) {
             const float x0 = lo * weight[i], x1 = hi * weight[i + half], c = cos[i], s = sin[i];
             lo = x0 * c - x1 * s;
             hi = x1 * c + x0 * s;
         }
-        out[i] = from_f32<T>(lo);
-        out[i + half] = from_f32<T>(hi);
+        const int at = cache.joint && !is_k ? joint_place(i) : i;
+        out[at] = from_f32<T>(lo);
+        out[at + (cache.joint && is_k ? kJointRotated / 2 : half)] = from_f32<T>(hi);
     }
 }
 
@@ -252,6 +261,7 @@ void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, 
               const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state) {
     require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim,
             "bug: head_dim is to be even and at most 512");
+    require(!cache.joint || shape.head_dim == kJointDim, "bug: joint K and V are for heads of 512");
     require(n_token <= cache.n_slot, "bug: more tokens than the cache has slots");
     const int n_job = n_token * (shape.n_head + 2 * shape.n_head_kv);
     EASEL_LAUNCH(qkv_norm_kernel<T>, (n_job + kWarps - 1) / kWarps, kThreads, 0, stream, q_out,

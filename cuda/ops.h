@@ -106,11 +106,27 @@ constexpr int ring_slot_bytes(int n_canvas) {
 }
 
 // K and V of one layer: [n_head_kv, n_slot, head_dim] T, the token at `position` in slot position % n_slot.
+// Joint: K and V of a layer without a matrix for V are the same normed row, but that K has the weight of its
+// norm and is rotated, in kJointRotated of kJointDim columns. So K is these columns alone, and q has the
+// weight in the others, which it meets in V. The columns of q and V are then in the order of joint_place().
 template <class T>
 struct KvLayer {
     T *k, *v;
     int n_slot;
+    bool joint = false;
 };
+constexpr int kJointDim = 512, kJointRotated = 128;
+// The place of column i, one of the first half of a row; column 256 + i is 256 places on. A quarter of the
+// places, which a warp of attention() has, is a quarter of the rotated columns, then one of the others; K's
+// places are those quarters of the rotated ones.
+EASEL_BOTH constexpr int joint_place(int i) {
+    return i < 64 ? i / 32 * 128 + i % 32 : (i - 64) / 96 * 128 + 32 + (i - 64) % 96;
+}
+// The column at a place.
+EASEL_BOTH constexpr int joint_column(int place) {
+    const int half = place / 256 * 256, quarter = place / 128 % 2, i = place % 128;
+    return half + (i < 32 ? 32 * quarter + i : 64 + 96 * quarter + i - 32);
+}
 
 // The slots of an expert: pairs (token, i) that permute() has put next to each other.
 struct alignas(16) ExpertSlots {

@@ -46,8 +46,11 @@ void measure_ceilings(Stream s, DeviceProfile& out) {
     }
 }
 
-// Bytes and products of each part of a step after n_prefix tokens; activations and KV of value_bytes each.
-std::vector<Timing> step_parts(const Config& c, const ModelWeights& w, int n_prefix, int value_bytes) {
+// Bytes and products of each part of a step after n_prefix tokens.
+template <class T>
+std::vector<Timing> step_parts(const Measured<T>& m, int n_prefix) {
+    const Config& c = m.config;
+    const ModelWeights& w = m.weights;
     std::vector<Timing> parts(kParts);
     for (int p = 0; p < kParts; p++) parts[p].name = kPartNames[p];
     const auto add = [&](Part part, const Timing& t) {
@@ -59,9 +62,10 @@ std::vector<Timing> step_parts(const Config& c, const ModelWeights& w, int n_pre
     add(Part::SelfCond, product(w.self_cond_gate_up, n));
     add(Part::SelfCond, product(w.self_cond_down, n));
     add(Part::Head, product(w.output, n));
-    for (const LayerWeights& l : w.layers) {
-        for (const Weights* m : {&l.q, &l.k, &l.v}) add(Part::Qkv, product(*m, n));
-        add(Part::Attention, attention_cost(l.shape, c.n_canvas, n_prefix, value_bytes));
+    for (int i = 0; i < c.n_layer; i++) {
+        const LayerWeights& l = w.layers[i];
+        for (const Weights* p : {&l.q, &l.k, &l.v}) add(Part::Qkv, product(*p, n));
+        add(Part::Attention, attention_cost(l.shape, m.cache[i], c.n_canvas, n_prefix));
         add(Part::AttentionOut, product(l.o, n));
         add(Part::DenseUp, product(l.gate_up, n));
         add(Part::DenseDown, product(l.down, n));
@@ -69,7 +73,7 @@ std::vector<Timing> step_parts(const Config& c, const ModelWeights& w, int n_pre
         add(Part::ExpertDown, product(l.expert_down, n * c.n_expert_used));
         add(Part::Router, {"", 0, 4.0 * c.n_expert * c.n_embd, 2.0 * c.n_expert * c.n_embd * n});
     }
-    const double z = n * vocab_stride(c.n_vocab) * value_bytes;
+    const double z = n * vocab_stride(c.n_vocab) * sizeof(T);
     add(Part::SoftEmbedding, {"", 0, z, 0});
     add(Part::Head, {"", 0, z, 0});
     add(Part::Sample, {"", 0, 2 * z, 0});  // read, and the probabilities written
@@ -152,9 +156,11 @@ Timing product(const Weights& w, double n_row) {
     return {"", 0, static_cast<double>(w.expert_bytes() * w.n_expert), 2.0 * w.n_row * w.n_col * n_row};
 }
 
-Timing attention_cost(const AttentionShape& shape, int n_canvas, int n_prefix, int value_bytes) {
+template <class T>
+Timing attention_cost(const AttentionShape& shape, const KvLayer<T>& cache, int n_canvas, int n_prefix) {
     const double n_key = n_canvas + (shape.window ? std::min(n_prefix, shape.window - 1) : n_prefix);
-    return {"", 0, 2.0 * value_bytes * shape.n_head_kv * shape.head_dim * n_key,
+    const int k_dim = cache.joint ? kJointRotated : shape.head_dim;
+    return {"", 0, 1.0 * sizeof(T) * shape.n_head_kv * (k_dim + shape.head_dim) * n_key,
             4.0 * shape.n_head * shape.head_dim * n_canvas * n_key};
 }
 
@@ -173,7 +179,7 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
     params.sampler.max_steps = plan.n_repeat + 1;
     params.sampler.confidence = 0;
     check_generate(m.config, params, m.backend.n_cached(), m.room.n_context);
-    out.parts = step_parts(m.config, m.weights, plan.n_prefix, sizeof(T));
+    out.parts = step_parts(m, plan.n_prefix);
     read_routing(m, params, out);
     if (plan.step) {
         out.host = time_loop(m, params, false);
@@ -191,6 +197,8 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
     return out;
 }
 
+template Timing attention_cost(const AttentionShape&, const KvLayer<F16>&, int, int);
+template Timing attention_cost(const AttentionShape&, const KvLayer<float>&, int, int);
 template DeviceProfile measure(const Measured<F16>&, const ProfilePlan&);
 template DeviceProfile measure(const Measured<float>&, const ProfilePlan&);
 

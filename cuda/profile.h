@@ -109,8 +109,9 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan);
 double median(std::vector<double> v);
 // What a product with all of a matrix costs; n_row rows of activations.
 Timing product(const Weights& weights, double n_row);
-// What attention of a layer costs in a denoise pass after n_prefix tokens; keys and values of value_bytes.
-Timing attention_cost(const AttentionShape& shape, int n_canvas, int n_prefix, int value_bytes);
+// What attention of a layer costs in a denoise pass after n_prefix tokens.
+template <class T>
+Timing attention_cost(const AttentionShape& shape, const KvLayer<T>& cache, int n_canvas, int n_prefix);
 
 // Each kernel of a step alone (kernels.cpp), by the buffers that a step has left: its cache holds n_prefix
 // tokens. Weights come from memory: layers take turns, or what would stay in the L2 cache is pushed out of

@@ -367,7 +367,8 @@ MemoryPlan plan_cpu(const Model& model, int n_context) {
         kv += 2 * int64_t{l.n_head_kv} * l.head_dim * (l.global ? n_context : n_sliding);
     }
     const int64_t n_ff = std::max(c.n_ff, c.n_ff_self_cond);
-    const int64_t per_token = 5 * int64_t{c.n_embd} + q + 2 * n_ff +
+    const int64_t angles = 2 * int64_t{c.max_head_dim()};  // cos and sin, of global and of sliding layers
+    const int64_t per_token = 5 * int64_t{c.n_embd} + q + angles + 2 * n_ff +
                               int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
     const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
     const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;

@@ -70,7 +70,7 @@ Config toy_config() {
     c.n_canvas = 32;
     c.n_context = 4096;
     c.window = 64;
-    c.layers = {{false, 2, 64}, {true, 1, 128}};
+    c.layers = {{false, 2, 64}, {true, 1, 512}};
     return c;
 }
 
@@ -223,7 +223,8 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
         y.down_exps.expert_bytes = n_stored > 1 ? d * y.down_exps.first.stride() : 0;
     }
     model->output = model->token_embd;
-    model->rope_freqs.assign(c.max_head_dim() / 2, 1.0f);
+    model->rope_freqs.assign(c.max_head_dim() / 2, 1e30f);  // as published: a quarter rotates
+    std::fill_n(model->rope_freqs.begin(), model->rope_freqs.size() / 4, 1.0f);
     return model;
 }
 

@@ -18,6 +18,7 @@ struct Case {
     int n_split = 1;
     float score = 2;     // standard deviation of the scores
     int more_slots = 0;  // of the cache, than it needs
+    bool joint = false;  // K and V of heads of 512: see KvLayer
 
     AttentionShape shape() const { return {n_head, n_head_kv, head_dim, window}; }
     int n_slot() const { return (window ? window - 1 + n_token : n_cached + n_token) + more_slots; }
@@ -26,7 +27,8 @@ struct Case {
 std::ostream& operator<<(std::ostream& s, const Case& c) {
     return s << "head_dim " << c.head_dim << ", heads " << c.n_head << "/" << c.n_head_kv << ", window "
              << c.window << ", n_cached " << c.n_cached << ", n_token " << c.n_token
-             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", n_split " << c.n_split;
+             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", n_split " << c.n_split
+             << (c.joint ? ", joint" : "");
 }
 
 // q [n_token, n_head, head_dim]; k, v [n_head_kv, position, head_dim]: rounded to T.
@@ -44,16 +46,26 @@ struct Inputs {
         q = random(size_t(c.n_token) * c.n_head * c.head_dim, 1, c.score / std::sqrt(float(c.head_dim)));
         k = random(n_kv, 2, 1);
         v = random(n_kv, 3, 1);
+        for (size_t i = 0; c.joint && i < n_kv; i++)
+            if (!rotated(i % c.head_dim)) k[i] = v[i];
     }
+    static bool rotated(size_t col) { return col % (kJointDim / 2) < kJointRotated / 2; }
     // As the cache has them: the positions that the first row sees, or a later one; NaN in other slots.
-    std::vector<T> cache(const Case& c, const std::vector<float>& kv) const {
-        const int n_position = c.n_cached + c.n_token, hd = c.head_dim;
-        std::vector<T> out(size_t(c.n_head_kv) * c.n_slot() * hd, host_from_f32<T>(NAN));
-        for (int h = 0; h < c.n_head_kv; h++)
-            for (int p = c.oldest(c.n_cached); p < n_position; p++)
-                for (int i = 0; i < hd; i++)
-                    out[(size_t(h) * c.n_slot() + p % c.n_slot()) * hd + i] =
-                        host_from_f32<T>(kv[(size_t(h) * n_position + p) * hd + i]);
+    std::vector<T> cache(const Case& c, const std::vector<float>& kv, const std::vector<int>& columns) const {
+        const size_t n_position = c.n_cached + c.n_token, n = columns.size();
+        std::vector<T> out(c.n_head_kv * c.n_slot() * n, host_from_f32<T>(NAN));
+        for (size_t h = 0; h < size_t(c.n_head_kv); h++)
+            for (size_t p = c.oldest(c.n_cached); p < n_position; p++)
+                for (size_t i = 0; i < n; i++)
+                    out[(h * c.n_slot() + p % c.n_slot()) * n + i] =
+                        host_from_f32<T>(kv[(h * n_position + p) * c.head_dim + columns[i]]);
+        return out;
+    }
+    // The columns as they stand in q and V; in K: all of these, or the rotated ones.
+    static std::vector<int> columns(const Case& c, bool of_k) {
+        std::vector<int> out(c.head_dim);
+        for (int i = 0; i < c.head_dim; i++) out[i] = c.joint ? joint_column(i) : i;
+        if (c.joint && of_k) std::erase_if(out, [](int col) { return !rotated(col); });
         return out;
     }
 };
@@ -89,15 +101,19 @@ template <class T>
 std::vector<T> run(const Case& c, const Inputs<T>& in) {
     const int n_col = c.n_head * c.head_dim, ld = padded(n_col);
     const T untouched = host_from_f32<T>(-77);
-    const auto q = to_device(to_rows<T>(in.q, n_col));
-    const auto k = to_device(in.cache(c, in.k)), v = to_device(in.cache(c, in.v));
+    const auto order = in.columns(c, false);
+    std::vector<float> q_placed(in.q.size());
+    for (size_t i = 0; i < in.q.size(); i++)
+        q_placed[i] = in.q[i / c.head_dim * c.head_dim + order[i % c.head_dim]];
+    const auto q = to_device(to_rows<T>(q_placed, n_col));
+    const auto k = to_device(in.cache(c, in.k, in.columns(c, true))), v = to_device(in.cache(c, in.v, order));
     const auto out = to_device(std::vector<T>(size_t(c.n_token) * ld, untouched));
     LoopState state{};
     state.n_cached = c.n_cached;
     const auto device_state = to_device(std::vector<LoopState>{state});
     const DeviceArray<float> scratch(attention_scratch<T>(c.n_token, c.shape(), c.n_split));
-    attention<T>(Stream{}, out.data(), q.data(), {k.data(), v.data(), c.n_slot()}, c.n_token, c.shape(),
-                 c.mask, c.n_split, scratch.data(), device_state.data());
+    attention<T>(Stream{}, out.data(), q.data(), {k.data(), v.data(), c.n_slot(), c.joint}, c.n_token,
+                 c.shape(), c.mask, c.n_split, scratch.data(), device_state.data());
     auto rows = to_host(out);
     int n_touched = 0;
     for (int t = 0; t < c.n_token; t++)
@@ -206,7 +222,32 @@ TEMPLATE_TEST_CASE("attention: parts of the keys", "[attention]", F16, float) {
 TEMPLATE_TEST_CASE("attention: the model's own shapes", "[attention]", F16, float) {
     check<TestType>({256, 2, 1, 1024, 1500, 33, Mask::Canvas, 2});
     check<TestType>({256, 2, 1, 1024, 1030, 33, Mask::Causal});
-    check<TestType>({512, 8, 1, 0, 1000, 9, Mask::Canvas, 3});
+    Case joint{512, 8, 1, 0, 1000, 9, Mask::Canvas, 3};
+    joint.joint = sizeof(TestType) == 2;
+    check<TestType>(joint);
+}
+
+TEST_CASE("attention: K and V joint", "[attention]") {
+    // Each place has a column, and each column a place.
+    for (int i = 0; i < kJointDim; i++) {
+        const int half = i / 256 * 256;
+        CHECK(joint_column(half + joint_place(i % 256)) == i);
+    }
+    const auto joint = [](Case c) {
+        c.joint = true;
+        check<F16>(c);
+    };
+    for (const Mask mask : {Mask::Causal, Mask::Canvas}) {
+        for (const int group : {1, 2, 8}) joint({512, 2 * group, 2, 0, 70, 10, mask});
+        for (const int n_key : {15, 16, 17, 32}) joint({512, 1, 1, 0, n_key - 8, 8, mask});
+        for (const int n_token : {63, 64, 65}) joint({512, 1, 1, 0, 32, n_token, mask});
+        for (const int n_split : {2, 7, 40}) joint({512, 2, 1, 0, 100, 5, mask, n_split});
+        joint({512, 2, 1, 0, 40, 12, mask, 2, 2, 3});
+    }
+    Case c{512, 3, 1, 0, 40, 23, Mask::Canvas, 2};
+    c.joint = true;
+    const Inputs<F16> in(c);
+    CHECK(worst(c, every_schedule([&] { return run<F16>(c, in); }, 2), in) < tolerance<F16>);
 }
 
 TEMPLATE_TEST_CASE("attention: large scores", "[attention]", F16, float) {
@@ -269,5 +310,12 @@ TEST_CASE("attention: refuses what it cannot do", "[attention]") {
     CHECK_THROWS_AS(launch({3, 2, 32, 0}, 1, 1), Error);
     CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, 2), Error);  // no scratch
     CHECK_THROWS_AS(launch({2, 1, 32, 0}, 0, 1), Error);
+    const auto joint = [](auto value, int head_dim) {
+        using T = decltype(value);
+        attention<T>(Stream{}, nullptr, nullptr, {nullptr, nullptr, 8, true}, 1, {2, 1, head_dim, 0},
+                     Mask::Causal, 1, nullptr, nullptr);
+    };
+    CHECK_THROWS_AS(joint(F16{}, 256), Error);
+    CHECK_THROWS_AS(joint(0.0f, 512), Error);
     CHECK(attention_scratch<F16>(10, {4, 2, 32, 0}, 1) == 0);
 }

@@ -194,9 +194,9 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(p.total() + kDeviceSlack < int64_t{20'000'000'000});
     CHECK(p.total() - p.weights < int64_t{1'500'000'000});
     CHECK(fit_gpu(*model, {}, int64_t{24'000'000'000} - kDeviceSlack).n_context >= 131072);
-    // Sliding layers are flat, global ones linear: 20 KiB a token; nothing else grows.
+    // Sliding layers are flat, global ones linear, 12.5 KiB a token with K and V joint; nothing else grows.
     const MemoryPlan large = plan_gpu(*model, {.n_context = 65536});
-    CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{20480});
+    CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{12800});
     CHECK(large.scratch == p.scratch);
     CHECK(large.weights == p.weights);
     // Attention in whole waves of an H200, 132 SMs: 32 blocks a part of the keys, in layer 5, which is

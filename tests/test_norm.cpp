@@ -162,7 +162,7 @@ TEST_CASE("rotation is exact at every position", "[norm]") {
 TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", float, F16) {
     struct Case {
         int n_cached, n_token, n_head, n_head_kv, head_dim, n_slot;
-        bool v_is_k;
+        bool v_is_k, joint = false;
     };
     const Case c = GENERATE(Case{0, 1, 2, 1, 16, 8, false},     // one row
                             Case{0, 5, 4, 2, 32, 5, true},      // a full cache
@@ -170,27 +170,36 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                             Case{1023, 3, 2, 1, 256, 7, true},  // many times round
                             Case{40, 9, 8, 2, 64, 64, false},   // blocks of 8 heads over tokens
                             Case{0, 2, 1, 1, 2, 2, false},      // a single pair
-                            Case{7, 2, 3, 1, 130, 8, false}, Case{3, 3, 2, 1, 512, 4, true});
+                            Case{7, 2, 3, 1, 130, 8, false}, Case{3, 3, 2, 1, 512, 4, true},
+                            Case{3, 4, 4, 2, 512, 5, true, true});
+    if (c.joint && std::is_same_v<TestType, float>) return;  // of F16 alone
     const int n_part = GENERATE(1, 2);
     const int hd = c.head_dim, half = hd / 2, n_q = c.n_head * hd, n_kv = c.n_head_kv * hd;
     const Floats q = random_floats(size_t(n_part) * c.n_token * n_q, 1, 2),
                  k = random_floats(size_t(n_part) * c.n_token * n_kv, 2, 0.1f),
                  v = random_floats(size_t(n_part) * c.n_token * n_kv, 3, 5), q_weight = random_floats(hd, 4),
-                 k_weight = random_floats(hd, 5), angle = random_floats(size_t(c.n_token) * half, 6, 3);
+                 k_weight = random_floats(hd, 5);
+    Floats angle = random_floats(size_t(c.n_token) * half, 6, 3);
+    const auto rotated = [&](int i) { return !c.joint || i % half < kJointRotated / 2; };
+    for (size_t i = 0; i < angle.size(); i++)
+        if (!rotated(static_cast<int>(i % half))) angle[i] = 0;
     Floats cos(angle.size()), sin(angle.size());
     for (size_t i = 0; i < angle.size(); i++) cos[i] = std::cos(angle[i]), sin[i] = std::sin(angle[i]);
 
-    const size_t q_size = size_t(c.n_token) * padded(n_q), cache_size = size_t(c.n_head_kv) * c.n_slot * hd;
+    const int k_dim = c.joint ? kJointRotated : hd;
+    const size_t q_size = size_t(c.n_token) * padded(n_q), n_kv_row = size_t(c.n_head_kv) * c.n_slot,
+                 k_size = n_kv_row * k_dim, v_size = n_kv_row * hd;
     const auto out = every_schedule([&] {
         const auto q_out = filled_rows<TestType>(c.n_token, n_q);
-        const auto k_cache = to_device(std::vector<TestType>(cache_size, host_from_f32<TestType>(9))),
-                   v_cache = to_device(std::vector<TestType>(cache_size, host_from_f32<TestType>(9)));
+        const auto k_cache = to_device(std::vector<TestType>(k_size, host_from_f32<TestType>(9))),
+                   v_cache = to_device(std::vector<TestType>(v_size, host_from_f32<TestType>(9)));
         const auto dq = to_device(q), dk = to_device(k), dv = to_device(v), dqw = to_device(q_weight),
                    dkw = to_device(k_weight), dc = to_device(cos), ds = to_device(sin);
         const auto state = device_state(c.n_cached, 3);
-        qkv_norm<TestType>({}, q_out.data(), {k_cache.data(), v_cache.data(), c.n_slot}, dq.data(), dk.data(),
-                           c.v_is_k ? dk.data() : dv.data(), n_part, dqw.data(), dkw.data(), dc.data(),
-                           ds.data(), c.n_token, {c.n_head, c.n_head_kv, hd, 0}, kEps, state.data());
+        qkv_norm<TestType>({}, q_out.data(), {k_cache.data(), v_cache.data(), c.n_slot, c.joint}, dq.data(),
+                           dk.data(), c.v_is_k ? dk.data() : dv.data(), n_part, dqw.data(), dkw.data(),
+                           dc.data(), ds.data(), c.n_token, {c.n_head, c.n_head_kv, hd, 0}, kEps,
+                           state.data());
         auto all = to_host(q_out);
         for (const auto& more : {to_host(k_cache), to_host(v_cache)})
             all.insert(all.end(), more.begin(), more.end());
@@ -209,38 +218,50 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
         }
         return row;
     };
-    Doubles expected_q, expected_k(cache_size, 9.0), expected_v = expected_k;
+    // Of a joint layer, the columns in their places.
+    const auto placed = [&](const Doubles& row) {
+        Doubles out = row;
+        for (int i = 0; c.joint && i < hd; i++) out[i] = row[joint_column(i)];
+        return out;
+    };
+    Doubles expected_q, expected_k(k_size, 9.0), expected_v(v_size, 9.0);
     for (int t = 0; t < c.n_token; t++) {
-        for (int h = 0; h < c.n_head; h++) append(expected_q, head(q, t, c.n_head, h, q_weight.data(), true));
+        for (int h = 0; h < c.n_head; h++) {
+            Doubles row = head(q, t, c.n_head, h, q_weight.data(), true);
+            for (int i = 0; i < hd; i++) row[i] *= rotated(i) ? 1 : k_weight[i];
+            append(expected_q, placed(row));
+        }
         for (int h = 0; h < c.n_head_kv; h++) {
-            const size_t at = (size_t(h) * c.n_slot + (c.n_cached + t) % c.n_slot) * hd;
+            const size_t at = size_t(h) * c.n_slot + (c.n_cached + t) % c.n_slot;
             const Doubles kh = head(k, t, c.n_head_kv, h, k_weight.data(), true),
-                          vh = head(c.v_is_k ? k : v, t, c.n_head_kv, h, nullptr, false);
-            std::copy(kh.begin(), kh.end(), expected_k.begin() + at);
-            std::copy(vh.begin(), vh.end(), expected_v.begin() + at);
+                          vh = placed(head(c.v_is_k ? k : v, t, c.n_head_kv, h, nullptr, false));
+            auto k_out = expected_k.begin() + at * k_dim;
+            for (int i = 0; i < hd; i++)
+                if (rotated(i)) *k_out++ = kh[i];
+            std::copy(vh.begin(), vh.end(), expected_v.begin() + at * hd);
         }
     }
     const std::vector<TestType> q_rows(out.begin(), out.begin() + q_size);
-    const Floats k_out =
-                     host_f32(std::vector<TestType>(out.begin() + q_size, out.begin() + q_size + cache_size)),
-                 v_out = host_f32(std::vector<TestType>(out.begin() + q_size + cache_size, out.end()));
+    const Floats k_out = host_f32(std::vector<TestType>(out.begin() + q_size, out.begin() + q_size + k_size)),
+                 v_out = host_f32(std::vector<TestType>(out.begin() + q_size + k_size, out.end()));
     INFO("head_dim " << hd << ", " << c.n_cached << " cached");
     CHECK(distance(from_rows(q_rows, n_q), expected_q) < tolerance<TestType>);
     CHECK(padding_untouched(q_rows, n_q));
     CHECK(distance(k_out, expected_k) < tolerance<TestType>);
     CHECK(distance(v_out, expected_v) < tolerance<TestType>);
-    for (size_t i = 0; i < cache_size; i++)  // slots of other positions are as they were
-        if (expected_v[i] == 9) REQUIRE((k_out[i] == 9 && v_out[i] == 9));
+    for (size_t i = 0; i < v_size; i++)  // slots of other positions are as they were
+        if (expected_v[i] == 9) REQUIRE((k_out[i / hd * k_dim] == 9 && v_out[i] == 9));
 }
 
 TEST_CASE("qkv_norm refuses what it has no room for", "[norm]") {
-    const auto run = [](int n_token, int head_dim, int n_slot) {
-        qkv_norm<float>({}, nullptr, {nullptr, nullptr, n_slot}, nullptr, nullptr, nullptr, 1, nullptr,
+    const auto run = [](int n_token, int head_dim, int n_slot, bool joint = false) {
+        qkv_norm<float>({}, nullptr, {nullptr, nullptr, n_slot, joint}, nullptr, nullptr, nullptr, 1, nullptr,
                         nullptr, nullptr, nullptr, n_token, {1, 1, head_dim, 0}, kEps, nullptr);
     };
     CHECK_THROWS_AS(run(1, 514, 8), Error);
     CHECK_THROWS_AS(run(1, 33, 8), Error);
     CHECK_THROWS_AS(run(9, 32, 8), Error);
+    CHECK_THROWS_AS(run(1, 256, 8, true), Error);
 }
 
 TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", float, F16) {

@@ -52,9 +52,12 @@ int main() {
     }
 #elif defined(ATTENTION)
     for (const int head_dim : {32, 64, 128, 256, 512}) {
-        argument = std::to_string(head_dim);
-        attention<F16>(s, nullptr, nullptr, {}, n, {16, 8, head_dim, 1024}, Mask::Canvas, 1, nullptr,
-                       nullptr);
+        for (const bool joint : {false, true}) {
+            if (joint && head_dim != kJointDim) continue;
+            argument = fmt::format("{},{}", head_dim, joint);
+            attention<F16>(s, nullptr, nullptr, {nullptr, nullptr, 1, joint}, n, {16, 8, head_dim, 1024},
+                           Mask::Canvas, 1, nullptr, nullptr);
+        }
     }
 #elif defined(MOE)
     argument = "4";

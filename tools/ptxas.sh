@@ -35,6 +35,7 @@ done | c++filt | awk -v arch="$arch" '
         base = name; sub(/<.*/, "", base)
         key = name; if (!sub(/^[^<]*</, "", key)) key = 0
         split(key, args, /[,>] */); key = args[1]
+        if (base == "attention_kernel") key = args[1] "," args[2]  # its head and whether joint
         if (base == "linear_kernel") key = args[1] "," args[3]  # its type and tiles of rows
         printf "%-5s %4d %6d %6d %6d %6d ", arch, regs, stores, loads, stack, static
         if ((base, key) in threads && name !~ /float>$/ || name ~ /F16, float>$/) {
