@@ -3,6 +3,7 @@
 # answers with the CPU's, and measures all that the README and bench/results want. It leaves there, named after the GPU:
 #   NAME.json, NAME.svg    `easel bench all`: a step and its floors, kernels, prompts, loading; and its picture
 #   NAME-skew.json         a step whose tokens prefer some experts
+#   NAME-32k.json          a step after a prompt of 32768 tokens
 #   NAME-mma-sync.json     on compute capability 9.0: a step by a program without wgmma (make WGMMA=0)
 #   NAME-peer.json         transformers' own class at the same shapes; $PYTHON (default: python3) must have torch with CUDA,
 #                          transformers (tools/requirements.txt)
@@ -52,6 +53,7 @@ else
     fail "bench all"
 fi
 build/easel bench step --router-skew 1 --json "$name-skew.json" || fail "bench step --router-skew 1"
+build/easel bench step --prefix 32768 --json "$name-32k.json" || fail "bench step --prefix 32768"
 if [ -n "$wgmma" ] && without_wgmma build/mma-sync/easel; then
     build/mma-sync/easel bench step --json "$name-mma-sync.json" || fail "bench step without wgmma"
 fi

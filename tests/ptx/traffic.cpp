@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 
 #include "code.h"
@@ -26,13 +27,13 @@ struct Group {
     size_t bytes = 0;  // a lane
     std::array<uint64_t, 32> address;
 };
-// Of all that was in a line of the file: accesses of a warp; passes over the banks of shared memory or
-// sectors of 32 bytes; as few as these bytes could do with.
+// Of all that was in a line of the file, of a cp.async apart what it reads and what it writes: accesses of a
+// warp; passes over the banks of shared memory or sectors of 32 bytes; as few as these bytes could do with.
 struct Cost {
     bool shared, read;
     uint64_t n = 0, units = 0, least = 0;
 };
-using Costs = std::map<std::pair<const Code*, int>, Cost>;  // by line
+using Costs = std::map<std::tuple<const Code*, int, bool>, Cost>;  // by line; of shared memory
 
 struct Traffic {
     Costs costs;
@@ -41,7 +42,7 @@ struct Traffic {
 
     // Lanes of 8 bytes go to shared memory in two turns, of 16 in four.
     void add(const Group& g) {
-        Cost& cost = costs[{g.code, g.line}];
+        Cost& cost = costs[{g.code, g.line, g.shared}];
         cost.shared = g.shared, cost.read = g.read, cost.n++;
         const int together = !g.shared || g.bytes <= 4 ? 32 : g.bytes == 8 ? 16 : 8;
         for (int first = 0; first < 32; first += together) {
@@ -129,10 +130,10 @@ void print_traffic() {
         "few as\n"
         "their bytes could do with; the line that is most above\n");
     std::map<std::string, std::vector<std::pair<int, Cost>>> kernels;
-    for (const auto& [line, c] : sum)
-        kernels[fmt::format("{:60} {} {}", short_name(line.first->name), c.shared ? "shared" : "global",
+    for (const auto& [of, c] : sum)
+        kernels[fmt::format("{:60} {} {}", short_name(std::get<0>(of)->name), c.shared ? "shared" : "global",
                             c.read ? "read" : "write")]
-            .emplace_back(line.second, c);
+            .emplace_back(std::get<1>(of), c);
     for (const auto& [name, lines] : kernels) {
         Cost whole{};
         std::pair<int, Cost> worst{};
