@@ -462,6 +462,7 @@ if [ -c /dev/full ]; then
     full "tokenize to a full disk" tokenize -m "$tiny"
     stdin=/dev/null
     full "--version to a full disk" --version
+    full "bench to a full disk" bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1
     error "logits to a full disk" "/dev/full: cannot be written: No space left" \
         logits -m "$tiny" --canvas-ids "$dir/canvas" -o /dev/full
 else
