@@ -120,11 +120,12 @@ class Chat {
 
     int run() {
         if (input_.from_terminal()) {
-            fmt::print(stderr, "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
-                       flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
-                       engine_.device(), engine_.n_context());
+            tell(fmt::format(
+                "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
+                flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
+                engine_.device(), engine_.n_context()));
             if (flags_.engine.model.empty())
-                fmt::print(stderr, "It was trained on single questions: /clear before the next one.\n");
+                tell("It was trained on single questions: /clear before the next one.\n");
         }
         std::string text;
         while (!done_ && read_message(text)) {
@@ -144,9 +145,9 @@ class Chat {
     }
 
   private:
-    void say(std::string_view text) { fmt::print(stderr, "{}\n", text); }
+    void say(std::string_view text) { tell(fmt::format("{}\n", text)); }
     void note(std::string_view text) {
-        fmt::print(stderr, "{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : "");
+        tell(fmt::format("{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : ""));
     }
     // What went wrong, on one line whatever bytes are in it; the conversation goes on.
     void report(std::string_view text) {
@@ -465,7 +466,7 @@ int run_chat(const ChatFlags& flags) {
     SamplerConfig sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(sampler);
     check_sampler(sampler);
-    for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+    warn(engine.model());
     Chat chat(engine, flags, sampler);
     std::signal(SIGINT, on_interrupt);
     return chat.run();

@@ -164,14 +164,13 @@ void print_statistics(const Result& r) {
     const int n_step = r.n_step();
     const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
-    fmt::print(stderr,
-               "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
-               "{:.0f} tok/s, "
-               "{:.1f} steps a canvas, {} | hash {:016x}\n",
-               r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
-               n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(),
-               rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvas, finish_name(r.finish),
-               r.hash);
+    tell(fmt::format(
+        "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
+        "{:.0f} tok/s, "
+        "{:.1f} steps a canvas, {} | hash {:016x}\n",
+        r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
+        n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(), rate(static_cast<double>(r.ids.size()), total_ms),
+        n_step / n_canvas, finish_name(r.finish), r.hash));
 }
 
 // A step's canvas on one line: what was accepted, and a dot for every token that is still noise.
@@ -188,11 +187,11 @@ std::string step_line(const Tokenizer& tokenizer, const Frame& f) {
                        safe_line(canvas));
 }
 
-void warn(const Model& model) {
-    for (const std::string& text : model.warnings) fmt::print(stderr, "easel: warning: {}\n", text);
-}
-
 }  // namespace
+
+void warn(const Model& model) {
+    for (const std::string& text : model.warnings) tell(fmt::format("easel: warning: {}\n", text));
+}
 
 const char* finish_name(Finish finish) {
     return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
@@ -214,7 +213,7 @@ Engine open_engine(EngineOptions options) {
     };
     Engine engine(options);
     progress.clear();
-    if (!engine.note().empty()) fmt::print(stderr, "easel: {}\n", engine.note());
+    if (!engine.note().empty()) tell(fmt::format("easel: {}\n", engine.note()));
     return engine;
 }
 
@@ -226,17 +225,17 @@ static std::string plan_text(const MemoryPlan& p) {
 
 // What -v tells before the answer.
 static void print_memory(Engine& engine) {
-    fmt::print(stderr, "{}, context {}: {}\n", engine.device(), engine.n_context(),
-               plan_text(engine.backend().plan()));
+    tell(fmt::format("{}, context {}: {}\n", engine.device(), engine.n_context(),
+                     plan_text(engine.backend().plan())));
     const LoadStats s = engine.backend().load_stats();
     if (!s.bytes) return;
     const double gb = static_cast<double>(s.bytes) / 1e9;
-    fmt::print(stderr,
-               "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
-               "bus took "
-               "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
-               human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3,
-               s.wait_ms / 1e3, s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3);
+    tell(fmt::format(
+        "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
+        "bus took "
+        "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
+        human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3, s.wait_ms / 1e3,
+        s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3));
 }
 
 int run_generate(const GenerateFlags& flags) {
@@ -259,7 +258,7 @@ int run_generate(const GenerateFlags& flags) {
         [&](const Frame& f) {
             if (trace) trace->step(f);
             if (flags.show_steps)
-                fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
+                tell(step_line(engine.tokenizer(), f));
             else if (view.on())
                 view.frame(f);
             else
@@ -284,10 +283,10 @@ int run_generate(const GenerateFlags& flags) {
                              : to_terminal          ? terminal_text(result.text) + "\n"
                                                     : result.text + "\n";
     if (!result.thought.empty() && flags.print == "text")
-        fmt::print(stderr, "thought: {}\n", terminal_text(result.thought));
+        tell(fmt::format("thought: {}\n", terminal_text(result.thought)));
     write_stdout(text);
     warn(engine.model());
-    if (!result.note.empty()) fmt::print(stderr, "easel: {}\n", result.note);
+    if (!result.note.empty()) tell(fmt::format("easel: {}\n", result.note));
     print_statistics(result);
     if (trace) trace->close();  // after the answer: a full disk does not lose it
     return result.finish == Finish::Cancelled ? kInterrupted : 0;

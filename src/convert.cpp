@@ -277,7 +277,7 @@ void convert(const std::string& source, const std::string& target, const Convert
         fail("{}", e.what());
     }
     if (!options.quiet)
-        for (const std::string& note : from.notes) fmt::print(stderr, "easel: {}\n", safe_line(note));
+        for (const std::string& note : from.notes) tell(fmt::format("easel: {}\n", safe_line(note)));
 
     std::vector<TensorPlan> plan;
     for (const SourceTensor& t : from.tensors) plan.push_back({t.name, t.ne, t.type});

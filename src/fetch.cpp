@@ -73,13 +73,13 @@ class Progress {
         text += fmt::format(", {}/s", human_bytes(static_cast<int64_t>(rate)));
         if (entry_.bytes > 0 && rate > 0)
             text += ", " + time_left(static_cast<double>(entry_.bytes - bytes) / rate);
-        fmt::print(stderr, "{}{}{}", terminal_ ? "\r\033[K" : "", text, terminal_ ? "" : "\n");
+        tell(fmt::format("{}{}{}", terminal_ ? "\r\033[K" : "", text, terminal_ ? "" : "\n"));
         std::fflush(stderr);
         dirty_ = terminal_;
     }
     void note(const std::string& text) {
         clear();
-        if (!quiet_) fmt::print(stderr, "{}\n", safe_line(text));
+        if (!quiet_) tell(fmt::format("{}\n", safe_line(text)));
     }
     void clear() {
         if (dirty_) std::fputs("\r\033[K", stderr);

@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "text.h"
 
 namespace easel {
 
@@ -240,9 +241,8 @@ class Server {
                 answer(*item);
         }
         if (!unanswered_.empty())
-            fmt::print(stderr,
-                       "easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
-                       unanswered_.size(), fmt::join(unanswered_, ", "));
+            tell(fmt::format("easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
+                             unanswered_.size(), fmt::join(unanswered_, ", ")));
         if (interrupted) return closed_ ? 0 : kInterrupted;
         require(reader_.error().empty(), "the input cannot be read: {}", reader_.error());
         return 0;
@@ -393,7 +393,7 @@ int run_pipe(const PipeFlags& flags) {
     check_sampler(options.sampler);
     options.n_queue = static_cast<size_t>(flags.n_queue);
     options.unordered = flags.unordered;
-    for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+    warn(engine.model());
     static volatile std::sig_atomic_t stopped_by = 0;
     struct sigaction action = {};
     action.sa_handler = [](int number) {

@@ -463,6 +463,10 @@ if [ -c /dev/full ]; then
     stdin=/dev/null
     full "--version to a full disk" --version
     full "bench to a full disk" bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1
+    # The answer is what counts: nothing of what goes with it to stderr ends it.
+    "$easel" generate -m "$tiny" -t 1 -p hi -n 24 --max-steps 2 --show-steps >"$dir/out" 2>/dev/full
+    check "stderr on a full disk: exit 0" $? -eq 0
+    check "and the answer" -s "$dir/out"
     error "logits to a full disk" "/dev/full: cannot be written: No space left" \
         logits -m "$tiny" --canvas-ids "$dir/canvas" -o /dev/full
 else
