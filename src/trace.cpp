@@ -12,6 +12,7 @@
 #include "check.h"
 #include "commands.h"
 #include "sampler_settings.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -63,8 +64,7 @@ std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
 TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Request& request)
     : path_(path), tokenizer_(engine.tokenizer()), file_(nullptr, std::fclose) {
     const std::vector<int32_t> prompt = engine.prompt_ids(request);
-    file_.reset(std::fopen(path.c_str(), "wb"));
-    require(file_ != nullptr, "{}: cannot be written: {}", path, std::strerror(errno));
+    file_.reset(open_alone(path, path));
     const Config& c = engine.model().config;
     OrderedJson j;
     j["easel_trace"] = kTraceVersion;

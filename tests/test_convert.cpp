@@ -11,6 +11,7 @@
 #include "files.h"
 #include "gguf.h"
 #include "tokenizer.h"
+#include "whole_file.h"
 
 using namespace easel;
 namespace fs = std::filesystem;

@@ -210,6 +210,10 @@ TEST_CASE("trace: a file that cannot be written", "[trace]") {
     request.prompt_ids = {2};
     check_has(error_of([&] { TraceWriter("/nowhere/trace", engine, request); }),
               {"/nowhere/trace: cannot be written: No such file"});
+    const TempDir dir;
+    TraceWriter other(dir / "trace", engine, request);
+    check_has(error_of([&] { TraceWriter(dir / "trace", engine, request); }),
+              {"trace: is being written by another"});
     if (access("/dev/full", W_OK) != 0) return;
     TraceWriter writer("/dev/full", engine, request);
     writer.end(Result{});  // says nothing
