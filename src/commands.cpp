@@ -440,9 +440,10 @@ int run_convert(const ConvertFlags& flags) {
         progress.show(fmt::format("{:3.0f} % of {}  {}",
                                   total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0,
                                   human_bytes(static_cast<int64_t>(total)), safe_line(tensor)));
+        return !interrupted;
     };
-    convert(find_model(flags.source), flags.target, options);
-    return 0;
+    catch_interrupt();
+    return convert(find_model(flags.source), flags.target, options) ? 0 : kInterrupted;
 }
 
 }  // namespace easel
