@@ -84,8 +84,8 @@ has "sizes that are not known" "unknown                 ?  not here" "$dir/out"
 check "looking makes no folder" ! -e "$models"
 echo "demo 12 abc $url/x" >"$dir/broken.txt"
 error "a list with a wrong sha256" 'broken.txt line 1: the sha256 is "abc", expected 64' fetch --list "$dir/broken.txt"
-error "no such list" "none.txt: the list of models cannot be read: No such file" fetch --list "$dir/none.txt"
-error "a list that is a folder" "the list of models cannot be read: Is a directory" fetch --list "$dir"
+error "no such list" "the list of models: $dir/none.txt: cannot be opened: No such file" fetch --list "$dir/none.txt"
+error "a list that is a folder" "the list of models: $dir: cannot be read: Is a directory" fetch --list "$dir"
 
 # ---- Names
 
