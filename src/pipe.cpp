@@ -169,10 +169,11 @@ class Reader {
                            [this](std::string_view text, bool too_long) { take(text, too_long); });
         std::vector<char> buffer(1 << 16);
         while (!stopped_ && !interrupted) {
-            // Of `out` only its reader's end is of interest: a pipe reports it unasked.
+            // Of `out` only its reader's end is of interest, which is reported unasked: a pipe's as an error,
+            // a socket's as a hang-up.
             pollfd p[3] = {{in_, POLLIN, 0}, {wake_[0], POLLIN, 0}, {out_, 0, 0}};
             if (poll(p, 3, -1) < 0) continue;
-            if (p[2].revents & POLLERR) output_closed_ = true;
+            if (p[2].revents & (POLLERR | POLLHUP)) output_closed_ = true;
             if (p[1].revents || output_closed_) break;
             const ssize_t n = read(in_, buffer.data(), buffer.size());
             if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
