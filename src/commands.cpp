@@ -96,7 +96,8 @@ void add_choices(const std::string& flag, std::map<int, std::vector<std::string>
     texts = split_options(std::string_view(flag).substr(equals + 1));
 }
 
-Request make_request(const GenerateFlags& f, const Engine& engine) {
+// All of a request that needs no model.
+Request make_request(const GenerateFlags& f) {
     const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
             n_source);
@@ -118,9 +119,6 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
         }
     }
     r.think = f.think;
-    r.sampler = engine.model().config.sampler;
-    for (const auto& change : f.sampler_changes) change(*r.sampler);
-    check_sampler(*r.sampler);  // before a trace is begun
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;
@@ -240,13 +238,16 @@ static void print_memory(Engine& engine) {
 
 int run_generate(const GenerateFlags& flags) {
     require(!flags.show_steps || flags.view.view != "on", "--show-steps goes without --view on");
+    require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
+            "--trace goes without --best-of and --retry-empty: it is of one answer");
+    Request request = make_request(flags);  // a wrong flag is told before a model is loaded
     set_utf8_locale();
     Engine engine = open_engine(flags.engine);
     if (flags.verbose) print_memory(engine);
-    const Request request = make_request(flags, engine);
+    request.sampler = engine.model().config.sampler;
+    for (const auto& change : flags.sampler_changes) change(*request.sampler);
+    check_sampler(*request.sampler);  // before a trace is begun
     std::optional<TraceWriter> trace;
-    require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
-            "--trace goes without --best-of and --retry-empty: it is of one answer");
     if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();
     ViewFlags view_flags = flags.view;

@@ -186,6 +186,8 @@ check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].
 # ---- Prompts
 
 error "no prompt" "0 prompts given, expected one of" generate -m "$tiny"
+error "no prompt, told before a model is loaded" "0 prompts given" generate -m nope.gguf
+error "a prompt's file that is missing, too" "none.txt: cannot be opened" generate -m nope.gguf -f none.txt
 error "two prompts" "2 prompts given, expected one of" generate -m "$tiny" -p hi -f Makefile
 error "three prompts" "3 prompts given, expected one of" \
     generate -m "$tiny" -p hi -f Makefile --prompt-ids "$dir/prompt"
