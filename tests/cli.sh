@@ -135,6 +135,7 @@ done <<'END'
 --self-cond-top-k -1 self-cond-top-k is -1, expected 0 (all) or more
 --self-cond-drop 1 self-cond-drop is 1, expected 0 or more and less than 1
 --self-cond-drop -inf self-cond-drop is -inf, expected 0 or more and less than 1
+--self-cond-drop -0.5 self-cond-drop is -0.5, expected 0 or more and less than 1
 END
 
 # Infill: canvas, choices, what the message says. The built-in model has a canvas of 32.
