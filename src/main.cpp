@@ -392,7 +392,8 @@ int run(int argc, char** argv) {
 
     // CLI11 would only say that a subcommand is missing.
     const auto named = [&](const Command& c) { return c.app->check_name(argv[1]); };
-    if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
+    if (argc > 1 && !app.get_option_no_throw(argv[1]) &&
+        std::none_of(commands.begin(), commands.end(), named)) {
         std::vector<std::string> names;
         for (const Command& c : commands) names.push_back(c.app->get_name());
         fail("there is no command \"{}\", expected one of {}", argv[1], fmt::join(names, ", "));

@@ -57,12 +57,13 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 
 error "no command" "subcommand" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
+error "a flag before the command" 'no command "-m", expected one of generate, chat, pipe' -m "$tiny" generate -p hi
+error "an unknown flag instead of one" 'no command "--frobnicate"' --frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
 error "steps that are no whole number" '--max-steps: "2.0" is no whole number' generate -m "$tiny" -p hi --max-steps 2.0
 error "nor one of 32 bits" '--top-k: "99999999999" is no whole number of 32 bits' generate -m "$tiny" -p hi --top-k 99999999999
 error "a temperature that is no number" '--t-max: "hot" is no number' generate -m "$tiny" -p hi --t-max hot
 error "arguments that nobody takes: the first" "not expected: --load (" chat --load file
-error "a flag before the command" "not expected: -m (" -m "$tiny" generate
 # A variable that is not set is not to mean the built-in model, or a file without a name.
 error "an empty model" "--model: the name is empty, expected that of a GGUF file" generate -m "" -p hi
 error "an empty model, info" "--model: the name is empty" info ""
