@@ -11,6 +11,7 @@
 #include "infill.h"
 #include "models.h"
 #include "parallel.h"
+#include "text.h"
 
 namespace easel {
 
@@ -55,19 +56,8 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
 
 bool is_utf8(std::string_view s, size_t* at) {
     for (size_t i = 0; i < s.size();) {
-        const auto byte = [&](size_t j) { return static_cast<unsigned char>(s[j]); };
-        const unsigned char c = byte(i);
-        const int n = c < 0x80                ? 1
-                      : c >= 0xc2 && c < 0xe0 ? 2
-                      : c >= 0xe0 && c < 0xf0 ? 3
-                      : c >= 0xf0 && c < 0xf5 ? 4
-                                              : 0;
-        bool ok = n > 0 && i + n <= s.size();
-        for (int j = 1; ok && j < n; j++) ok = (byte(i + j) & 0xc0) == 0x80;
-        // Overlong forms, surrogates, and what lies past U+10FFFF.
-        if (ok && n == 3) ok = !(c == 0xe0 && byte(i + 1) < 0xa0) && !(c == 0xed && byte(i + 1) >= 0xa0);
-        if (ok && n == 4) ok = !(c == 0xf0 && byte(i + 1) < 0x90) && !(c == 0xf4 && byte(i + 1) >= 0x90);
-        if (!ok) {
+        const auto [c, n] = first_char(s.substr(i));
+        if (c == 0xfffd && n == 1) {  // a stray byte; U+FFFD itself has three
             *at = i;
             return false;
         }
