@@ -149,6 +149,8 @@ void Engine::open_backend(const EngineOptions& options) {
     }
     require(!options.n_offload || name != "cpu",
             "--expert-offload is for a GPU; on a CPU all experts stay in the mapped file");
+    if (options.n_offload && note_.empty())
+        note_ = "the CPU is used: --expert-offload is for a GPU, and there is none";
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
     backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);
