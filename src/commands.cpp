@@ -277,7 +277,7 @@ int run_generate(const GenerateFlags& flags) {
     progress.clear();
     view.finish();
     if (trace) trace->end(result);
-    result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms());
+    result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms(result.seed - flags.seed));
     const bool to_terminal = isatty(STDOUT_FILENO);
     const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)

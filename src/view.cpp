@@ -316,6 +316,12 @@ void View::frame(const Frame& f) {
     if (!on_) return;
     const auto now = Clock::now();
     n_frame_++;
+    if (f.canvas == 0 && f.step == 0) {
+        if (!paused_ms_.empty()) began_ = left_;
+        paused_ms_.push_back(0);
+        committed_.clear();
+        settled_.clear();
+    }
     if (now - (f.last ? last_drawn_ : drawn_) >= kFramePause) {
         const Screen s = screen();
         ViewStatus status{f.canvas,       f.step, max_steps_, 0, static_cast<int>(f.tokens.size()),
@@ -341,8 +347,9 @@ void View::frame(const Frame& f) {
         poll(nullptr, 0, delay_ms_);  // a signal ends it
         const auto pause = Clock::now() - now;
         began_ += pause;  // not the model's time
-        paused_ms_ += std::chrono::duration<double, std::milli>(pause).count();
+        paused_ms_.back() += std::chrono::duration<double, std::milli>(pause).count();
     }
+    left_ = Clock::now();
 }
 
 void View::finish() {
