@@ -313,6 +313,10 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     const size_t n_committed = std::min<size_t>(backend_->n_cached() - prompt.size(), answer.tokens.size());
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
     if (!answer.note.empty()) result.note = answer.note;
+    require(
+        std::all_of(answer.entropy.begin(), answer.entropy.end(), [](float x) { return std::isfinite(x); }),
+        "the model computed what is no number (NaN or infinity): its weights are damaged, or they overflow "
+        "in 16 bits, which a GPU computes in without --exact");
     if (request.canvas && answer.finish != Finish::Cancelled) {
         const auto is_end = [&](int32_t id) { return tokenizer_->is_end(id); };
         const auto text_end = answer.tokens.begin() + canvas.n_token;
