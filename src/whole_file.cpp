@@ -19,19 +19,22 @@ static void require_written(bool ok, const std::string& path, int problem) {
     require(ok, "{}: cannot be written: {}", path, std::strerror(problem));
 }
 
-std::string read_all(std::FILE* in, const std::string& name) {
+std::string read_all(std::FILE* in, const std::string& name, size_t most) {
     std::string text;
     char buffer[1 << 16];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
+    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) {
+        text.append(buffer, n);
+        require(text.size() <= most, "{}: is longer than {} bytes, the most that is read here", name, most);
+    }
     require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
     return text;
 }
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, size_t most) {
     std::FILE* in = std::fopen(path.c_str(), "rb");
     require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
     const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
-    return read_all(in, path);
+    return read_all(in, path, most);
 }
 
 // Whether the name is that of the file which is open: another process may have moved it since.

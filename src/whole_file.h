@@ -1,15 +1,18 @@
 // whole_file.h: files that are read or written as one text, and files that one process alone may write. Used
 // by the commands, by GgufWriter and by traces.
 #pragma once
+#include <cstdint>
 #include <cstdio>
 #include <string>
 #include <string_view>
 
 namespace easel {
 
-// All of a file, or of a stream that messages call `name`. Error if it cannot be read.
-std::string read_file(const std::string& path);
-std::string read_all(std::FILE* in, const std::string& name);
+// All of a file, or of a stream that messages call `name`. Error if it cannot be read, or has more than
+// `most` bytes, as what never ends has.
+constexpr size_t kMostBytes = INT32_MAX;
+std::string read_file(const std::string& path, size_t most = kMostBytes);
+std::string read_all(std::FILE* in, const std::string& name, size_t most = kMostBytes);
 
 // Opens a file to write, empty. Error where another process is writing it: it stays locked until it is
 // closed. Messages call it `name`.

@@ -205,3 +205,12 @@ TEST_CASE("hostile safetensors files are refused") {
     open(good, 24);
     check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"x.safetensors", "b", "not in it"});
 }
+
+TEST_CASE("a file is read whole, up to so many bytes") {
+    const TempDir dir;
+    dir.write("five", "12345");
+    CHECK(read_file(dir / "five", 5) == "12345");
+    check_has(error_of([&] { read_file(dir / "five", 4); }), {"five: is longer than 4 bytes"});
+    check_has(error_of([&] { read_file("/dev/zero", 1 << 20); }),
+              {"/dev/zero: is longer than 1048576 bytes"});
+}
