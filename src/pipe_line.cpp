@@ -268,7 +268,7 @@ std::string pipe_schema() {
         "           entropies, nats of each id\n"
         "  frame    id, canvas and step (from 0), text (what would be the answer now), accepted "
         "(positions),\n"
-        "           mean_entropy (nats)\n"
+        "           mean_entropy (nats); with best_of or retry_empty: of one answer after the other\n"
         "  error    id (null where the line has none that can be read), line, message; the next lines go on\n"
         "  warning  line, message: an unknown key, a cancel of an id that was never seen, or that much of a\n"
         "           prompt had to be encoded again\n\n"
