@@ -61,25 +61,6 @@ void catch_interrupt() {
     });
 }
 
-// One line that is rewritten in place, on a terminal only.
-class ProgressLine {
-  public:
-    ~ProgressLine() { clear(); }
-    void show(const std::string& text) {
-        if (!terminal_) return;
-        std::fprintf(stderr, "\r\033[K%s", text.c_str());
-        std::fflush(stderr);
-        shown_ = true;
-    }
-    void clear() {
-        if (shown_) std::fputs("\r\033[K", stderr);
-        shown_ = false;
-    }
-
-  private:
-    bool terminal_ = is_screen(STDERR_FILENO), shown_ = false;
-};
-
 double rate(double n, double ms) {
     return ms > 0 ? n * 1000 / ms : 0;
 }

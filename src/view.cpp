@@ -352,6 +352,18 @@ void View::frame(const Frame& f) {
     left_ = Clock::now();
 }
 
+void ProgressLine::show(std::string_view text) {
+    if (!on_) return;
+    // Without line wrap: what the terminal is too narrow for would stay on the row above.
+    tell(fmt::format("\033[?7l\r\033[K{}\033[?7h", text));
+    shown_ = true;
+}
+
+void ProgressLine::clear() {
+    if (shown_) tell("\r\033[K");
+    shown_ = false;
+}
+
 void View::finish() {
     if (on_) end_drawing();
 }

@@ -2,6 +2,7 @@
 // place, for `easel generate` and `easel chat`.
 #pragma once
 #include <termios.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
@@ -109,6 +110,18 @@ class View {
     int n_drawn_ = 0, n_frame_ = 0;
     double spent_ms_ = 0;
     std::vector<double> paused_ms_;  // an answer
+};
+
+// One line on stderr that is rewritten in place, on a terminal only.
+class ProgressLine {
+  public:
+    ~ProgressLine() { clear(); }
+    bool on() const { return on_; }
+    void show(std::string_view text);
+    void clear();
+
+  private:
+    bool on_ = is_screen(STDERR_FILENO), shown_ = false;
 };
 
 // For a signal handler that ends the program at once: takes the drawing away and restores the terminal.

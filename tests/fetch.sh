@@ -273,8 +273,11 @@ same "to the whole file" "$models/slow.gguf" $demo
 if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/null 2>&1; then
     rm "$models/slow.gguf"
     head -c 1500000 $demo >"$models/slow.gguf.part"
-    script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
-    has "a terminal has a line that changes" "$(printf '\r\033[Kslow: ')" "$dir/screen"
+    TERM=xterm script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
+    has "a terminal has a line that changes, on one row" "$(printf '\033[?7l\r\033[Kslow: ')" "$dir/screen"
+    rm "$models/slow.gguf"
+    TERM=dumb script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
+    check "one that cannot has none" "$(grep -c "$(printf '\033')" "$dir/screen")" -eq 0
 else
     skip "progress on a terminal" "needs util-linux's script"
 fi
