@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -64,6 +65,9 @@ std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
 TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Request& request)
     : path_(path), tokenizer_(engine.tokenizer()), file_(nullptr, std::fclose) {
     const std::vector<int32_t> prompt = engine.prompt_ids(request);
+    std::error_code ignored;
+    require(!std::filesystem::equivalent(path, engine.model().file->name(), ignored),
+            "{}: is the model itself, expected another file to write the trace to", path);
     file_.reset(open_alone(path, path));
     const Config& c = engine.model().config;
     OrderedJson j;
