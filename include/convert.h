@@ -16,16 +16,16 @@ struct ConvertOptions {
     std::string type;    // one of convert_types(), any case
     bool quiet = false;  // no notes and warnings on stderr
     // Called now and then with the bytes of tensors written so far, those of the whole file, and the current
-    // tensor.
-    std::function<void(uint64_t done, uint64_t total, std::string_view tensor)> progress;
+    // tensor. Returns false to stop.
+    std::function<bool(uint64_t done, uint64_t total, std::string_view tensor)> progress;
 };
 
 // Writes `target`, a GGUF file, from `source`: a folder with config.json, model*.safetensors and
 // tokenizer.json (generation_config.json and a chat template when present), or a GGUF file, whose keys are
 // all kept but general.file_type. Memory stays under about 1 GB beyond mapped pages, whatever the size of the
-// source. `target` appears, or is replaced, only when it is complete. Throws Error naming the file, tensor or
-// key.
-void convert(const std::string& source, const std::string& target, const ConvertOptions& options);
+// source. `target` appears, or is replaced, only when it is complete. False: options.progress stopped it.
+// Throws Error naming the file, tensor or key.
+bool convert(const std::string& source, const std::string& target, const ConvertOptions& options);
 
 // The names that ConvertOptions::type can have: "bf16, f16, ..."; those whose block types easel can write.
 std::string convert_types();

@@ -222,12 +222,12 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
            {"fma_peak_gflops", fma / 1e9},
            {"gemm_peak_gflops", peak / 1e9}};
     if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
-    fmt::print(
+    write_stdout(fmt::format(
         "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
         "by {}, int8 by {}\n",
-        n_threads(), fma / 1e9, peak / 1e9, float_variants()[0].name, int8_variants()[0].name);
-    fmt::print("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens", "ms", "tok/s",
-               "GFLOP/s", "of product");
+        n_threads(), fma / 1e9, peak / 1e9, float_variants()[0].name, int8_variants()[0].name));
+    write_stdout(fmt::format("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens",
+                             "ms", "tok/s", "GFLOP/s", "of product"));
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8
         const CpuMath math = i % 2 ? CpuMath::Int8 : CpuMath::Float;
         const auto& model = models[i / 2].model;
@@ -235,9 +235,8 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
         const Config& c = model->config;
         const auto row = [&](const char* pass, int n_token, double ms, double flop) {
             const double gflops = flop / ms / 1e6;
-            fmt::print("{:<16} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name, pass, n_token,
-                       ms, n_token * 1e3 / ms, gflops, 100e9 * gflops / peak);
-            std::fflush(stdout);
+            write_stdout(fmt::format("{:<16} {:<8} {:>7} {:>10.2f} {:>10.0f} {:>10.1f} {:>9.0f}%\n", name,
+                                     pass, n_token, ms, n_token * 1e3 / ms, gflops, 100e9 * gflops / peak));
             return Json{{"tokens", n_token},
                         {"ms", ms},
                         {"tok_s", n_token * 1e3 / ms},
@@ -291,8 +290,8 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     for (const int n : plan.prefill) options.n_context = std::max(options.n_context, n + c.n_canvas);
     DeviceProfile p = profile_cuda(model, options, plan);
     if (flags.what == "load") p.load.push_back(profile_cuda(model, options, {}).load[0]);
-    fmt::print("{} (driver for CUDA {}.{}), {}\n{}", device.name, device.driver / 1000,
-               device.driver % 1000 / 10, name, profile_tables(p, c, plan));
+    write_stdout(fmt::format("{} (driver for CUDA {}.{}), {}\n{}", device.name, device.driver / 1000,
+                             device.driver % 1000 / 10, name, profile_tables(p, c, plan)));
     Json j{{"device", device.name}, {"driver", device.driver}, {"built", backends()}, {"model", name}};
     if (flags.model.empty()) j["router_skew"] = flags.router_skew;
     j.update(Json::parse(profile_json(p, c, plan)));
@@ -330,7 +329,8 @@ int run_bench(const BenchFlags& flags) {
     Json j{{"commit", version_commit()}};
     if (on_gpu) j["gpu"] = bench_gpu(flags, *device);
     if (!on_gpu && !missing.empty())
-        fmt::print("{}, {}\n", all ? "step, kernels, load: SKIPPED" : "prefill on the CPU", missing);
+        write_stdout(
+            fmt::format("{}, {}\n", all ? "step, kernels, load: SKIPPED" : "prefill on the CPU", missing));
     if (cpu || all || !on_gpu) j["cpu"] = bench_cpu(flags, cpu || all, !on_gpu && (all || prefill));
     if (flags.json) write_file(path, j.dump(2) + "\n");
     return 0;

@@ -2,12 +2,10 @@
 // everything else to stderr. Called by main.
 #include <unistd.h>
 
-#include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "check.h"
@@ -45,26 +43,14 @@ constexpr std::string_view kQuotes = "\"\"\"";
 
 // ---- Conversations in files: {"messages": [{"role": "user", "content": "..."}, ...]}, as in `easel pipe`
 
-constexpr int64_t kFileBytes = int64_t{64} << 20;
+constexpr size_t kFileBytes = size_t{64} << 20;
 
 const char* role_name(Role role) {
     return role == Role::System ? "system" : role == Role::User ? "user" : "assistant";
 }
 
 std::vector<Message> read_messages(const std::string& path) {
-    std::FILE* file = std::fopen(path.c_str(), "rb");
-    require(file, "{}: cannot be opened: {}", path, std::strerror(errno));
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(file, std::fclose);
-    std::string text;
-    char buffer[1 << 16];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, file)) > 0;) {
-        text.append(buffer, n);
-        require(text.size() <= kFileBytes, "{}: is longer than {}, which is no conversation", path,
-                human_bytes(kFileBytes));
-    }
-    require(!std::ferror(file), "{}: cannot be read: {}", path, std::strerror(errno));
-
-    const auto json = nlohmann::json::parse(text, nullptr, false);
+    const auto json = nlohmann::json::parse(read_file(path, kFileBytes), nullptr, false);
     require(!json.is_discarded(), "{}: is not valid JSON, expected what /save writes", path);
     const auto list = json.is_object() ? json.find("messages") : json.end();
     require(json.is_object() && list != json.end() && list->is_array(),
@@ -120,11 +106,12 @@ class Chat {
 
     int run() {
         if (input_.from_terminal()) {
-            fmt::print(stderr, "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
-                       flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
-                       engine_.device(), engine_.n_context());
+            tell(fmt::format(
+                "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
+                flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
+                engine_.device(), engine_.n_context()));
             if (flags_.engine.model.empty())
-                fmt::print(stderr, "It was trained on single questions: /clear before the next one.\n");
+                tell("It was trained on single questions: /clear before the next one.\n");
         }
         std::string text;
         while (!done_ && read_message(text)) {
@@ -144,9 +131,9 @@ class Chat {
     }
 
   private:
-    void say(std::string_view text) { fmt::print(stderr, "{}\n", text); }
+    void say(std::string_view text) { tell(fmt::format("{}\n", text)); }
     void note(std::string_view text) {
-        fmt::print(stderr, "{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : "");
+        tell(fmt::format("{}{}{}\n", dim_ ? "\033[2m" : "", text, dim_ ? "\033[0m" : ""));
     }
     // What went wrong, on one line whatever bytes are in it; the conversation goes on.
     void report(std::string_view text) {
@@ -465,7 +452,7 @@ int run_chat(const ChatFlags& flags) {
     SamplerConfig sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(sampler);
     check_sampler(sampler);
-    for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+    warn(engine.model());
     Chat chat(engine, flags, sampler);
     std::signal(SIGINT, on_interrupt);
     return chat.run();

@@ -61,25 +61,6 @@ void catch_interrupt() {
     });
 }
 
-// One line that is rewritten in place, on a terminal only.
-class ProgressLine {
-  public:
-    ~ProgressLine() { clear(); }
-    void show(const std::string& text) {
-        if (!terminal_) return;
-        std::fprintf(stderr, "\r\033[K%s", text.c_str());
-        std::fflush(stderr);
-        shown_ = true;
-    }
-    void clear() {
-        if (shown_) std::fputs("\r\033[K", stderr);
-        shown_ = false;
-    }
-
-  private:
-    bool terminal_ = is_screen(STDERR_FILENO), shown_ = false;
-};
-
 double rate(double n, double ms) {
     return ms > 0 ? n * 1000 / ms : 0;
 }
@@ -96,7 +77,8 @@ void add_choices(const std::string& flag, std::map<int, std::vector<std::string>
     texts = split_options(std::string_view(flag).substr(equals + 1));
 }
 
-Request make_request(const GenerateFlags& f, const Engine& engine) {
+// All of a request that needs no model.
+Request make_request(const GenerateFlags& f) {
     const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
             n_source);
@@ -118,9 +100,6 @@ Request make_request(const GenerateFlags& f, const Engine& engine) {
         }
     }
     r.think = f.think;
-    r.sampler = engine.model().config.sampler;
-    for (const auto& change : f.sampler_changes) change(*r.sampler);
-    check_sampler(*r.sampler);  // before a trace is begun
     r.seed = f.seed;
     r.n_token = f.n_token;
     r.ignore_eos = f.ignore_eos;
@@ -164,14 +143,13 @@ void print_statistics(const Result& r) {
     const int n_step = r.n_step();
     const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
-    fmt::print(stderr,
-               "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
-               "{:.0f} tok/s, "
-               "{:.1f} steps a canvas, {} | hash {:016x}\n",
-               r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
-               n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(),
-               rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvas, finish_name(r.finish),
-               r.hash);
+    tell(fmt::format(
+        "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
+        "{:.0f} tok/s, "
+        "{:.1f} steps a canvas, {} | hash {:016x}\n",
+        r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
+        n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(), rate(static_cast<double>(r.ids.size()), total_ms),
+        n_step / n_canvas, finish_name(r.finish), r.hash));
 }
 
 // A step's canvas on one line: what was accepted, and a dot for every token that is still noise.
@@ -188,11 +166,11 @@ std::string step_line(const Tokenizer& tokenizer, const Frame& f) {
                        safe_line(canvas));
 }
 
-void warn(const Model& model) {
-    for (const std::string& text : model.warnings) fmt::print(stderr, "easel: warning: {}\n", text);
-}
-
 }  // namespace
+
+void warn(const Model& model) {
+    for (const std::string& text : model.warnings) tell(fmt::format("easel: warning: {}\n", text));
+}
 
 const char* finish_name(Finish finish) {
     return finish == Finish::Stop ? "stop" : finish == Finish::Length ? "length" : "cancelled";
@@ -214,7 +192,7 @@ Engine open_engine(EngineOptions options) {
     };
     Engine engine(options);
     progress.clear();
-    if (!engine.note().empty()) fmt::print(stderr, "easel: {}\n", engine.note());
+    if (!engine.note().empty()) tell(fmt::format("easel: {}\n", engine.note()));
     return engine;
 }
 
@@ -226,28 +204,31 @@ static std::string plan_text(const MemoryPlan& p) {
 
 // What -v tells before the answer.
 static void print_memory(Engine& engine) {
-    fmt::print(stderr, "{}, context {}: {}\n", engine.device(), engine.n_context(),
-               plan_text(engine.backend().plan()));
+    tell(fmt::format("{}, context {}: {}\n", engine.device(), engine.n_context(),
+                     plan_text(engine.backend().plan())));
     const LoadStats s = engine.backend().load_stats();
     if (!s.bytes) return;
     const double gb = static_cast<double>(s.bytes) / 1e9;
-    fmt::print(stderr,
-               "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
-               "bus took "
-               "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
-               human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3,
-               s.wait_ms / 1e3, s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3);
+    tell(fmt::format(
+        "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
+        "bus took "
+        "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
+        human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3, s.wait_ms / 1e3,
+        s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3));
 }
 
 int run_generate(const GenerateFlags& flags) {
     require(!flags.show_steps || flags.view.view != "on", "--show-steps goes without --view on");
+    require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
+            "--trace goes without --best-of and --retry-empty: it is of one answer");
+    Request request = make_request(flags);  // a wrong flag is told before a model is loaded
     set_utf8_locale();
     Engine engine = open_engine(flags.engine);
     if (flags.verbose) print_memory(engine);
-    const Request request = make_request(flags, engine);
+    request.sampler = engine.model().config.sampler;
+    for (const auto& change : flags.sampler_changes) change(*request.sampler);
+    check_sampler(*request.sampler);  // before a trace is begun
     std::optional<TraceWriter> trace;
-    require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
-            "--trace goes without --best-of and --retry-empty: it is of one answer");
     if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();
     ViewFlags view_flags = flags.view;
@@ -259,7 +240,7 @@ int run_generate(const GenerateFlags& flags) {
         [&](const Frame& f) {
             if (trace) trace->step(f);
             if (flags.show_steps)
-                fmt::print(stderr, "{}", step_line(engine.tokenizer(), f));
+                tell(step_line(engine.tokenizer(), f));
             else if (view.on())
                 view.frame(f);
             else
@@ -277,17 +258,17 @@ int run_generate(const GenerateFlags& flags) {
     progress.clear();
     view.finish();
     if (trace) trace->end(result);
-    result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms());
+    result.denoise_ms = std::max(0.0, result.denoise_ms - view.paused_ms(result.seed - flags.seed));
     const bool to_terminal = isatty(STDOUT_FILENO);
     const std::string text = flags.print == "json"  ? result_json(result)
                              : flags.print == "ids" ? ids_text(result.ids)
                              : to_terminal          ? terminal_text(result.text) + "\n"
                                                     : result.text + "\n";
     if (!result.thought.empty() && flags.print == "text")
-        fmt::print(stderr, "thought: {}\n", terminal_text(result.thought));
+        tell(fmt::format("thought: {}\n", terminal_text(result.thought)));
     write_stdout(text);
     warn(engine.model());
-    if (!result.note.empty()) fmt::print(stderr, "easel: {}\n", result.note);
+    if (!result.note.empty()) tell(fmt::format("easel: {}\n", result.note));
     print_statistics(result);
     if (trace) trace->close();  // after the answer: a full disk does not lose it
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
@@ -441,9 +422,10 @@ int run_convert(const ConvertFlags& flags) {
         progress.show(fmt::format("{:3.0f} % of {}  {}",
                                   total ? 100.0 * static_cast<double>(done) / static_cast<double>(total) : 0,
                                   human_bytes(static_cast<int64_t>(total)), safe_line(tensor)));
+        return !interrupted;
     };
-    convert(find_model(flags.source), flags.target, options);
-    return 0;
+    catch_interrupt();
+    return convert(find_model(flags.source), flags.target, options) ? 0 : kInterrupted;
 }
 
 }  // namespace easel

@@ -101,6 +101,8 @@ std::string version_text();    // version, commit, devices, compilers: a line ea
 
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
+// What is odd about a model, to stderr.
+void warn(const Model& model);
 // "stop", "length" or "cancelled".
 const char* finish_name(Finish finish);
 

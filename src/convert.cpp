@@ -214,9 +214,9 @@ class Output {
     void wait() {
         if (busy_.valid()) busy_.get();
     }
-    void report(uint64_t bytes, std::string_view tensor) {
+    bool report(uint64_t bytes, std::string_view tensor) {
         done_ += bytes;
-        if (options_.progress) options_.progress(done_, writer_.total_bytes(), tensor);
+        return !options_.progress || options_.progress(done_, writer_.total_bytes(), tensor);
     }
 
   private:
@@ -226,7 +226,8 @@ class Output {
     uint64_t done_ = 0;
 };
 
-void write_tensor(Output& out, const SourceTensor& t, const TensorPlan& plan) {
+// False: stopped.
+bool write_tensor(Output& out, const SourceTensor& t, const TensorPlan& plan) {
     int64_t n_rows = 1;
     for (size_t d = 1; d < t.ne.size(); d++) n_rows *= t.ne[d];
     const int64_t from_bytes = row_bytes(t.type, t.ne[0]), to_bytes = row_bytes(plan.type, t.ne[0]);
@@ -242,8 +243,9 @@ void write_tensor(Output& out, const SourceTensor& t, const TensorPlan& plan) {
             out.write(std::move(piece));
         }
         if (t.mapped) release(source, n * from_bytes);
-        out.report(n * to_bytes, t.name);
+        if (!out.report(n * to_bytes, t.name)) return false;
     }
+    return true;
 }
 
 void set_keys(GgufWriter& writer, const Source& from, uint32_t file_type) {
@@ -267,7 +269,7 @@ void require_space(const std::string& target, uint64_t bytes) {
 
 }  // namespace
 
-void convert(const std::string& source, const std::string& target, const ConvertOptions& options) {
+bool convert(const std::string& source, const std::string& target, const ConvertOptions& options) {
     find_scheme(options.type);  // before any long reading
     Source from;
     try {
@@ -277,7 +279,7 @@ void convert(const std::string& source, const std::string& target, const Convert
         fail("{}", e.what());
     }
     if (!options.quiet)
-        for (const std::string& note : from.notes) fmt::print(stderr, "easel: {}\n", safe_line(note));
+        for (const std::string& note : from.notes) tell(fmt::format("easel: {}\n", safe_line(note)));
 
     std::vector<TensorPlan> plan;
     for (const SourceTensor& t : from.tensors) plan.push_back({t.name, t.ne, t.type});
@@ -289,9 +291,11 @@ void convert(const std::string& source, const std::string& target, const Convert
     writer.begin();
     require_space(target, writer.total_bytes());
     Output out(writer, options);
-    for (size_t i = 0; i < plan.size(); i++) write_tensor(out, from.tensors[i], plan[i]);
+    for (size_t i = 0; i < plan.size(); i++)
+        if (!write_tensor(out, from.tensors[i], plan[i])) return false;
     out.wait();
     writer.finish();
+    return true;
 }
 
 }  // namespace easel

@@ -11,6 +11,7 @@
 #include "infill.h"
 #include "models.h"
 #include "parallel.h"
+#include "text.h"
 
 namespace easel {
 
@@ -55,19 +56,8 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
 
 bool is_utf8(std::string_view s, size_t* at) {
     for (size_t i = 0; i < s.size();) {
-        const auto byte = [&](size_t j) { return static_cast<unsigned char>(s[j]); };
-        const unsigned char c = byte(i);
-        const int n = c < 0x80                ? 1
-                      : c >= 0xc2 && c < 0xe0 ? 2
-                      : c >= 0xe0 && c < 0xf0 ? 3
-                      : c >= 0xf0 && c < 0xf5 ? 4
-                                              : 0;
-        bool ok = n > 0 && i + n <= s.size();
-        for (int j = 1; ok && j < n; j++) ok = (byte(i + j) & 0xc0) == 0x80;
-        // Overlong forms, surrogates, and what lies past U+10FFFF.
-        if (ok && n == 3) ok = !(c == 0xe0 && byte(i + 1) < 0xa0) && !(c == 0xed && byte(i + 1) >= 0xa0);
-        if (ok && n == 4) ok = !(c == 0xf0 && byte(i + 1) < 0x90) && !(c == 0xf4 && byte(i + 1) >= 0x90);
-        if (!ok) {
+        const auto [c, n] = first_char(s.substr(i));
+        if (c == 0xfffd && n == 1) {  // a stray byte; U+FFFD itself has three
             *at = i;
             return false;
         }
@@ -159,6 +149,8 @@ void Engine::open_backend(const EngineOptions& options) {
     }
     require(!options.n_offload || name != "cpu",
             "--expert-offload is for a GPU; on a CPU all experts stay in the mapped file");
+    if (options.n_offload && note_.empty())
+        note_ = "the CPU is used: --expert-offload is for a GPU, and there is none";
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
     backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);
@@ -321,6 +313,10 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     const size_t n_committed = std::min<size_t>(backend_->n_cached() - prompt.size(), answer.tokens.size());
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
     if (!answer.note.empty()) result.note = answer.note;
+    require(
+        std::all_of(answer.entropy.begin(), answer.entropy.end(), [](float x) { return std::isfinite(x); }),
+        "the model computed what is no number (NaN or infinity): its weights are damaged, or they overflow "
+        "in 16 bits, which a GPU computes in without --exact");
     if (request.canvas && answer.finish != Finish::Cancelled) {
         const auto is_end = [&](int32_t id) { return tokenizer_->is_end(id); };
         const auto text_end = answer.tokens.begin() + canvas.n_token;

@@ -52,7 +52,6 @@ struct File {
 class Progress {
   public:
     Progress(const ModelEntry& entry, bool quiet) : entry_(entry), quiet_(quiet) {}
-    ~Progress() { clear(); }
     // What follows counts from `bytes`.
     void start(int64_t bytes) {
         first_bytes_ = bytes;
@@ -60,7 +59,7 @@ class Progress {
     }
     void show(const char* what, int64_t bytes) {
         const auto now = Clock::now();
-        if (quiet_ || now - shown_ < (terminal_ ? std::chrono::milliseconds(200) : std::chrono::seconds(5)))
+        if (quiet_ || now - shown_ < (line_.on() ? std::chrono::milliseconds(200) : std::chrono::seconds(5)))
             return;
         shown_ = now;
         const double seconds = std::chrono::duration<double>(now - started_).count();
@@ -73,18 +72,16 @@ class Progress {
         text += fmt::format(", {}/s", human_bytes(static_cast<int64_t>(rate)));
         if (entry_.bytes > 0 && rate > 0)
             text += ", " + time_left(static_cast<double>(entry_.bytes - bytes) / rate);
-        fmt::print(stderr, "{}{}{}", terminal_ ? "\r\033[K" : "", text, terminal_ ? "" : "\n");
-        std::fflush(stderr);
-        dirty_ = terminal_;
+        if (line_.on())
+            line_.show(text);
+        else
+            tell(text + "\n");
     }
     void note(const std::string& text) {
         clear();
-        if (!quiet_) fmt::print(stderr, "{}\n", safe_line(text));
+        if (!quiet_) tell(fmt::format("{}\n", safe_line(text)));
     }
-    void clear() {
-        if (dirty_) std::fputs("\r\033[K", stderr);
-        dirty_ = false;
-    }
+    void clear() { line_.clear(); }
 
   private:
     using Clock = std::chrono::steady_clock;
@@ -96,7 +93,8 @@ class Progress {
     }
 
     const ModelEntry& entry_;
-    bool quiet_, terminal_ = isatty(STDERR_FILENO), dirty_ = false;
+    bool quiet_;
+    ProgressLine line_;
     int64_t first_bytes_ = 0;
     Clock::time_point started_, shown_;
 };

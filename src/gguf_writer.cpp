@@ -1,7 +1,5 @@
 // gguf_writer.cpp: writes GGUF files of version 3 (SPEC 4.1), to `path`.part first.
 // Called by `easel convert` and by the tests that need a file of a certain shape.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -10,6 +8,7 @@
 
 #include "check.h"
 #include "gguf.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -75,15 +74,13 @@ uint64_t padded(uint64_t n, uint64_t alignment) {
 
 }  // namespace
 
-GgufWriter::GgufWriter(std::string path) : path_(std::move(path)), part_path_(path_ + ".part") {
-    file_ = std::fopen(part_path_.c_str(), "wbe");
-    require(file_, "{}: cannot write: {}", part_path_, std::strerror(errno));
-}
+GgufWriter::GgufWriter(std::string path)
+    : path_(std::move(path)), part_path_(path_ + ".part"), file_(open_alone(part_path_, path_)) {}
 
 GgufWriter::~GgufWriter() {
     if (!file_) return;
+    std::remove(part_path_.c_str());  // before the lock goes
     std::fclose(file_);
-    unlink(part_path_.c_str());
 }
 
 // A key that is set twice keeps its place and takes the later value.
@@ -199,21 +196,7 @@ void GgufWriter::finish() {
     require(file_ && !tensors_.empty(), "{}: finish() without begin()", path_);
     require(current_ + 1 == tensors_.size(), "{}: tensor {} has {} of {} bytes", path_,
             tensors_[current_].name, current_done_, tensors_[current_].bytes);
-    std::FILE* file = std::exchange(file_, nullptr);
-    // The data must be on the disk before the name: else a power cut could leave a finished name on a torn
-    // file.
-    bool ok = std::fflush(file) == 0 && (fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP);
-    int error = errno;
-    if (std::fclose(file) != 0 && ok) {
-        ok = false;
-        error = errno;
-    }
-    if (ok && std::rename(part_path_.c_str(), path_.c_str()) != 0) {
-        ok = false;
-        error = errno;
-    }
-    if (!ok) unlink(part_path_.c_str());
-    require(ok, "{}: cannot write: {}", path_, std::strerror(error));
+    move_into_place(std::exchange(file_, nullptr), part_path_, path_);
 }
 
 void GgufWriter::put(const void* data, size_t bytes) {

@@ -12,6 +12,7 @@ namespace easel {
 namespace {
 
 constexpr size_t kWidth = 80, kTextColumn = 28;
+constexpr const char* kOptions = "Options";  // CLI11's group of options that have none
 
 // An option, a flag or a positional as its user types it.
 struct Described {
@@ -62,6 +63,15 @@ std::vector<Described> describe_all(const CLI::App& app) {
     std::vector<Described> all;
     for (const CLI::Option* o : app.get_options()) all.push_back(describe(*o));
     return all;
+}
+
+// In the order of their first options.
+std::vector<std::string> groups_of(const std::vector<Described>& all) {
+    std::vector<std::string> groups;
+    for (const Described& d : all)
+        if (!d.group.empty() && std::find(groups.begin(), groups.end(), d.group) == groups.end())
+            groups.push_back(d.group);
+    return groups;
 }
 
 std::vector<const CLI::App*> commands_of(const CLI::App& app) {
@@ -116,16 +126,12 @@ class HelpFormatter : public CLI::FormatterBase {
             if (!d.positional.empty()) usage += d.required ? " " + d.positional : " [" + d.positional + "]";
         std::string out = usage + "\n" + wrap(app->get_description(), 0) + "\n";
 
-        std::vector<std::string> groups;
-        for (const Described& d : all)
-            if (!d.group.empty() && std::find(groups.begin(), groups.end(), d.group) == groups.end())
-                groups.push_back(d.group);
         if (!commands.empty()) {
             for (const CLI::App* c : commands) out += entry(c->get_name(), c->get_description());
             out += "\n";
         }
-        for (const std::string& group : groups) {
-            const bool brief = group != "Options";
+        for (const std::string& group : groups_of(all)) {
+            const bool brief = group != kOptions;
             std::vector<std::string> names;
             for (const Described& d : all) {
                 if (d.group != group) continue;
@@ -135,7 +141,7 @@ class HelpFormatter : public CLI::FormatterBase {
                     out +=
                         entry(left_column(d), d.text + (d.required && !d.names.empty() ? " (required)" : ""));
             }
-            if (brief) out += "\n" + group + ":\n" + wrap(join(names, "  "), 2);
+            if (brief) out += "\n" + group + ", see man easel:\n" + wrap(join(names, "  "), 2);
         }
         if (!app->get_footer().empty()) out += "\n" + app->get_footer() + "\n";
         return out;
@@ -315,19 +321,22 @@ std::string roff(std::string_view text) {
     return out;
 }
 
+std::string roff_option(const Described& d) {
+    std::vector<std::string> names;
+    if (!d.positional.empty()) names.push_back("\\fI" + roff(d.positional) + "\\fR");
+    for (const std::string& name : d.names) names.push_back("\\fB" + roff(name) + "\\fR");
+    std::string out = ".TP\n" + join(names, ", ");
+    if (!d.value.empty() && (!d.names.empty() || !d.choices.empty())) out += " \\fI" + roff(d.value) + "\\fR";
+    return out + "\n" + roff(d.text) + (d.required ? " (required)" : "") + "\n";
+}
+
 std::string roff_options(const CLI::App& app) {
-    std::string out, group = "Options";
-    for (const Described& d : describe_all(app)) {
-        if (d.group.empty()) continue;
-        if (d.group != group) out += ".PP\n" + roff(d.group) + ":\n";
-        group = d.group;
-        std::vector<std::string> names;
-        if (!d.positional.empty()) names.push_back("\\fI" + roff(d.positional) + "\\fR");
-        for (const std::string& name : d.names) names.push_back("\\fB" + roff(name) + "\\fR");
-        out += ".TP\n" + join(names, ", ");
-        if (!d.value.empty() && (!d.names.empty() || !d.choices.empty()))
-            out += " \\fI" + roff(d.value) + "\\fR";
-        out += "\n" + roff(d.text) + (d.required ? " (required)" : "") + "\n";
+    const std::vector<Described> all = describe_all(app);
+    std::string out;
+    for (const std::string& group : groups_of(all)) {
+        if (group != kOptions) out += ".PP\n" + roff(group) + ":\n";
+        for (const Described& d : all)
+            if (d.group == group) out += roff_option(d);
     }
     return out;
 }
@@ -375,7 +384,11 @@ std::string manual_page(const CLI::App& app, std::string_view version) {
            ".TP\n\\fBEASEL_MODELS\\fR\nThe folder of fetched models; else \\fI$XDG_CACHE_HOME/easel\\fR, "
            "else "
            "\\fI~/.cache/easel\\fR.\n"
-           ".TP\n\\fBEASEL_MODELS_TXT\\fR\nA file that lists models in place of the built\\-in list.\n";
+           ".TP\n\\fBEASEL_MODELS_TXT\\fR\nA file that lists models in place of the built\\-in list.\n"
+           ".TP\n\\fBXDG_STATE_HOME\\fR\nIts \\fIeasel/history\\fR, else "
+           "\\fI~/.local/state/easel/history\\fR, "
+           "keeps what is typed into \\fBeasel chat\\fR.\n"
+           ".TP\n\\fBNO_COLOR\\fR\nIf set, there are no colours unless \\fB\\-\\-color\\fR asks for them.\n";
 }
 
 }  // namespace easel

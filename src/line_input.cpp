@@ -17,6 +17,7 @@
 #include <fstream>
 
 #include "check.h"
+#include "text.h"
 #include "view.h"
 #ifdef EASEL_EDIT
 #include <histedit.h>
@@ -166,7 +167,7 @@ struct LineInput::Editor {
             HistEvent event;
             history(history_, &event, H_ENTER, line.c_str());
             const std::string problem = file_.add(line);
-            if (!problem.empty()) fmt::print(stderr, "easel: {}\n", problem);
+            if (!problem.empty()) tell(fmt::format("easel: {}\n", problem));
         }
         return Got::Line;
     }

@@ -54,7 +54,7 @@ CLI::Validator one_of(const std::vector<std::string>& words) {
 // Every CLI flag that stands for a sampler setting. A flag that is given notes what it changes in the model's
 // settings.
 void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConfig&)>>& changes) {
-    constexpr const char* group = "Sampler settings (default: the model's; man easel tells what they do)";
+    constexpr const char* group = "Sampler settings (default: the model's)";
     for (const SamplerSetting& setting : kSamplerSettings) {
         std::string name = fmt::format("--{}", setting.name);
         std::replace(name.begin(), name.end(), '_', '-');
@@ -89,8 +89,8 @@ int64_t parse_bytes(const std::string& text) {
 }
 
 // --help only names the options of these groups.
-constexpr const char* kDeviceGroup = "Device and memory (man easel tells what they do)";
-constexpr const char* kDisplayGroup = "Display (man easel tells what they do)";
+constexpr const char* kDeviceGroup = "Device and memory";
+constexpr const char* kDisplayGroup = "Display";
 
 void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
@@ -392,7 +392,8 @@ int run(int argc, char** argv) {
 
     // CLI11 would only say that a subcommand is missing.
     const auto named = [&](const Command& c) { return c.app->check_name(argv[1]); };
-    if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
+    if (argc > 1 && !app.get_option_no_throw(argv[1]) &&
+        std::none_of(commands.begin(), commands.end(), named)) {
         std::vector<std::string> names;
         for (const Command& c : commands) names.push_back(c.app->get_name());
         fail("there is no command \"{}\", expected one of {}", argv[1], fmt::join(names, ", "));

@@ -8,15 +8,14 @@
 #include <cctype>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
 #include "check.h"
 #include "model.h"
 #include "text.h"
+#include "whole_file.h"
 
 // The list's text, linked in as it is.
 asm(".section .rodata\n"
@@ -114,12 +113,12 @@ std::vector<ModelEntry> parse_models(std::string_view text, const std::string& l
 std::vector<ModelEntry> known_models(const std::string& list) {
     const std::string path = list.empty() ? env("EASEL_MODELS_TXT") : list;
     if (path.empty()) return parse_models({easel_models_begin, easel_models_end}, "models.txt");
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> in(std::fopen(path.c_str(), "rb"), std::fclose);
     std::string text;
-    char buffer[1 << 14];
-    for (size_t n; in && (n = std::fread(buffer, 1, sizeof buffer, in.get())) > 0;) text.append(buffer, n);
-    require(in && !std::ferror(in.get()), "{}: the list of models cannot be read: {}", path,
-            std::strerror(errno));
+    try {
+        text = read_file(path);
+    } catch (const Error& e) {
+        fail("the list of models: {}", e.what());
+    }
     return parse_models(without_mark(text), path);
 }
 

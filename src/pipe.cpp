@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "text.h"
 
 namespace easel {
 
@@ -168,10 +169,11 @@ class Reader {
                            [this](std::string_view text, bool too_long) { take(text, too_long); });
         std::vector<char> buffer(1 << 16);
         while (!stopped_ && !interrupted) {
-            // Of `out` only its reader's end is of interest: a pipe reports it unasked.
+            // Of `out` only its reader's end is of interest, which is reported unasked: a pipe's as an error,
+            // a socket's as a hang-up.
             pollfd p[3] = {{in_, POLLIN, 0}, {wake_[0], POLLIN, 0}, {out_, 0, 0}};
             if (poll(p, 3, -1) < 0) continue;
-            if (p[2].revents & POLLERR) output_closed_ = true;
+            if (p[2].revents & (POLLERR | POLLHUP)) output_closed_ = true;
             if (p[1].revents || output_closed_) break;
             const ssize_t n = read(in_, buffer.data(), buffer.size());
             if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
@@ -240,9 +242,8 @@ class Server {
                 answer(*item);
         }
         if (!unanswered_.empty())
-            fmt::print(stderr,
-                       "easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
-                       unanswered_.size(), fmt::join(unanswered_, ", "));
+            tell(fmt::format("easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
+                             unanswered_.size(), fmt::join(unanswered_, ", ")));
         if (interrupted) return closed_ ? 0 : kInterrupted;
         require(reader_.error().empty(), "the input cannot be read: {}", reader_.error());
         return 0;
@@ -393,7 +394,7 @@ int run_pipe(const PipeFlags& flags) {
     check_sampler(options.sampler);
     options.n_queue = static_cast<size_t>(flags.n_queue);
     options.unordered = flags.unordered;
-    for (const std::string& text : engine.model().warnings) fmt::print(stderr, "easel: warning: {}\n", text);
+    warn(engine.model());
     static volatile std::sig_atomic_t stopped_by = 0;
     struct sigaction action = {};
     action.sa_handler = [](int number) {

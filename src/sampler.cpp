@@ -26,8 +26,9 @@ void check_sampler(const SamplerConfig& c) {
             "top-k-start is {} and top-k-end {}, expected both or neither, 1 or more", c.top_k_start,
             c.top_k_end);
     require(c.self_cond_top_k >= 0, "self-cond-top-k is {}, expected 0 (all) or more", c.self_cond_top_k);
-    require(finite(c.self_cond_drop) && c.self_cond_drop < 1,
-            "self-cond-drop is {}, expected 0 or more and less than 1", c.self_cond_drop);
+    require(
+        (c.self_cond_drop >= 0 && c.self_cond_drop < 1) || c.self_cond_drop == SamplerConfig().self_cond_drop,
+        "self-cond-drop is {}, expected 0 or more and less than 1", c.self_cond_drop);
 }
 
 // The k-th largest of x (k >= 1), and how many values equal to it belong to the k largest.
@@ -159,7 +160,7 @@ Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::
     for (int i : order) {
         accepted[i] = before <= limit;
         out.n_accepted += accepted[i];
-        before += entropy_fixed(entropy[i]);
+        before += std::isfinite(entropy[i]) ? entropy_fixed(entropy[i]) : 0;  // the engine refuses the answer
     }
     out.mean_entropy = static_cast<float>(entropy_nats(before) / std::max(n_free, 1));
     return out;

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
+
 namespace easel {
 
 Char first_char(std::string_view s) {
@@ -67,6 +69,10 @@ std::string valid_utf8(std::string_view text) {
         out += next.c == 0xfffd ? kReplacement : text.substr(0, n);
     }
     return out;
+}
+
+void tell(std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stderr);  // fmt::print() would throw
 }
 
 }  // namespace easel

@@ -30,4 +30,7 @@ std::string terminal_text(std::string_view text);
 // The text as valid UTF-8: stray bytes become U+FFFD.
 std::string valid_utf8(std::string_view text);
 
+// To stderr. What cannot be written there is lost: a reader who has gone is no reason to end an answer.
+void tell(std::string_view text);
+
 }  // namespace easel

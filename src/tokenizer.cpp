@@ -17,6 +17,7 @@
 #include <functional>
 
 #include "check.h"
+#include "text.h"
 
 namespace easel {
 
@@ -173,16 +174,6 @@ class SpecialIndex {
     std::vector<std::pair<std::string_view, int32_t>> list_;  // text and id, sorted
     std::array<size_t, 256> first_{};  // by first byte: 1 + where its strings begin in list_, or 0
 };
-
-// The bytes of the UTF-8 character that s starts with; 1 where there is none.
-size_t char_bytes(std::string_view s) {
-    const unsigned char c = s[0];
-    const size_t n = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
-    if (n > s.size()) return 1;
-    for (size_t i = 1; i < n; i++)
-        if ((static_cast<unsigned char>(s[i]) & 0xc0) != 0x80) return 1;
-    return n;
-}
 
 // The value of a byte token's text "<0x0A>", or -1.
 int byte_value(std::string_view s) {
@@ -350,8 +341,8 @@ void Tokenizer::Tables::encode_line(std::string_view line, Scratch& scratch,
     places.clear();
     heap.clear();
     for (size_t at = 0; at < line.size();) {
-        const size_t n = char_bytes(line.substr(at));
         const unsigned char c = line[at];
+        const size_t n = c < 128 ? 1 : first_char(line.substr(at)).n;
         const uint32_t i = static_cast<uint32_t>(places.size());
         const uint32_t symbol = c < 128 ? ascii[c] : index.find(line.substr(at, n));
         places.push_back({static_cast<uint32_t>(at), i ? i - 1 : kNone, i + 1, symbol});

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -12,6 +13,7 @@
 #include "check.h"
 #include "commands.h"
 #include "sampler_settings.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -63,8 +65,10 @@ std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
 TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Request& request)
     : path_(path), tokenizer_(engine.tokenizer()), file_(nullptr, std::fclose) {
     const std::vector<int32_t> prompt = engine.prompt_ids(request);
-    file_.reset(std::fopen(path.c_str(), "wb"));
-    require(file_ != nullptr, "{}: cannot be written: {}", path, std::strerror(errno));
+    std::error_code ignored;
+    require(!std::filesystem::equivalent(path, engine.model().file->name(), ignored),
+            "{}: is the model itself, expected another file to write the trace to", path);
+    file_.reset(open_alone(path, path));
     const Config& c = engine.model().config;
     OrderedJson j;
     j["easel_trace"] = kTraceVersion;

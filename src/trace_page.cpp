@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "text.h"
 #include "trace.h"
 #include "whole_file.h"
 
@@ -93,8 +94,8 @@ int run_trace(const TraceFlags& flags) {
         write_file(flags.output, out);
     }
     if (trace.finish.empty())
-        fmt::print(stderr, "easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,
-                   trace.steps.size());
+        tell(fmt::format("easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,
+                         trace.steps.size()));
     return 0;
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "text.h"
 #include "trace.h"
 
 namespace easel {
@@ -41,7 +42,7 @@ std::string label(const TracePiece& piece) {
     int n = 0;
     for (size_t i = 0; i < piece.bytes.size() && n < kShown; n++) {
         const auto c = static_cast<unsigned char>(piece.bytes[i]);
-        const size_t n_byte = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
+        const size_t n_byte = first_char(std::string_view(piece.bytes).substr(i)).n;
         const std::string_view character = std::string_view(piece.bytes).substr(i, n_byte);
         if (c == '<')
             out += "&lt;";

@@ -316,6 +316,12 @@ void View::frame(const Frame& f) {
     if (!on_) return;
     const auto now = Clock::now();
     n_frame_++;
+    if (f.canvas == 0 && f.step == 0) {
+        if (!paused_ms_.empty()) began_ = left_;
+        paused_ms_.push_back(0);
+        committed_.clear();
+        settled_.clear();
+    }
     if (now - (f.last ? last_drawn_ : drawn_) >= kFramePause) {
         const Screen s = screen();
         ViewStatus status{f.canvas,       f.step, max_steps_, 0, static_cast<int>(f.tokens.size()),
@@ -341,8 +347,21 @@ void View::frame(const Frame& f) {
         poll(nullptr, 0, delay_ms_);  // a signal ends it
         const auto pause = Clock::now() - now;
         began_ += pause;  // not the model's time
-        paused_ms_ += std::chrono::duration<double, std::milli>(pause).count();
+        paused_ms_.back() += std::chrono::duration<double, std::milli>(pause).count();
     }
+    left_ = Clock::now();
+}
+
+void ProgressLine::show(std::string_view text) {
+    if (!on_) return;
+    // Without line wrap: what the terminal is too narrow for would stay on the row above.
+    tell(fmt::format("\033[?7l\r\033[K{}\033[?7h", text));
+    shown_ = true;
+}
+
+void ProgressLine::clear() {
+    if (shown_) tell("\r\033[K");
+    shown_ = false;
 }
 
 void View::finish() {

@@ -2,6 +2,7 @@
 // place, for `easel generate` and `easel chat`.
 #pragma once
 #include <termios.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
@@ -71,9 +72,10 @@ struct ViewFlags {
     int delay_ms = 0;                           // to stand still after each redraw
 };
 
-// Redraws the canvas on stderr. Does nothing where the flags, or what stdout and stderr are, say so. What it
-// draws stays between the place where the cursor is and the screen's end, so nothing of it gets into the
-// scrollback, unless the screen is made too small for it meanwhile; the terminal does not echo keys then.
+// Redraws the canvas of an answer, or of several one after the other, on stderr. Does nothing where the
+// flags, or what stdout and stderr are, say so. What it draws stays between the place where the cursor is and
+// the screen's end, so nothing of it gets into the scrollback, unless the screen is made too small for it
+// meanwhile; the terminal does not echo keys then.
 class View {
   public:
     View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps, bool ignore_end);
@@ -89,8 +91,9 @@ class View {
 
     int n_drawn() const { return n_drawn_; }
     int n_frame() const { return n_frame_; }
-    double spent_ms() const { return spent_ms_; }    // drawing
-    double paused_ms() const { return paused_ms_; }  // standing still
+    double spent_ms() const { return spent_ms_; }  // drawing
+    // Standing still, in the answer that began as number i.
+    double paused_ms(size_t i = 0) const { return i < paused_ms_.size() ? paused_ms_[i] : 0; }
 
   private:
     using Clock = std::chrono::steady_clock;
@@ -103,8 +106,22 @@ class View {
     std::vector<int32_t> committed_;                // ids of finished canvases
     std::string settled_;                           // their text
     Clock::time_point began_, drawn_, last_drawn_;  // the answer; any redraw; one of a canvas' last step
+    Clock::time_point left_;                        // the last step
     int n_drawn_ = 0, n_frame_ = 0;
-    double spent_ms_ = 0, paused_ms_ = 0;
+    double spent_ms_ = 0;
+    std::vector<double> paused_ms_;  // an answer
+};
+
+// One line on stderr that is rewritten in place, on a terminal only.
+class ProgressLine {
+  public:
+    ~ProgressLine() { clear(); }
+    bool on() const { return on_; }
+    void show(std::string_view text);
+    void clear();
+
+  private:
+    bool on_ = is_screen(STDERR_FILENO), shown_ = false;
 };
 
 // For a signal handler that ends the program at once: takes the drawing away and restores the terminal.

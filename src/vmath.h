@@ -1,5 +1,5 @@
 // vmath.h: exp, tanh and gelu as branch-free float formulas that a compiler turns into vector loops.
-// Checked against double over their whole range by tests/test_vmath.cpp.
+// Checked against double over their whole range by tests/test_gemm.cpp.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -24,8 +24,9 @@ inline float exp_approx(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    const int32_t bits =
-        (std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(12582912.0f) + 127) * (1 << 23);
+    // Unsigned, because of NaN, whose bits would overflow.
+    const uint32_t bits = (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(12582912.0f) + 127)
+                          << 23;
     return x < -87.3f ? 0.0f : p * std::bit_cast<float>(bits);
 }
 

@@ -1,6 +1,8 @@
 // whole_file.cpp: see whole_file.h.
 #include "whole_file.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,19 +19,60 @@ static void require_written(bool ok, const std::string& path, int problem) {
     require(ok, "{}: cannot be written: {}", path, std::strerror(problem));
 }
 
-std::string read_all(std::FILE* in, const std::string& name) {
+std::string read_all(std::FILE* in, const std::string& name, size_t most) {
     std::string text;
     char buffer[1 << 16];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) text.append(buffer, n);
+    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) {
+        text.append(buffer, n);
+        require(text.size() <= most, "{}: is longer than {} bytes, the most that is read here", name, most);
+    }
     require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
     return text;
 }
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, size_t most) {
     std::FILE* in = std::fopen(path.c_str(), "rb");
     require(in, "{}: cannot be opened: {}", path, std::strerror(errno));
     const std::unique_ptr<std::FILE, int (*)(std::FILE*)> closer(in, std::fclose);
-    return read_all(in, path);
+    return read_all(in, path, most);
+}
+
+// Whether the name is that of the file which is open: another process may have moved it since.
+static bool is_named(int fd, const std::string& path) {
+    struct stat opened, named;
+    return fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
+           opened.st_ino == named.st_ino;
+}
+
+std::FILE* open_alone(const std::string& path, const std::string& name) {
+    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    require_written(fd >= 0, name, errno);
+    struct stat status;
+    std::FILE* file = nullptr;
+    bool taken = false;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)) {  // devices are for all
+        // Locks fail for other reasons too: not every file system has them.
+        taken = (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) || !is_named(fd, path);
+        if (!taken && ftruncate(fd, 0) == 0) file = fdopen(fd, "wb");
+    } else {
+        file = fdopen(fd, "wb");
+    }
+    const int problem = errno;
+    if (!file) close(fd);
+    require(!taken, "{}: is being written by another easel at this moment", name);
+    require_written(file, name, problem);
+    return file;
+}
+
+void move_into_place(std::FILE* file, const std::string& part, const std::string& path) {
+    // The data must be on the disk before the name: else a power cut could leave a finished name on a torn
+    // file.
+    bool ok = std::fflush(file) == 0 && (fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP);
+    ok = ok && std::rename(part.c_str(), path.c_str()) == 0;  // before the lock goes
+    const int problem = errno;
+    if (!ok) std::remove(part.c_str());
+    std::fclose(file);
+    require_written(ok, path, problem);
 }
 
 // The file that is replaced, which a link may name; empty: none is, but `path` is written to.
@@ -51,17 +94,12 @@ void check_writable(const std::string& path) {
 
 void write_file(const std::string& path, std::string_view text) {
     const std::string file = replaced(path), part = file.empty() ? path : file + ".part";
-    std::FILE* out = std::fopen(part.c_str(), "wb");
-    require_written(out, path, errno);
-    bool ok = std::fwrite(text.data(), 1, text.size(), out) == text.size();
-    ok &= std::fflush(out) == 0;
-    int problem = errno;
-    ok &= std::fclose(out) == 0;
-    if (ok && !file.empty() && std::rename(part.c_str(), file.c_str()) != 0) {
-        ok = false;
-        problem = errno;
-    }
-    if (!ok && !file.empty()) std::remove(part.c_str());
+    std::FILE* out = open_alone(part, path);
+    const bool ok = std::fwrite(text.data(), 1, text.size(), out) == text.size() && std::fflush(out) == 0;
+    const int problem = errno;
+    if (ok && !file.empty()) return move_into_place(out, part, file);
+    if (!file.empty()) std::remove(part.c_str());
+    std::fclose(out);
     require_written(ok, path, problem);
 }
 

@@ -1,14 +1,25 @@
-// whole_file.h: files that are read or written as one text. Used by the commands.
+// whole_file.h: files that are read or written as one text, and files that one process alone may write. Used
+// by the commands, by GgufWriter and by traces.
 #pragma once
+#include <cstdint>
 #include <cstdio>
 #include <string>
 #include <string_view>
 
 namespace easel {
 
-// All of a file, or of a stream that messages call `name`. Error if it cannot be read.
-std::string read_file(const std::string& path);
-std::string read_all(std::FILE* in, const std::string& name);
+// All of a file, or of a stream that messages call `name`. Error if it cannot be read, or has more than
+// `most` bytes, as what never ends has.
+constexpr size_t kMostBytes = INT32_MAX;
+std::string read_file(const std::string& path, size_t most = kMostBytes);
+std::string read_all(std::FILE* in, const std::string& name, size_t most = kMostBytes);
+
+// Opens a file to write, empty. Error where another process is writing it: it stays locked until it is
+// closed. Messages call it `name`.
+std::FILE* open_alone(const std::string& path, const std::string& name);
+// Gives what open_alone() opened as `part`, once it is on the disk, the name `path`, and closes it. Error if
+// that fails; then the part is gone, and `path` as it was.
+void move_into_place(std::FILE* file, const std::string& part, const std::string& path);
 
 // Error if write_file() could not write there; changes nothing.
 void check_writable(const std::string& path);

@@ -57,12 +57,13 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 
 error "no command" "subcommand" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
+error "a flag before the command" 'no command "-m", expected one of generate, chat, pipe' -m "$tiny" generate -p hi
+error "an unknown flag instead of one" 'no command "--frobnicate"' --frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
 error "steps that are no whole number" '--max-steps: "2.0" is no whole number' generate -m "$tiny" -p hi --max-steps 2.0
 error "nor one of 32 bits" '--top-k: "99999999999" is no whole number of 32 bits' generate -m "$tiny" -p hi --top-k 99999999999
 error "a temperature that is no number" '--t-max: "hot" is no number' generate -m "$tiny" -p hi --t-max hot
 error "arguments that nobody takes: the first" "not expected: --load (" chat --load file
-error "a flag before the command" "not expected: -m (" -m "$tiny" generate
 # A variable that is not set is not to mean the built-in model, or a file without a name.
 error "an empty model" "--model: the name is empty, expected that of a GGUF file" generate -m "" -p hi
 error "an empty model, info" "--model: the name is empty" info ""
@@ -135,6 +136,7 @@ done <<'END'
 --self-cond-top-k -1 self-cond-top-k is -1, expected 0 (all) or more
 --self-cond-drop 1 self-cond-drop is 1, expected 0 or more and less than 1
 --self-cond-drop -inf self-cond-drop is -inf, expected 0 or more and less than 1
+--self-cond-drop -0.5 self-cond-drop is -0.5, expected 0 or more and less than 1
 END
 
 # Infill: canvas, choices, what the message says. The built-in model has a canvas of 32.
@@ -186,6 +188,8 @@ check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].
 # ---- Prompts
 
 error "no prompt" "0 prompts given, expected one of" generate -m "$tiny"
+error "no prompt, told before a model is loaded" "0 prompts given" generate -m nope.gguf
+error "a prompt's file that is missing, too" "none.txt: cannot be opened" generate -m nope.gguf -f none.txt
 error "two prompts" "2 prompts given, expected one of" generate -m "$tiny" -p hi -f Makefile
 error "three prompts" "3 prompts given, expected one of" \
     generate -m "$tiny" -p hi -f Makefile --prompt-ids "$dir/prompt"
@@ -462,6 +466,11 @@ if [ -c /dev/full ]; then
     full "tokenize to a full disk" tokenize -m "$tiny"
     stdin=/dev/null
     full "--version to a full disk" --version
+    full "bench to a full disk" bench prefill --device cpu -t 1 --synthetic toy --prefix 8 --repeat 1
+    # The answer is what counts: nothing of what goes with it to stderr ends it.
+    "$easel" generate -m "$tiny" -t 1 -p hi -n 24 --max-steps 2 --show-steps >"$dir/out" 2>/dev/full
+    check "stderr on a full disk: exit 0" $? -eq 0
+    check "and the answer" -s "$dir/out"
     error "logits to a full disk" "/dev/full: cannot be written: No space left" \
         logits -m "$tiny" --canvas-ids "$dir/canvas" -o /dev/full
 else

@@ -84,8 +84,8 @@ has "sizes that are not known" "unknown                 ?  not here" "$dir/out"
 check "looking makes no folder" ! -e "$models"
 echo "demo 12 abc $url/x" >"$dir/broken.txt"
 error "a list with a wrong sha256" 'broken.txt line 1: the sha256 is "abc", expected 64' fetch --list "$dir/broken.txt"
-error "no such list" "none.txt: the list of models cannot be read: No such file" fetch --list "$dir/none.txt"
-error "a list that is a folder" "the list of models cannot be read: Is a directory" fetch --list "$dir"
+error "no such list" "the list of models: $dir/none.txt: cannot be opened: No such file" fetch --list "$dir/none.txt"
+error "a list that is a folder" "the list of models: $dir: cannot be read: Is a directory" fetch --list "$dir"
 
 # ---- Names
 
@@ -273,8 +273,11 @@ same "to the whole file" "$models/slow.gguf" $demo
 if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/null 2>&1; then
     rm "$models/slow.gguf"
     head -c 1500000 $demo >"$models/slow.gguf.part"
-    script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
-    has "a terminal has a line that changes" "$(printf '\r\033[Kslow: ')" "$dir/screen"
+    TERM=xterm script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
+    has "a terminal has a line that changes, on one row" "$(printf '\033[?7l\r\033[Kslow: ')" "$dir/screen"
+    rm "$models/slow.gguf"
+    TERM=dumb script -qec "'$easel' fetch slow" /dev/null </dev/null >"$dir/screen" 2>&1
+    check "one that cannot has none" "$(grep -c "$(printf '\033')" "$dir/screen")" -eq 0
 else
     skip "progress on a terminal" "needs util-linux's script"
 fi

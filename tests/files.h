@@ -59,10 +59,6 @@ inline void check_has(const std::string& text, std::initializer_list<const char*
     }
 }
 
-inline void write_file(const std::string& path, const std::string& text) {
-    std::ofstream(path, std::ios::binary) << text;
-}
-
 // All of a tensor, as float [n_rows, ne0].
 inline std::vector<float> values_of(const Tensor& t) {
     std::vector<float> out(t.n_values());

@@ -128,6 +128,8 @@ if command -v man >/dev/null && command -v groff >/dev/null; then
     for text in "easel generate" "--entropy-bound X" "EXIT STATUS" "EASEL_MODELS_TXT" "(default: text)"; do
         has "the page tells $text" "$text" "$dir/page"
     done
+    check "a group of options stands in one place" "$(grep -c '^ *Display:$' "$dir/page")" -eq 2  # generate, chat
+    check "the page does not point to itself" "$(grep -c 'man easel' "$dir/page")" -eq 0
 else
     skip "man shows the page" "needs man and groff"
 fi

@@ -11,6 +11,7 @@
 #include "files.h"
 #include "gguf.h"
 #include "tokenizer.h"
+#include "whole_file.h"
 
 using namespace easel;
 namespace fs = std::filesystem;
@@ -351,6 +352,7 @@ TEST_CASE("a Hugging Face folder becomes a GGUF file") {
         ConvertOptions options = as(type);
         options.progress = [&](uint64_t done, uint64_t total, std::string_view) {
             last = done, whole = total;
+            return true;
         };
         convert(dir.path(), dir / "q.gguf", options);
         CHECK(last == whole);
@@ -360,6 +362,14 @@ TEST_CASE("a Hugging Face folder becomes a GGUF file") {
         for (size_t i = 0; i < q.tensors().size(); i++)
             CHECK(distance(values_of(file.tensors()[i]), values_of(q.tensors()[i])) <= most);
     }
+
+    // Stopped: what was there stays, nothing else does.
+    ConvertOptions options = as("f16");
+    options.progress = [](uint64_t, uint64_t, std::string_view) { return false; };
+    const auto before = fs::file_size(dir / "q.gguf");
+    CHECK(!convert(dir.path(), dir / "q.gguf", options));
+    CHECK(fs::file_size(dir / "q.gguf") == before);
+    CHECK(!fs::exists(dir / "q.gguf.part"));
 }
 
 TEST_CASE("the older dialect of config.json gives the same file") {

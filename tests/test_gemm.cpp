@@ -177,6 +177,7 @@ TEST_CASE("exp, tanh and gelu keep their stated errors") {
     CHECK(exp_approx(0) == 1);
     CHECK(exp_approx(-1000) == 0);
     CHECK(exp_approx(-INFINITY) == 0);
+    CHECK(std::isnan(exp_approx(NAN)));
     CHECK(tanh_approx(0) == 0);
     CHECK(tanh_approx(100) == 1);
     CHECK(tanh_approx(-100) == -1);

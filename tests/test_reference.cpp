@@ -10,6 +10,8 @@
 #include "backend.h"
 #include "bench.h"
 #include "catch.h"
+#include "easel.h"
+#include "files.h"
 #include "golden.h"
 #include "parallel.h"
 #include "synthetic.h"
@@ -264,4 +266,26 @@ TEST_CASE("prompts: what is taken stays within the plan") {
         }
     }
     set_threads(0);
+}
+
+TEST_CASE("an answer of what is no number is an error") {
+    const TempDir dir;
+    std::ifstream file(fixture("tiny.gguf"), std::ios::binary);
+    std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    const Gguf gguf = Gguf::open(fixture("tiny.gguf"));
+    const Tensor* down = gguf.find_tensor("blk.0.ffn_down.weight");
+    REQUIRE(down);
+    // All bits set: NaN as a float, as a half, as a block's scale.
+    const std::string_view rows(reinterpret_cast<const char*>(down->data), down->bytes);
+    const size_t at = bytes.find(rows);
+    REQUIRE(at != bytes.npos);
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), rows.size(), '\xff');
+    Engine engine({.model = dir.write("nan.gguf", bytes), .device = "cpu"});
+    Request request;
+    request.prompt_ids = {2};
+    for (const int top_k : {0, 5}) {
+        request.sampler = SamplerConfig{.top_k = top_k};
+        request.n_token = 1;
+        check_has(error_of([&] { engine.generate(request); }), {"what is no number"});
+    }
 }

@@ -205,11 +205,19 @@ TEST_CASE("trace: a frame without numbers is written as valid JSON", "[trace]") 
 }
 
 TEST_CASE("trace: a file that cannot be written", "[trace]") {
-    const Engine engine({.model = "tests/fixtures/tiny.gguf", .device = "cpu"});
+    const TempDir dir;
+    std::filesystem::copy("tests/fixtures/tiny.gguf", dir / "tiny.gguf");
+    const Engine engine({.model = dir / "tiny.gguf", .device = "cpu"});
     Request request;
     request.prompt_ids = {2};
     check_has(error_of([&] { TraceWriter("/nowhere/trace", engine, request); }),
               {"/nowhere/trace: cannot be written: No such file"});
+    std::filesystem::create_symlink(dir / "tiny.gguf", dir / "link");
+    check_has(error_of([&] { TraceWriter(dir / "link", engine, request); }), {"link: is the model itself"});
+    CHECK(Gguf::open(dir / "tiny.gguf").tensors().size() > 0);
+    TraceWriter other(dir / "trace", engine, request);
+    check_has(error_of([&] { TraceWriter(dir / "trace", engine, request); }),
+              {"trace: is being written by another"});
     if (access("/dev/full", W_OK) != 0) return;
     TraceWriter writer("/dev/full", engine, request);
     writer.end(Result{});  // says nothing

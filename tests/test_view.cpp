@@ -270,6 +270,25 @@ struct Canvas {
     }
 };
 
+// What f writes to stderr, with a terminal of 30 columns by name.
+std::string stderr_of(auto&& f) {
+    char name[] = "/tmp/easel-view-XXXXXX";
+    const int file = mkstemp(name), old = dup(STDERR_FILENO);
+    REQUIRE((file >= 0 && old >= 0));
+    dup2(file, STDERR_FILENO);
+    setenv("TERM", "xterm", 1);
+    setenv("COLUMNS", "30", 1);
+    f();
+    dup2(old, STDERR_FILENO);
+    close(old);
+    unsetenv("COLUMNS");
+    std::string text(1 << 20, '\0');
+    text.resize(static_cast<size_t>(pread(file, text.data(), text.size(), 0)));
+    close(file);
+    unlink(name);
+    return text;
+}
+
 }  // namespace
 
 TEST_CASE("A frame shows accepted draws, and the best guess elsewhere", "[view]") {
@@ -297,13 +316,7 @@ TEST_CASE("A frame shows accepted draws, and the best guess elsewhere", "[view]"
 TEST_CASE("Redraws are few, and the last step of a canvas is one of them", "[view]") {
     Canvas c;
     for (int i = 0; i < 16; i++) c.put(c.id("a"), c.id("b"), 0.1f, i % 2);
-    char name[] = "/tmp/easel-view-XXXXXX";
-    const int file = mkstemp(name), old = dup(STDERR_FILENO);
-    REQUIRE((file >= 0 && old >= 0));
-    dup2(file, STDERR_FILENO);
-    setenv("TERM", "xterm", 1);
-    setenv("COLUMNS", "30", 1);
-    {
+    const std::string text = stderr_of([&] {
         View view(c.tokenizer, {"on", "always", 0}, 200, false);
         const auto began = std::chrono::steady_clock::now();
         for (int step = 0; step < 199; step++) view.frame(c.frame(step, false));
@@ -318,16 +331,24 @@ TEST_CASE("Redraws are few, and the last step of a canvas is one of them", "[vie
         CHECK(off.n_drawn() == 0);
         setenv("TERM", "dumb", 1);
         CHECK_FALSE(View(c.tokenizer, {"on", "auto", 0}, 200, false).on());
-    }
-    dup2(old, STDERR_FILENO);
-    close(old);
-    unsetenv("COLUMNS");
-    std::string text(1 << 20, '\0');
-    text.resize(static_cast<size_t>(pread(file, text.data(), text.size(), 0)));
-    close(file);
-    unlink(name);
+    });
     CHECK(text.find("step 200/200") != text.npos);
     CHECK(text.ends_with(kErase));
+}
+
+TEST_CASE("Of several answers, each is shown alone", "[view]") {
+    Canvas c;
+    for (const char* text : {"a", "b"}) c.put(c.id(text), c.id(text), 0.1f, true);
+    const std::string text = stderr_of([&] {
+        View view(c.tokenizer, {"on", "never", 40}, 2, false);
+        for (int answer = 0; answer < 3; answer++)
+            for (int step = 0; step < 2; step++) view.frame(c.frame(step, step == 1));
+        CHECK(view.n_drawn() == 6);
+        for (size_t answer = 0; answer < 3; answer++) CHECK(view.paused_ms(answer) >= 2 * 39);
+        CHECK(view.paused_ms(3) == 0);
+    });
+    CHECK(text.find("ab") != text.npos);
+    CHECK(text.find("abab") == text.npos);
 }
 
 TEST_CASE("Colour is for terminals unless it is asked for", "[view]") {

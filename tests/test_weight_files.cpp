@@ -8,6 +8,7 @@
 #include "catch.h"
 #include "files.h"
 #include "gguf.h"
+#include "whole_file.h"
 
 using namespace easel;
 namespace fs = std::filesystem;
@@ -108,12 +109,45 @@ TEST_CASE("a writer that does not finish leaves nothing, and says what is wrong"
         check_has(error_of([&] { writer.write(bytes_of(values)); }), {"t", "32"});
     }
     CHECK(fs::is_empty(dir.path()));
-    check_has(error_of([&] { GgufWriter writer(dir / "no/such/a.gguf"); }), {"no/such/a.gguf.part"});
+    check_has(error_of([&] { GgufWriter writer(dir / "no/such/a.gguf"); }),
+              {"no/such/a.gguf: cannot be written"});
 
     GgufWriter twice(path);
     twice.declare("t", Type::F32, std::vector<int64_t>{8});
     twice.declare("t", Type::F32, std::vector<int64_t>{8});
     check_has(error_of([&] { twice.begin(); }), {"t", "twice"});
+}
+
+TEST_CASE("a file is written by one at a time") {
+    const TempDir dir;
+    const std::string path = dir / "a.gguf";
+    const auto write = [&](GgufWriter& writer) {
+        writer.declare("t", Type::F32, std::vector<int64_t>{1});
+        writer.begin();
+        writer.write(bytes_of(std::vector<float>{1}));
+    };
+    {
+        GgufWriter first(path);
+        write(first);
+        check_has(error_of([&] { GgufWriter second(path); }), {"a.gguf: is being written by another"});
+        first.finish();
+    }
+    CHECK(Gguf::open(path).tensors().size() == 1);
+    GgufWriter(dir / "a.gguf");  // given up: the name is free
+    GgufWriter third(path);
+    write(third);
+    third.finish();
+
+    const auto open_text = [&] { return open_alone(dir / "text", "text"); };
+    std::FILE* file = open_text();
+    check_has(error_of([&] { open_text(); }), {"text: is being written by another"});
+    std::fputs("long", file);
+    std::fclose(file);
+    std::fclose(open_text());
+    CHECK(fs::file_size(dir / "text") == 0);
+    std::FILE* null = open_alone("/dev/null", "null");  // a device is for all
+    std::fclose(open_alone("/dev/null", "null"));
+    std::fclose(null);
 }
 
 TEST_CASE("hostile safetensors files are refused") {
@@ -170,4 +204,13 @@ TEST_CASE("hostile safetensors files are refused") {
     write_file(dir / "model.safetensors.index.json", R"({"weight_map": {"b": "x.safetensors"}})");
     open(good, 24);
     check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"x.safetensors", "b", "not in it"});
+}
+
+TEST_CASE("a file is read whole, up to so many bytes") {
+    const TempDir dir;
+    dir.write("five", "12345");
+    CHECK(read_file(dir / "five", 5) == "12345");
+    check_has(error_of([&] { read_file(dir / "five", 4); }), {"five: is longer than 4 bytes"});
+    check_has(error_of([&] { read_file("/dev/zero", 1 << 20); }),
+              {"/dev/zero: is longer than 1048576 bytes"});
 }

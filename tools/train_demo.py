@@ -6,7 +6,7 @@ makes up.
 DIR becomes an ordinary Hugging Face folder (config, weights, tokenizer, chat template), rewritten whenever the
 score on unseen prompts is as good as ever. DIR.state holds what a restart continues from, and the log. The objective
 is that of block diffusion with uniform noise: encode the prefix causally, put noise on the canvas, predict every
-clean token of it. Two CPU cores take about 40 minutes.
+clean token of it. Two CPU cores take about 75 minutes.
 """
 
 import argparse
