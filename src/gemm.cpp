@@ -104,6 +104,7 @@ void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, in
     static const Int8Multiply multiply = int8_variants()[0].multiply;
     const Matrix& w = job.w;
     const Int8Codes codes = int8_codes(w.type);
+    const size_t n_full = n_row / kLanes;
     for (int64_t c = 0; c < w.n_col; c += kTileCols, x += job.x.n_row) {
         const int64_t n_k = std::min(kTileCols, w.n_col - c);
         const int n_block = static_cast<int>(n_k / 32);
@@ -113,21 +114,16 @@ void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, in
         prefetch_piece(w, r0, n_row, c + kTileCols);
         for (int64_t t = 0; t < job.x.n_row; t += kTokensAtOnce) {
             const int64_t n_token = std::min(kTokensAtOnce, job.x.n_row - t);
-            for (int64_t p = 0; p < n_row; p += kLanes) {
-                const Int8Panel& panel = panels[p / kLanes];
-                const int64_t width = std::min<int64_t>(kLanes, n_row - p);
-                float* y = job.y + t * job.y_stride + r0 + p;
-                if (width == kLanes) {
-                    multiply(codes, x + t, n_token, panel, n_block, y, job.y_stride, c > 0);
-                    continue;
-                }
-                float edge[kTokensAtOnce * kLanes] = {};
-                for (int64_t i = 0; i < n_token && c > 0; i++)
-                    std::copy_n(y + i * job.y_stride, width, edge + i * kLanes);
-                multiply(codes, x + t, n_token, panel, n_block, edge, kLanes, true);
-                for (int64_t i = 0; i < n_token; i++)
-                    std::copy_n(edge + i * kLanes, width, y + i * job.y_stride);
-            }
+            float* y = job.y + t * job.y_stride + r0;
+            multiply(codes, x + t, n_token, {panels, n_full}, n_block, y, job.y_stride, c > 0);
+            const int64_t width = n_row % kLanes;  // of the last panel
+            if (width == 0) continue;
+            y += n_row - width;
+            float edge[kTokensAtOnce * kLanes] = {};
+            for (int64_t i = 0; i < n_token && c > 0; i++)
+                std::copy_n(y + i * job.y_stride, width, edge + i * kLanes);
+            multiply(codes, x + t, n_token, {panels + n_full, 1}, n_block, edge, kLanes, true);
+            for (int64_t i = 0; i < n_token; i++) std::copy_n(edge + i * kLanes, width, y + i * job.y_stride);
         }
     }
 }
