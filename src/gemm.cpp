@@ -208,6 +208,7 @@ int64_t n_tiles(const GemmJob& job, int64_t n_row) {
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
     constexpr int64_t kRows = 128, kScan = 256;
+    const int64_t ahead = w.type == Type::F32 ? kScan : 16;  // rows asked for; attention's come as they lie
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
     packed.resize(p.n_row * kRows);
@@ -226,7 +227,10 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
 
         for (int64_t a = 0; a < n_active; a += kRows) {
             const int64_t n = std::min(kRows, n_active - a);
-            for (int64_t r = 0; r < n; r++) row_segment(w, active[a + r], c, n_col, panel + r * kStride);
+            for (int64_t r = 0; r < n; r++) {
+                if (a + r + ahead < n_active) prefetch_piece(w, active[a + r + ahead], 1, c);
+                row_segment(w, active[a + r], c, n_col, panel + r * kStride);
+            }
             const bool all = active[a + n - 1] - active[a] == n - 1;  // none is left out in between
             for (int64_t t = 0; t < p.n_row; t++) {
                 const float* from = p.data + t * p.stride;
