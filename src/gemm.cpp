@@ -51,10 +51,9 @@ void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
 // Asks for columns [c, c + kTileCols) of rows [r0, r0 + n_row), while those before them are multiplied:
 // pieces of so many rows, far apart, are nothing that a processor foresees.
 void prefetch_piece(const Matrix& w, int64_t r0, int64_t n_row, int64_t c) {
-    if (c >= w.n_col) return;
-    const int64_t n = row_bytes(w.type, std::min(kTileCols, w.n_col - c));
-    for (int64_t r = r0; r < r0 + n_row; r++) {
-        const uint8_t* piece = w.data + r * w.stride() + row_bytes(w.type, c);
+    const int64_t n = row_bytes(w.type, std::min(kTileCols, w.n_col - c)), stride = w.stride();
+    const uint8_t* piece = w.data + r0 * stride + row_bytes(w.type, c);
+    for (int64_t r = 0; r < n_row; r++, piece += stride) {
         for (int64_t i = 0; i < n; i += 64) __builtin_prefetch(piece + i, 0, 2);
         __builtin_prefetch(piece + n - 1, 0, 2);
     }
@@ -71,6 +70,12 @@ void pack_rows(const Rows& x, int64_t n_col, int64_t t0, int64_t t1, float* out)
 int64_t n_piece(const GemmJob& job) {
     return (job.w.n_col + kTileCols - 1) / kTileCols;
 }
+
+// Rows [r0, r0 + n_row) of a job's matrix.
+struct Tile {
+    const GemmJob* job = nullptr;
+    int64_t r0 = 0, n_row = 0;
+};
 
 // One task: rows [r0, r0 + n_row) of the job's matrix, n_row <= kTileRows; x: from pack_rows().
 void gemm_tile(const GemmJob& job, const float* x, int64_t r0, int64_t n_row) {
@@ -97,37 +102,38 @@ void gemm_tile(const GemmJob& job, const float* x, int64_t r0, int64_t n_row) {
     }
 }
 
-// The same in int8: x holds the job's activations, piece c of token t at x[c * job.x.n_row + t].
-void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, int64_t n_row) {
+// The same in int8: x holds the job's activations, piece c of token t at x[c * job.x.n_row + t]. At the end
+// it asks for the first columns of `next`, the tile that this thread is likely to take then.
+void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, int64_t n_row,
+                    const Tile& next) {
     constexpr int64_t kTokensAtOnce = 24;  // 10 KiB of activations, beside 20 KiB of panels
     thread_local Int8Panel panels[kTileRows / kLanes];
     static const Int8Multiply multiply = int8_variants()[0].multiply;
     const Matrix& w = job.w;
     const Int8Codes codes = int8_codes(w.type);
+    const size_t n_full = n_row / kLanes;
     for (int64_t c = 0; c < w.n_col; c += kTileCols, x += job.x.n_row) {
         const int64_t n_k = std::min(kTileCols, w.n_col - c);
         const int n_block = static_cast<int>(n_k / 32);
         for (int64_t p = 0; p < n_row; p += kLanes)
             int8_panel(w.type, w.data + (r0 + p) * w.stride() + row_bytes(w.type, c), w.stride(),
                        std::min<int64_t>(kLanes, n_row - p), n_k, panels[p / kLanes]);
-        prefetch_piece(w, r0, n_row, c + kTileCols);
+        if (c + kTileCols < w.n_col)
+            prefetch_piece(w, r0, n_row, c + kTileCols);
+        else if (next.job)
+            prefetch_piece(next.job->w, next.r0, next.n_row, 0);
         for (int64_t t = 0; t < job.x.n_row; t += kTokensAtOnce) {
             const int64_t n_token = std::min(kTokensAtOnce, job.x.n_row - t);
-            for (int64_t p = 0; p < n_row; p += kLanes) {
-                const Int8Panel& panel = panels[p / kLanes];
-                const int64_t width = std::min<int64_t>(kLanes, n_row - p);
-                float* y = job.y + t * job.y_stride + r0 + p;
-                if (width == kLanes) {
-                    multiply(codes, x + t, n_token, panel, n_block, y, job.y_stride, c > 0);
-                    continue;
-                }
-                float edge[kTokensAtOnce * kLanes] = {};
-                for (int64_t i = 0; i < n_token && c > 0; i++)
-                    std::copy_n(y + i * job.y_stride, width, edge + i * kLanes);
-                multiply(codes, x + t, n_token, panel, n_block, edge, kLanes, true);
-                for (int64_t i = 0; i < n_token; i++)
-                    std::copy_n(edge + i * kLanes, width, y + i * job.y_stride);
-            }
+            float* y = job.y + t * job.y_stride + r0;
+            multiply(codes, x + t, n_token, {panels, n_full}, n_block, y, job.y_stride, c > 0);
+            const int64_t width = n_row % kLanes;  // of the last panel
+            if (width == 0) continue;
+            y += n_row - width;
+            float edge[kTokensAtOnce * kLanes] = {};
+            for (int64_t i = 0; i < n_token && c > 0; i++)
+                std::copy_n(y + i * job.y_stride, width, edge + i * kLanes);
+            multiply(codes, x + t, n_token, {panels + n_full, 1}, n_block, edge, kLanes, true);
+            for (int64_t i = 0; i < n_token; i++) std::copy_n(edge + i * kLanes, width, y + i * job.y_stride);
         }
     }
 }
@@ -198,19 +204,11 @@ int64_t n_tiles(const GemmJob& job, int64_t n_row) {
     return job.x.n_row ? (job.w.n_row + n_row - 1) / n_row : 0;
 }
 
-// Tile number `tile` of n_row rows.
-void run_tile(const GemmJob& job, const Activations& x, int64_t tile, int64_t n_row) {
-    const int64_t r0 = tile * n_row, n = std::min(n_row, job.w.n_row - r0);
-    if (x.int8)
-        gemm_tile_int8(job, x.int8, r0, n);
-    else
-        gemm_tile(job, x.packed, r0, n);
-}
-
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
     constexpr int64_t kRows = 128, kScan = 256;
+    const int64_t ahead = w.type == Type::F32 ? kScan : 16;  // rows asked for; attention's come as they lie
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
     packed.resize(p.n_row * kRows);
@@ -229,7 +227,10 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
 
         for (int64_t a = 0; a < n_active; a += kRows) {
             const int64_t n = std::min(kRows, n_active - a);
-            for (int64_t r = 0; r < n; r++) row_segment(w, active[a + r], c, n_col, panel + r * kStride);
+            for (int64_t r = 0; r < n; r++) {
+                if (a + r + ahead < n_active) prefetch_piece(w, active[a + r + ahead], 1, c);
+                row_segment(w, active[a + r], c, n_col, panel + r * kStride);
+            }
             const bool all = active[a + n - 1] - active[a] == n - 1;  // none is left out in between
             for (int64_t t = 0; t < p.n_row; t++) {
                 const float* from = p.data + t * p.stride;
@@ -257,9 +258,19 @@ void gemm(std::span<const GemmJob> jobs, CpuMath math) {
     std::vector<int64_t> first(1, 0);  // first[i]: number of tiles before job i
     for (const GemmJob& job : jobs) first.push_back(first.back() + n_tiles(job, n_row));
     const std::vector<Activations> x = prepare(jobs, math);
-    parallel_for(n_tile, [&](int64_t i) {
+    const auto tile = [&](int64_t i) -> Tile {
+        if (i >= n_tile) return {};
         const size_t j = std::upper_bound(first.begin(), first.end(), i) - first.begin() - 1;
-        run_tile(jobs[j], x[j], i - first[j], n_row);
+        const int64_t r0 = (i - first[j]) * n_row;
+        return {&jobs[j], r0, std::min(n_row, jobs[j].w.n_row - r0)};
+    };
+    parallel_for(n_tile, [&](int64_t i) {
+        const Tile t = tile(i);
+        const Activations& in = x[t.job - jobs.data()];
+        if (in.int8)
+            gemm_tile_int8(*t.job, in.int8, t.r0, t.n_row, tile(i + n_threads()));
+        else
+            gemm_tile(*t.job, in.packed, t.r0, t.n_row);
     });
 }
 

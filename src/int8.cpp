@@ -68,12 +68,14 @@ int32_t load4(const int8_t* q) {
 
 // ---------------------------------------------------------------- plain C++
 
-void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
-                    int n_block, float* y, int64_t y_stride, bool add) {
+void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token,
+                    std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
     const int span = codes == Int8Codes::U6 ? 16 : 32;
     for (int64_t t = 0; t < n_token; t++)
-        for (int r = 0; r < kRows; r++) {
-            float sum = add ? y[t * y_stride + r] : 0;
+        for (int row = 0; row < kRows * static_cast<int>(panels.size()); row++) {
+            const Int8Panel& panel = panels[row / kRows];
+            const int r = row % kRows;
+            float sum = add ? y[t * y_stride + row] : 0;
             for (int s = 0; s < n_block * 32 / span; s++) {
                 int32_t dot = 0;
                 for (int c = s * span; c < (s + 1) * span; c++) {
@@ -84,7 +86,7 @@ void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token, 
                 if (codes != Int8Codes::S8)
                     sum = std::fma(panel.min[s][r], span == 16 ? x[t].sum16[s] : x[t].sum32[s], sum);
             }
-            y[t * y_stride + r] = sum;
+            y[t * y_stride + row] = sum;
         }
 }
 
@@ -187,65 +189,91 @@ AVX2 void tiles_avx2(Int8Codes codes, const Int8Activations* x, const Int8Panel&
     }
 }
 
-void multiply_avx2(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
-                   int n_block, float* y, int64_t y_stride, bool add) {
-    int64_t t = 0;
-    for (; t + 3 <= n_token; t += 3)
-        tiles_avx2<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-    for (; t < n_token; t++) tiles_avx2<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+void multiply_avx2(Int8Codes codes, const Int8Activations* x, int64_t n_token,
+                   std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
+    for (const Int8Panel& panel : panels) {
+        int64_t t = 0;
+        for (; t + 3 <= n_token; t += 3)
+            tiles_avx2<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        for (; t < n_token; t++) tiles_avx2<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        y += kRows;
+    }
 }
 
 // ---------------------------------------------------------------- AVX-512 VNNI
 // vpdpbusd adds four products of unsigned by signed bytes to 32 bits at once: a panel's 16 rows are one
-// register, a tile has up to 8 tokens. Signed codes become unsigned by adding 128, which q_sum takes back.
+// register. A tile is up to 6 tokens by one or two panels: 12 sums of each kind, and a load of x serves two
+// products. Signed codes become unsigned by adding 128, which q_sum takes back.
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12: inside its own _mm512_cvtepi32_ps
 #endif
 
-template <int kSpan, bool kSigned, int n>
-VNNI void tile_vnni(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y, int64_t y_stride,
-                    bool add) {
-    __m512 sum[n];
-    UNROLL for (int t = 0; t < n; t++) sum[t] = add ? _mm512_loadu_ps(y + t * y_stride) : _mm512_setzero_ps();
+template <int kSpan, bool kSigned, int p, int n>
+VNNI void tile_vnni(const Int8Activations* x, const Int8Panel* panels, int n_block, float* y,
+                    int64_t y_stride, bool add) {
+    __m512 sum[n][p];
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) sum[t][h] =
+        add ? _mm512_loadu_ps(y + t * y_stride + kRows * h) : _mm512_setzero_ps();
     for (int s = 0; s < n_block * 32 / kSpan; s++) {
         const int8_t* q = x->q + s * kSpan;
-        __m512i dot[n];
-        UNROLL for (int t = 0; t < n; t++) dot[t] =
+        __m512i dot[n][p];
+        UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) dot[t][h] =
             kSigned ? _mm512_set1_epi32(-128 * x[t].q_sum[s]) : _mm512_setzero_si512();
-        TWICE for (int k = 0; k < kSpan / 4; k++) {
-            __m512i w = _mm512_load_si512(panel.codes + (s * kSpan + k * 4) * kRows);
-            if (kSigned) w = _mm512_xor_si512(w, _mm512_set1_epi32(int(0x80808080)));
-            UNROLL for (int t = 0; t < n; t++) dot[t] =
-                _mm512_dpbusd_epi32(dot[t], w, _mm512_set1_epi32(load4(q + t * int64_t{sizeof(*x)} + 4 * k)));
+        UNROLL for (int k = 0; k < kSpan / 4; k++) {
+            __m512i w[p];
+            UNROLL for (int h = 0; h < p; h++) {
+                w[h] = _mm512_load_si512(panels[h].codes + (s * kSpan + k * 4) * kRows);
+                if (kSigned) w[h] = _mm512_xor_si512(w[h], _mm512_set1_epi32(int(0x80808080)));
+            }
+            UNROLL for (int t = 0; t < n; t++) {
+                const __m512i a = _mm512_set1_epi32(load4(q + t * int64_t{sizeof(*x)} + 4 * k));
+                UNROLL for (int h = 0; h < p; h++) dot[t][h] = _mm512_dpbusd_epi32(dot[t][h], w[h], a);
+            }
         }
-        const __m512 scale = _mm512_load_ps(panel.scale[s]), min = _mm512_load_ps(panel.min[s]);
+        __m512 scale[p], min[p];
+        UNROLL for (int h = 0; h < p; h++) {
+            scale[h] = _mm512_load_ps(panels[h].scale[s]);
+            min[h] = _mm512_load_ps(panels[h].min[s]);
+        }
         UNROLL for (int t = 0; t < n; t++) {
-            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x[t].d[s * kSpan / 32]));
-            sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t]), both, sum[t]);
-            const float d_sum = kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s];
-            if (!kSigned) sum[t] = _mm512_fmadd_ps(min, _mm512_set1_ps(d_sum), sum[t]);
+            const __m512 d = _mm512_set1_ps(x[t].d[s * kSpan / 32]);
+            const __m512 d_sum = _mm512_set1_ps(kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s]);
+            UNROLL for (int h = 0; h < p; h++) {
+                const __m512 both = _mm512_mul_ps(scale[h], d);
+                sum[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][h]), both, sum[t][h]);
+                if (!kSigned) sum[t][h] = _mm512_fmadd_ps(min[h], d_sum, sum[t][h]);
+            }
         }
     }
-    UNROLL for (int t = 0; t < n; t++) _mm512_storeu_ps(y + t * y_stride, sum[t]);
+    UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++)
+        _mm512_storeu_ps(y + t * y_stride + kRows * h, sum[t][h]);
 }
 
-template <int n>
-VNNI void tiles_vnni(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
-                     int64_t y_stride, bool add) {
-    if (codes == Int8Codes::S8) return tile_vnni<32, true, n>(x, panel, n_block, y, y_stride, add);
-    if (codes == Int8Codes::U6) return tile_vnni<16, false, n>(x, panel, n_block, y, y_stride, add);
-    tile_vnni<32, false, n>(x, panel, n_block, y, y_stride, add);
+template <int p, int n>
+VNNI void tiles_vnni(Int8Codes codes, const Int8Activations* x, const Int8Panel* panels, int n_block,
+                     float* y, int64_t y_stride, bool add) {
+    if (codes == Int8Codes::S8) return tile_vnni<32, true, p, n>(x, panels, n_block, y, y_stride, add);
+    if (codes == Int8Codes::U6) return tile_vnni<16, false, p, n>(x, panels, n_block, y, y_stride, add);
+    tile_vnni<32, false, p, n>(x, panels, n_block, y, y_stride, add);
 }
 
-void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
-                   int n_block, float* y, int64_t y_stride, bool add) {
-    constexpr decltype(&tiles_vnni<1>) tiles[] = {tiles_vnni<1>, tiles_vnni<2>, tiles_vnni<3>, tiles_vnni<4>,
-                                                  tiles_vnni<5>, tiles_vnni<6>, tiles_vnni<7>, tiles_vnni<8>};
-    const int64_t n_tile = (n_token + 7) / 8;
-    for (int64_t i = 0; i < n_tile; i++) {  // of about the same size
-        const int64_t t = i * n_token / n_tile, n = (i + 1) * n_token / n_tile - t;
-        tiles[n - 1](codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token,
+                   std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
+    constexpr decltype(&tiles_vnni<1, 1>) tiles[2][6] = {
+        {tiles_vnni<1, 1>, tiles_vnni<1, 2>, tiles_vnni<1, 3>, tiles_vnni<1, 4>, tiles_vnni<1, 5>,
+         tiles_vnni<1, 6>},
+        {tiles_vnni<2, 1>, tiles_vnni<2, 2>, tiles_vnni<2, 3>, tiles_vnni<2, 4>, tiles_vnni<2, 5>,
+         tiles_vnni<2, 6>}};
+    const int64_t n_tile = (n_token + 5) / 6;
+    while (!panels.empty()) {
+        const size_t n_panel = std::min<size_t>(2, panels.size());
+        for (int64_t i = 0; i < n_tile; i++) {  // of about the same size
+            const int64_t t = i * n_token / n_tile, n = (i + 1) * n_token / n_tile - t;
+            tiles[n_panel - 1][n - 1](codes, x + t, panels.data(), n_block, y + t * y_stride, y_stride, add);
+        }
+        panels = panels.subspan(n_panel);
+        y += n_panel * kRows;
     }
 }
 
@@ -303,12 +331,15 @@ NEON_DOT void tiles_neon(Int8Codes codes, const Int8Activations* x, const Int8Pa
     tile_neon<32, true, n>(x, panel, n_block, y, y_stride, add);
 }
 
-void multiply_neon(Int8Codes codes, const Int8Activations* x, int64_t n_token, const Int8Panel& panel,
-                   int n_block, float* y, int64_t y_stride, bool add) {
-    int64_t t = 0;
-    for (; t + 3 <= n_token; t += 3)
-        tiles_neon<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-    for (; t < n_token; t++) tiles_neon<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+void multiply_neon(Int8Codes codes, const Int8Activations* x, int64_t n_token,
+                   std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
+    for (const Int8Panel& panel : panels) {
+        int64_t t = 0;
+        for (; t + 3 <= n_token; t += 3)
+            tiles_neon<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        for (; t < n_token; t++) tiles_neon<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        y += kRows;
+    }
 }
 
 #endif

@@ -50,10 +50,11 @@ struct Int8Panel {
 void int8_panel(Type type, const uint8_t* src, int64_t stride, int64_t n_row, int64_t n_col,
                 Int8Panel& panel);
 
-// y[t, r] (+)= sum over n_block * 32 columns of x[t] * W[r], r < 16, t < n_token; y's rows are y_stride
-// apart. Every variant adds the same numbers in the same order: they agree bit for bit.
+// y[t, r] (+)= sum over n_block * 32 columns of x[t] * W[r], t < n_token, r < 16 rows of every panel; y's
+// rows are y_stride apart. Every variant adds the same numbers in the same order: they agree bit for bit.
 using Int8Multiply = void (*)(Int8Codes codes, const Int8Activations* x, int64_t n_token,
-                              const Int8Panel& panel, int n_block, float* y, int64_t y_stride, bool add);
+                              std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride,
+                              bool add);
 struct Int8Variant {
     const char* name;  // "avx512-vnni", "avx2", "neon-dot", "plain"
     Int8Multiply multiply;

@@ -244,11 +244,11 @@ void int8_panel(Type type, const uint8_t* src, int64_t stride, int64_t n_row, in
             rows[r] = {};
     }
     interleave(rows, panel.codes);
-    const int64_t n_span = n_col / (e->codes == Int8Codes::U6 ? 16 : 32);
-    for (int64_t s = 0; s < n_span; s++)
-        for (int r = 0; r < kInt8Rows; r++) {
-            panel.scale[s][r] = rows[r].scale[s];
-            panel.min[s][r] = rows[r].min[s];
+    const int n_span = e->codes == Int8Codes::U6 ? 16 : 8;
+    for (int s = 0; s < n_span; s += 8)
+        for (int r = 0; r < kInt8Rows; r += 8) {
+            transpose_8x8(rows[r].scale + s, sizeof(Row), panel.scale[s] + r, sizeof(panel.scale[0]));
+            transpose_8x8(rows[r].min + s, sizeof(Row), panel.min[s] + r, sizeof(panel.min[0]));
         }
 }
 

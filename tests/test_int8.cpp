@@ -125,35 +125,40 @@ TEST_CASE("int8: every instruction set agrees with plain C++ bit for bit", "[int
     for (Int8Codes codes : {Int8Codes::U4, Int8Codes::U5, Int8Codes::U6, Int8Codes::S8})
         for (int extreme = 0; extreme < 3; extreme++) {
             const int mask = codes == Int8Codes::U4 ? 15 : codes == Int8Codes::U5 ? 31 : 63;
-            Int8Panel panel;
-            for (uint8_t& c : panel.codes) {
-                const int any = static_cast<int>(random());
-                c = static_cast<uint8_t>(codes == Int8Codes::S8 ? (extreme == 0   ? any
-                                                                   : extreme == 1 ? 127
-                                                                                  : -128)
-                                                                : (extreme == 0 ? any & mask : mask));
-            }
+            std::vector<Int8Panel> panels(3);
             std::normal_distribution<float> normal;
-            for (auto& row : panel.scale)
-                for (float& s : row) s = normal(random);
-            for (auto& row : panel.min)
-                for (float& s : row) s = normal(random);
-            for (int n_block : {1, 3, 8})
-                for (int n_token : {1, 2, 3, 7, 8, 19})
-                    for (bool add : {false, true}) {
-                        constexpr int stride = 21;
-                        const auto start = activations(n_token * stride, 4);
-                        std::vector<float> expected = start;
-                        variants.back().multiply(codes, x.data(), n_token, panel, n_block, expected.data(),
-                                                 stride, add);
-                        for (const Int8Variant& v : variants) {
-                            INFO(v.name << ", codes " << static_cast<int>(codes) << ", " << n_block
-                                        << " blocks, " << n_token << " tokens, add " << add);
-                            std::vector<float> y = start;
-                            v.multiply(codes, x.data(), n_token, panel, n_block, y.data(), stride, add);
-                            CHECK(std::memcmp(y.data(), expected.data(), y.size() * 4) == 0);
+            for (Int8Panel& panel : panels) {
+                for (uint8_t& c : panel.codes) {
+                    const int any = static_cast<int>(random());
+                    c = static_cast<uint8_t>(codes == Int8Codes::S8 ? (extreme == 0   ? any
+                                                                       : extreme == 1 ? 127
+                                                                                      : -128)
+                                                                    : (extreme == 0 ? any & mask : mask));
+                }
+                for (auto& row : panel.scale)
+                    for (float& s : row) s = normal(random);
+                for (auto& row : panel.min)
+                    for (float& s : row) s = normal(random);
+            }
+            for (size_t n_panel : {1, 2, 3})
+                for (int n_block : {1, 3, 8})
+                    for (int n_token : {1, 2, 3, 4, 5, 6, 7, 19})
+                        for (bool add : {false, true}) {
+                            constexpr int stride = 53;
+                            const auto start = activations(n_token * stride, 4);
+                            const std::span in(panels.data(), n_panel);
+                            std::vector<float> expected = start;
+                            variants.back().multiply(codes, x.data(), n_token, in, n_block, expected.data(),
+                                                     stride, add);
+                            for (const Int8Variant& v : variants) {
+                                INFO(v.name << ", codes " << static_cast<int>(codes) << ", " << n_panel
+                                            << " panels, " << n_block << " blocks, " << n_token
+                                            << " tokens, add " << add);
+                                std::vector<float> y = start;
+                                v.multiply(codes, x.data(), n_token, in, n_block, y.data(), stride, add);
+                                CHECK(std::memcmp(y.data(), expected.data(), y.size() * 4) == 0);
+                            }
                         }
-                    }
         }
     std::string names;
     for (const Int8Variant& v : variants) names += std::string(names.empty() ? "" : ", ") + v.name;
