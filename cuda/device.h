@@ -59,8 +59,9 @@ void finish(Stream stream);
 // Whether it has all been done; Error if something in it failed.
 bool finished(Stream stream);
 
-// While one exists, each launch begins when the one before it has ended, on GPUs that overlap them too. For
-// comparison, and where a driver refuses graphs with such launches.
+// While one exists in the process, each launch begins when the one before it in its stream has ended, on GPUs
+// that overlap them too; branches of a graph still run beside each other. For comparison, and where a driver
+// refuses graphs with launches that overlap.
 class LaunchesInOrder {
   public:
     LaunchesInOrder() { n_++; }

@@ -49,11 +49,15 @@ void order_other(Stream stream) {
 
 // Whether the device in use, and the driver in a graph too, can begin a launch while the last one ends.
 bool can_overlap() {
+    thread_local int known = -1;
+    thread_local bool can = false;
     int device = 0, major = 0, driver = 0;
     CUDA(cudaGetDevice(&device));
+    if (device == known) return can;
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     CUDA(cudaDriverGetVersion(&driver));
-    return major >= 9 && driver >= 12040;
+    known = device;
+    return can = major >= 9 && driver >= 12040;
 }
 
 // Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
@@ -331,11 +335,12 @@ struct Graph::Impl {
     void take_last(Stream s) {
         cudaStreamCaptureStatus status;
         const cudaGraphNode_t* nodes = nullptr;
+        const cudaGraphEdgeData* edges = nullptr;  // if not asked for, any but plain ones would be an error
         size_t n = 0;
 #if CUDART_VERSION >= 13000
-        CUDA(cudaStreamGetCaptureInfo(s, &status, nullptr, nullptr, &nodes, nullptr, &n));
+        CUDA(cudaStreamGetCaptureInfo(s, &status, nullptr, nullptr, &nodes, &edges, &n));
 #else
-        CUDA(cudaStreamGetCaptureInfo_v2(s, &status, nullptr, nullptr, &nodes, &n));
+        CUDA(cudaStreamGetCaptureInfo_v3(s, &status, nullptr, nullptr, &nodes, &edges, &n));
 #endif
         require(status == cudaStreamCaptureStatusActive, "CUDA: a graph capture was broken off");
         last.assign(nodes, nodes + n);

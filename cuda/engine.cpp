@@ -38,6 +38,7 @@ class DeviceBackend final : public Backend {
           graph_loop_(options.graph_loop),
           memory_(arena_bytes()),
           ring_(c_.n_canvas) {
+        if (!options.overlap) in_order_.emplace();
         Arena arena = memory_.arena();
         w_ = lay_out_weights<T>(*model_, n_offload_, arena);
         cache_ = lay_out_cache<T>(*model_, room_, arena);
@@ -180,7 +181,8 @@ class DeviceBackend final : public Backend {
                     graph_loop_ = before;
                     return answer;
                 },
-                [this] { return step_->n_launch(); }};
+                [this] { return step_->n_launch(); },
+                [this] { return overlap_refused_; }};
     }
 
   private:
@@ -380,32 +382,39 @@ class DeviceBackend final : public Backend {
         return g;
     }
 
-    // The graph of make(), with launches in order if a driver refuses others.
-    template <class Make>
-    std::unique_ptr<Graph> made(const Make& make) {
+    // Makes, or runs, a graph; if that fails, once more with launches in order, and if that is not refused,
+    // so from then on.
+    template <class Attempt>
+    void try_overlap(const Attempt& attempt) {
         try {
-            return make();
+            attempt();
         } catch (const DeviceError&) {
             throw;
-        } catch (const Error&) {
-            if (in_order_) throw;
+        } catch (const Error& e) {
+            if (LaunchesInOrder::any()) throw;
             in_order_.emplace();
-            return make();
+            try {
+                attempt();
+            } catch (...) {  // it was something else
+                in_order_.reset();
+                throw;
+            }
+            overlap_refused_ = e.what();
         }
     }
 
     // What a driver refuses of it is seen before anything runs: the host can then launch the steps instead.
     bool begin_graph() {
         try {
-            if (!whole_ || whole_in_order_ != LaunchesInOrder::any())
-                whole_ = made([&] { return make_graph(); });
-            whole_in_order_ = LaunchesInOrder::any();
-            whole_->run(stream_.s);
+            try_overlap([&] {
+                if (!whole_ || whole_in_order_ != LaunchesInOrder::any()) whole_ = make_graph();
+                whole_in_order_ = LaunchesInOrder::any();
+                whole_->run(stream_.s);
+            });
         } catch (const DeviceError&) {
             throw;
         } catch (const Error& e) {
             graph_loop_ = false;
-            if (!in_order_) in_order_.emplace();
             note_ = fmt::format(
                 "the host launches each step, as the graph of a whole answer cannot be made: {}", e.what());
         }
@@ -423,18 +432,19 @@ class DeviceBackend final : public Backend {
     // Without conditional nodes: the same captured step, launched by the host.
     template <class Poll>
     void run_host_loop(const Poll& poll) {
-        if (!step_) {
-            const auto capture = [&](const Graph::Launches& launches) {
-                return made([&] {
-                    auto g = std::make_unique<Graph>();
-                    g->launch(launches);
-                    g->instantiate();
-                    return g;
-                });
-            };
+        const auto capture = [&](const Graph::Launches& launches) {
+            auto g = std::make_unique<Graph>();
+            g->launch(launches);
+            g->instantiate();
+            return g;
+        };
+        try_overlap([&] {
+            if (step_ && step_in_order_ == LaunchesInOrder::any()) return;
+            step_ = nullptr;
             commit_ = capture([&](Stream s) { commit_canvas(s); });
             step_ = capture([&](Stream s) { denoise_step(s, {}); });
-        }
+            step_in_order_ = LaunchesInOrder::any();
+        });
         LoopState state{};
         while (!state.done) {
             begin_canvas(stream_.s, {});
@@ -464,9 +474,11 @@ class DeviceBackend final : public Backend {
     ExpertStream experts_;
     SideStream k_side_, v_side_, dense_side_;
     std::unique_ptr<Graph> whole_, step_, commit_;
-    bool whole_in_order_ = false;              // how it was made
-    std::optional<LaunchesInOrder> in_order_;  // once a graph with launches that overlap has been refused
-    Marks* marks_ = nullptr;                   // while a step is profiled
+    bool whole_in_order_ = false, step_in_order_ = false;  // how these were made
+    // If asked for, or where a graph of launches that overlap is refused, and why.
+    std::optional<LaunchesInOrder> in_order_;
+    std::string overlap_refused_;
+    Marks* marks_ = nullptr;  // while a step is profiled
     LoadStats load_stats_;
     std::string note_;  // for the next answer
     int n_cached_ = 0;

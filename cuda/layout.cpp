@@ -246,9 +246,13 @@ template <class T>
 static bool is_joint(const Model& m, int layer) {
     const Layer& l = m.layers[layer];
     if (sizeof(T) != 2 || l.v || !l.shape.global || l.shape.head_dim != kJointDim) return false;
-    return std::all_of(m.rope_freqs.begin() + kJointRotated / 2, m.rope_freqs.end(), [&](float divisor) {
-        return static_cast<float>(m.config.n_context) / divisor < 1e-6f;
-    });
+    // What q has of both weights must stay within F16; a value of a normed row is at most sqrt(512).
+    for (int i = 0; i < kJointDim; i++)
+        if (!(std::fabs(l.q_norm[i] * l.k_norm[i]) < 65504 / 22.7f)) return false;
+    return m.rope_freqs.size() == kJointDim / 2 &&
+           std::all_of(m.rope_freqs.begin() + kJointRotated / 2, m.rope_freqs.end(), [&](float divisor) {
+               return static_cast<float>(m.config.n_context) / divisor < 1e-6f;
+           });
 }
 
 template <class T>

@@ -138,6 +138,7 @@ template <bool GATED, int N_TOKEN_TILE, class X, class Y>
 void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const ExpertSlots* experts,
             const int* token_of, int n_token, int n_part = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
+    require(experts || N_TOKEN_TILE != kFew, "bug: without experts this kernel waits for no launch");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;

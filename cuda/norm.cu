@@ -180,10 +180,11 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
 
 namespace {
 
-// q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head
+// q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head; of a joint
+// cache q_out has k_weight too in the columns that do not rotate, and cache.k only those that do
 //   q_out       [n_token, n_head, head_dim] T, row stride ldq
 //   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot; see KvLayer for
-//               joint ones, of whose columns the first 64 of each half are rotated, and no others
+//               joint ones, of whose columns the first 64 of each half rotate, and no others
 //   q           [n_token, n_head, head_dim] float32
 //   k, v        [n_token, n_head_kv, head_dim] float32; may be the same
 //   n_part      q, k and v are each the sum of so many such, one after the other

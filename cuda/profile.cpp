@@ -185,6 +185,7 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
         out.host = time_loop(m, params, false);
         out.n_launch = m.n_launch();
         out.graph = time_loop(m, params, true);
+        out.overlap_refused = m.overlap_refused();
     }
     const LaunchesInOrder in_order;  // parts and kernels one after the other
     if (plan.step) {

@@ -78,8 +78,10 @@ void launch_kernel(const char* name, void (*kernel)(P...), dim3 grid, dim3 block
     check_launch(cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...), name);
 }
 
-// What every kernel of this folder begins with: on 9.0 and later it may run before the launch ahead of it in
-// the stream has ended, and this waits for that. What comes before it reads nothing that a launch may write.
+// What every thread of every kernel of this folder does first, or nearly: on 9.0 and later it may run before
+// the launch ahead of it in the stream has ended, and this waits for that. What comes before it writes
+// nothing, and reads nothing that a launch or a copy may write: products load the first of their weights.
+// Only then may the launch behind it begin: so all before the one ahead have ended.
 DEVICE void wait_for_last_launch() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -66,9 +66,9 @@ struct WeightGemm {
 
     // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (acc of those
     // past the end is anything), of these the columns of n_own records from first_record on. row_of [8 NT],
-    // shared: rows of x, all of them valid; n_row of them count. `early`: the kernel has not waited for the
-    // last launch; the first weights, which no launch of a pass writes, come before that. Ends with a
-    // barrier: `shared` is free again.
+    // shared: rows of x, all of them valid; n_row of them count. `early`: the kernel has not waited for
+    // the last launch; the first weights, which nothing in a pass writes (experts may be copied, others not),
+    // come before that. Ends with a barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row, bool early) {

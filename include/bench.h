@@ -42,6 +42,7 @@ struct DeviceProfile {
     // ms 0 in the first two: the driver has no conditional nodes. In order: no launch begins before the last
     // one has ended.
     LoopTimes graph, graph_in_order, host;
+    std::string overlap_refused;  // by the driver, in graphs, and why: then all are in order
     // Routing in a step, means over the layers: experts that have tokens, tokens of the fullest.
     double experts_used = 0, expert_tokens = 0;
     std::vector<Timing> kernels;  // milliseconds a launch

@@ -36,6 +36,7 @@ struct EngineOptions {
     CpuMath cpu_math = CpuMath::Float;  // on a CPU: int8 is faster, and a draw can differ from float's
     bool exact = false;      // on a GPU: float32 throughout, slow and large; for comparing with the CPU
     bool graph_loop = true;  // on a GPU: the whole answer in one graph, where the driver can
+    bool overlap = true;     // on a GPU: launches begin while the ones before them end, where it can
     LoadProgressFn on_load;  // weights on their way to a GPU
     // Makes a backend of one's own (a test's), instead of what the options above say.
     std::function<std::unique_ptr<Backend>(std::shared_ptr<const Model>)> make_backend;

@@ -33,8 +33,6 @@ std::string model_path(const ModelEntry& entry);
 const ModelEntry* find_entry(const std::vector<ModelEntry>& models, std::string_view name);
 // "; the nearest names are a, b and c" by edit distance, or where models are listed: the end of an Error.
 std::string name_hint(const std::vector<ModelEntry>& models, std::string_view name);
-// Letters to insert, delete or change between two names; upper and lower case are the same.
-int edit_distance(std::string_view a, std::string_view b);
 
 // The file that -m MODEL means: a path that exists, else the fetched file of that name, whatever list that
 // was in. Error for a model that has not been fetched, and for what is neither.

@@ -177,11 +177,15 @@ struct Gguf::Part {
         const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
         require(fd >= 0, "{}: cannot open the model file: {}", path, std::strerror(errno));
         struct stat st {};
-        const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+        const bool known = fstat(fd, &st) == 0, regular = known && S_ISREG(st.st_mode);
         const size_t size = regular ? static_cast<size_t>(st.st_size) : 0;
         void* p = size ? mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0) : nullptr;
         const int error = errno;
         ::close(fd);
+        require(!known || !S_ISDIR(st.st_mode),
+                "{0}: expected a GGUF file, found a folder; of a Hugging Face folder `easel convert {0} "
+                "model.gguf` makes one",
+                path);
         require(regular, "{}: expected a GGUF file, found something that is not a regular file", path);
         require(size >= 24, "{}: not a GGUF file: expected at least 24 bytes, found {}", path, size);
         require(p != MAP_FAILED, "{}: cannot map {} bytes: {}", path, size, std::strerror(error));

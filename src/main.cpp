@@ -127,6 +127,10 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
                  "on a GPU: the host launches each step, not one graph all")
         ->disable_flag_override()
         ->group(kDeviceGroup);
+    app.add_flag("--in-order{false}", e.overlap,
+                 "on a GPU: no launch begins before the last one has ended, for comparing")
+        ->disable_flag_override()
+        ->group(kDeviceGroup);
 }
 
 void add_seed_flag(CLI::App& app, uint64_t& seed) {

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdlib>
-#include <numeric>
 #include <utility>
 
 #include "check.h"
@@ -78,22 +77,6 @@ ModelEntry parse_line(std::string_view line, const std::string& where) {
 }
 
 }  // namespace
-
-int edit_distance(std::string_view a, std::string_view b) {
-    std::vector<int> row(b.size() + 1);  // of the distances between a's first i letters and b's first j
-    std::iota(row.begin(), row.end(), 0);
-    for (size_t i = 0; i < a.size(); i++) {
-        int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);
-        for (size_t j = 0; j < b.size(); j++) {
-            const bool same = std::tolower(static_cast<unsigned char>(a[i])) ==
-                              std::tolower(static_cast<unsigned char>(b[j]));
-            const int changed = diagonal + !same;
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({changed, diagonal + 1, row[j] + 1});
-        }
-    }
-    return row.back();
-}
 
 std::vector<ModelEntry> parse_models(std::string_view text, const std::string& list) {
     std::vector<ModelEntry> models;

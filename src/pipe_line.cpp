@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "check.h"
-#include "models.h"
 #include "pipe.h"
 #include "sampler_settings.h"
 #include "text.h"

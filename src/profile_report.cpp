@@ -61,8 +61,11 @@ std::string step_tables(const DeviceProfile& p, const Config& c, const ProfilePl
     };
     if (p.graph.ms > 0) {
         loop("an answer is one graph", p.graph);
-        loop("  its launches do not overlap", p.graph_in_order);
+        if (p.overlap_refused.empty()) loop("  its launches do not overlap", p.graph_in_order);
     }
+    if (!p.overlap_refused.empty())
+        out += fmt::format("launches do not overlap, as a graph of such ones is refused: {}\n",
+                           p.overlap_refused);
     loop("steps launched by the host", p.host);
     const double ms = p.graph.ms > 0 ? p.graph.ms : p.host.ms;
     out += fmt::format(
@@ -156,6 +159,7 @@ std::string profile_json(const DeviceProfile& p, const Config& c, const ProfileP
             step["graph"] = loop_json(p.graph);
             step["graph_in_order"] = loop_json(p.graph_in_order);
         }
+        if (!p.overlap_refused.empty()) step["overlap_refused"] = p.overlap_refused;
         step["host_loop"] = loop_json(p.host);
         step["parts"] = timings(p, p.parts);
     }

@@ -3,7 +3,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
+#include <numeric>
+#include <utility>
+#include <vector>
 
 namespace easel {
 
@@ -69,6 +74,22 @@ std::string valid_utf8(std::string_view text) {
         out += next.c == 0xfffd ? kReplacement : text.substr(0, n);
     }
     return out;
+}
+
+int edit_distance(std::string_view a, std::string_view b) {
+    std::vector<int> row(b.size() + 1);  // of the distances between a's first i letters and b's first j
+    std::iota(row.begin(), row.end(), 0);
+    for (size_t i = 0; i < a.size(); i++) {
+        int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);
+        for (size_t j = 0; j < b.size(); j++) {
+            const bool same = std::tolower(static_cast<unsigned char>(a[i])) ==
+                              std::tolower(static_cast<unsigned char>(b[j]));
+            const int changed = diagonal + !same;
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({changed, diagonal + 1, row[j] + 1});
+        }
+    }
+    return row.back();
 }
 
 void tell(std::string_view text) {

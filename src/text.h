@@ -30,6 +30,9 @@ std::string terminal_text(std::string_view text);
 // The text as valid UTF-8: stray bytes become U+FFFD.
 std::string valid_utf8(std::string_view text);
 
+// Letters to insert, delete or change between two names; upper and lower case are the same.
+int edit_distance(std::string_view a, std::string_view b);
+
 // To stderr. What cannot be written there is lost: a reader who has gone is no reason to end an answer.
 void tell(std::string_view text);
 

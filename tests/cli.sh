@@ -34,7 +34,7 @@ tr ' ' '\n' <"$dir/canvas" | sed '/^$/d' | sed '1!G;h;$!d' >"$dir/reversed"
 # ---- Files that are no models
 
 error "no such file" "nope.gguf: cannot open the model file: No such file" generate -m nope.gguf -p hi
-error "a folder" "found something that is not a regular file" generate -m tests -p hi
+error "a folder" "found a folder; of a Hugging Face folder" generate -m tests -p hi
 error "not GGUF" "expected the bytes \"GGUF\" at offset 0" generate -m Makefile -p hi
 error "not GGUF, info" "expected the bytes \"GGUF\" at offset 0" info Makefile
 error "not GGUF, tokenize" "expected the bytes \"GGUF\" at offset 0" tokenize -m Makefile

@@ -57,8 +57,8 @@ generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu -
     run $generate --memory-limit 4M -v
     check "an answer within a limit" $? -eq 0
     same "is the same answer" "$dir/out" "$dir/answer"
-    has "-v tells the plan" "CPU, context 835: " "$dir/err"
-    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 835 (-c 835)" \
+    has "-v tells the plan" "CPU, context 759: " "$dir/err"
+    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 759 (-c 759)" \
         $generate --memory-limit 4M -c 4096
     error "a limit that nothing fits into" "no context fits" $generate --memory-limit 1M
 }

@@ -471,7 +471,8 @@ TEST_CASE("gguf: files that cannot be opened") {
     CHECK(message(dir.path("absent.gguf")) ==
           dir.path("absent.gguf: cannot open the model file: No such file or directory"));
     CHECK(message(dir.path("")) ==
-          dir.path("") + ": expected a GGUF file, found something that is not a regular file");
+          dir.path("") + ": expected a GGUF file, found a folder; of a Hugging Face folder `easel convert " +
+              dir.path("") + " model.gguf` makes one");
     CHECK(message("/dev/null") ==
           "/dev/null: expected a GGUF file, found something that is not a regular file");
     CHECK(message(dir.write("empty.gguf", "")) ==

@@ -47,9 +47,11 @@ edits || editor="libedit-dev libbsd-dev libmd-dev libncurses-dev"
 fetch() {  # fetch PACKAGE...: unpacks them under DIR
     apt="$PWD/$dir/apt"
     mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
-    options="-o Dir::State=$apt/state -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$apt/cache -o Debug::NoLocking=1"
-    # shellcheck disable=SC2086
-    { apt-get $options -qq update && (cd "$apt" && apt-get $options -qq download "$@"); } >"$apt/log" 2>&1 || return 1
+    in_dir() {
+        apt-get -o "Dir::State=$apt/state" -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$apt/cache" \
+            -o Debug::NoLocking=1 -qq "$@"
+    }
+    { in_dir update && (cd "$apt" && in_dir download "$@"); } >"$apt/log" 2>&1 || return 1
     for package in "$apt"/*.deb; do dpkg-deb -x "$package" "$dir"; done
     rm -rf "$apt"
 }

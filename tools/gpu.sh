@@ -44,11 +44,13 @@ fi
 for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years old and lives in Oslo.'; do
     same cpu "cuda --exact"
     same cuda "cuda --host-loop"
+    same cuda "cuda --in-order"
 done
 mkdir -p bench/results
 name=bench/results/$(echo "$gpu" | sed 's/,.*//; s/[^A-Za-z0-9]\{1,\}/-/g; s/-$//' | tr '[:upper:]' '[:lower:]')
 if build/easel bench all --json "$name.json" "$@" && python3 tools/plot_bench.py "$name.json" -o "$name.svg"; then
     echo "wrote $name.json, $name.svg"
+    if grep -q overlap_refused "$name.json"; then fail "launches that overlap, in a graph"; fi
 else
     fail "bench all"
 fi

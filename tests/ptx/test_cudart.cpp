@@ -178,6 +178,7 @@ TEST_CASE("cudart: an answer by the host, by a graph, and with offloaded experts
     std::vector<int32_t> expected;
     for (const DeviceOptions& options : {DeviceOptions{.n_context = 60, .graph_loop = false},
                                          {.n_context = 60},
+                                         {.n_context = 60, .overlap = false},
                                          {.n_context = 60, .n_offload = 5}}) {
         const auto backend = make_cuda_backend(model, options);
         backend->encode(std::vector<int32_t>{2, 3, 4});
