@@ -43,7 +43,8 @@ int main() {
         linear<F16>(s, nullptr, nullptr, w, n);
         argument = of_type + "," + std::to_string(kFew);
         w.n_expert = 128;
-        expert_down<F16>(s, nullptr, nullptr, w, nullptr, 8 * n);
+        const ExpertSlots some{};
+        expert_down<F16>(s, nullptr, nullptr, w, &some, 8 * n);
 #elif defined(HEAD)
         lm_head<F16>(s, nullptr, nullptr, nullptr, nullptr, nullptr, w, n, 30, nullptr);
 #else
