@@ -87,9 +87,10 @@ EASEL_BOTH inline float soft_drop(const SamplerConfig& c, int n_bit) {
 }
 
 // Entropies are added as integers of 2^-40 nats, so that a sum is the same in any order (256 x ln 2^18 fits
-// easily).
+// easily). NaN and infinity count as 0: the engine refuses the answer that they are in.
 EASEL_BOTH inline int64_t entropy_fixed(float nats) {
-    return static_cast<int64_t>(double{nats} * 0x1p40);
+    const bool finite = nats - nats == 0;
+    return finite ? static_cast<int64_t>(double{nats} * 0x1p40) : 0;
 }
 EASEL_BOTH inline double entropy_nats(int64_t fixed) {
     return static_cast<double>(fixed) * 0x1p-40;

@@ -66,6 +66,19 @@ int32_t load4(const int8_t* q) {
     return four;
 }
 
+// One panel after the other, in tiles of 3 tokens, the rest in tiles of 1.
+template <auto tiles_of_3, auto tiles_of_1>
+void multiply_by_three(Int8Codes codes, const Int8Activations* x, int64_t n_token,
+                       std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
+    for (const Int8Panel& panel : panels) {
+        int64_t t = 0;
+        for (; t + 3 <= n_token; t += 3)
+            tiles_of_3(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        for (; t < n_token; t++) tiles_of_1(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
+        y += kRows;
+    }
+}
+
 // ---------------------------------------------------------------- plain C++
 
 void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token,
@@ -186,17 +199,6 @@ AVX2 void tiles_avx2(Int8Codes codes, const Int8Activations* x, const Int8Panel&
             return tile_avx2<16, 2, n>(x, panel, n_block, y, y_stride, add);
         case Int8Codes::S8:
             return tile_avx2_signed<n>(x, panel, n_block, y, y_stride, add);
-    }
-}
-
-void multiply_avx2(Int8Codes codes, const Int8Activations* x, int64_t n_token,
-                   std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
-    for (const Int8Panel& panel : panels) {
-        int64_t t = 0;
-        for (; t + 3 <= n_token; t += 3)
-            tiles_avx2<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-        for (; t < n_token; t++) tiles_avx2<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-        y += kRows;
     }
 }
 
@@ -331,17 +333,6 @@ NEON_DOT void tiles_neon(Int8Codes codes, const Int8Activations* x, const Int8Pa
     tile_neon<32, true, n>(x, panel, n_block, y, y_stride, add);
 }
 
-void multiply_neon(Int8Codes codes, const Int8Activations* x, int64_t n_token,
-                   std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
-    for (const Int8Panel& panel : panels) {
-        int64_t t = 0;
-        for (; t + 3 <= n_token; t += 3)
-            tiles_neon<3>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-        for (; t < n_token; t++) tiles_neon<1>(codes, x + t, panel, n_block, y + t * y_stride, y_stride, add);
-        y += kRows;
-    }
-}
-
 #endif
 
 }  // namespace
@@ -353,10 +344,11 @@ std::span<const Int8Variant> int8_variants() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
             v.push_back({"avx512-vnni", multiply_vnni});
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            v.push_back({"avx2", multiply_avx2});
+            v.push_back({"avx2", multiply_by_three<tiles_avx2<3>, tiles_avx2<1>>});
 #endif
 #ifdef __aarch64__
-        if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) v.push_back({"neon-dot", multiply_neon});
+        if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
+            v.push_back({"neon-dot", multiply_by_three<tiles_neon<3>, tiles_neon<1>>});
 #endif
         v.push_back({"plain", multiply_plain});
         return v;

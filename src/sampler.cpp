@@ -160,7 +160,7 @@ Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::
     for (int i : order) {
         accepted[i] = before <= limit;
         out.n_accepted += accepted[i];
-        before += std::isfinite(entropy[i]) ? entropy_fixed(entropy[i]) : 0;  // the engine refuses the answer
+        before += entropy_fixed(entropy[i]);
     }
     out.mean_entropy = static_cast<float>(entropy_nats(before) / std::max(n_free, 1));
     return out;

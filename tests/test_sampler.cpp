@@ -185,6 +185,9 @@ TEST_CASE("acceptance at the edges") {
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});  // sums of exactly the bound are accepted
     accept(std::vector<float>{12, 12, 12}, 1e30f, 3, accepted);
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});
+    // What is no number adds nothing.
+    for (const float x : {NAN, INFINITY, -INFINITY}) CHECK(entropy_fixed(x) == 0);
+    CHECK(accept(std::vector<float>{NAN, NAN, NAN}, 0.1f, 3, accepted).mean_entropy == 0);
 }
 
 TEST_CASE("a canvas ends when it has held still and is confident") {
