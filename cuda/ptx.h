@@ -128,6 +128,13 @@ DEVICE uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// p, in shared memory, the same for all lanes: by way of a shuffle, whose result is kept in a register. What
+// a compiler sees through, it computes anew at every use.
+template <class T>
+DEVICE T* kept(T* p) {
+    return static_cast<T*>(__cvta_shared_to_generic(__shfl_sync(~0u, shared_address(p), 0)));
+}
+
 // Copies BYTES (16, past L1; 8 or 4) from global to shared memory, in the background.
 template <int BYTES>
 DEVICE void cp_async(void* dst_shared, const void* src) {

@@ -68,6 +68,11 @@ inline uint4 load16_stream(const void* p, EASEL_SIM_AT) {
     return sim::load<uint4>("load16_stream", p, at);
 }
 
+template <class T>
+T* kept(T* p) {
+    return p;
+}
+
 template <int BYTES>
 void cp_async(void* dst_shared, const void* src, EASEL_SIM_AT) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);

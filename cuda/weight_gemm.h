@@ -21,12 +21,13 @@ DEVICE float gelu_tanh(float x) {
 //   Swapped operands: weights are operand A (16 rows), activations operand B (8 columns), so that few rows
 //   of activations waste little. A weight is decoded once for all of them.
 //   Shared: STAGES x (64 columns of the activations, a chunk of the same columns of every row tile), filled
-//   by cp.async ahead of use; the scales of a record come with its first chunk into slots of their own. Rows
-//   of activations have padding, or, for wgmma, lie swizzled: piece i of 16 bytes at i ^ row % 8. Neither
-//   meets a bank conflict.
+//   by cp.async ahead of use; the scales of a long record come with its first chunk into slots of their own.
+//   Rows of activations have padding, or, for wgmma, lie swizzled: piece i of 16 bytes at i ^ row % 8.
+//   Neither meets a bank conflict.
 //   Why: a warp loads and reads its own weights, so one barrier a chunk, for the activations, is all there
 //   is. Every row tile of a block shares what it reads of the activations, from L2, and every tile of a warp
-//   what it reads from shared memory.
+//   what it reads from shared memory. The chunks of a record are unrolled, so that most addresses are
+//   constants beside a few registers: with 16 rows of activations each instruction counts.
 //   N_BLOCK blocks are meant to be in an SM at once.
 template <Type TYPE, class X, int N_WARP, int MT, int NT, int N_BLOCK>
 struct WeightGemm {
@@ -34,13 +35,17 @@ struct WeightGemm {
     static constexpr int N_THREAD = 32 * N_WARP, N_TILE = N_WARP * MT;
     static constexpr bool SWIZZLED = sizeof(X) == 2 && NT == 16;
     static constexpr int LDX = SWIZZLED ? kChunk : tile_stride<X>(kChunk);
-    static constexpr int data_bytes = N_TILE * R::chunk_bytes, x_bytes = 8 * NT * LDX * int{sizeof(X)};
+    // A stage: activations, then a chunk of every row tile, its scales before it where each has its own.
+    // Those of longer records have two places, used in turn, behind the stages.
+    static constexpr bool SCALES_APART = R::n_chunk > 1;
+    static constexpr int x_bytes = 8 * NT * LDX * int{sizeof(X)};
+    static constexpr int tile_bytes = SCALES_APART ? R::chunk_bytes : R::bytes;
+    static constexpr int stage_bytes = x_bytes + N_TILE * tile_bytes;
+    static constexpr int slot_bytes = SCALES_APART ? N_TILE * R::scale_bytes : 0;
     // Activations begin at a multiple of this: the swizzle's period.
     static constexpr int kAlign = SWIZZLED ? 1024 : 16;
-    static constexpr int n_scale(int stages) { return R::n_chunk == 1 ? stages : 2; }
-    static constexpr int bytes_for(int stages) {
-        return stages * (data_bytes + x_bytes) + n_scale(stages) * N_TILE * R::scale_bytes + kAlign - 16;
-    }
+    static_assert(stage_bytes % kAlign == 0 && tile_bytes % 16 == 0);
+    static constexpr int bytes_for(int stages) { return stages * stage_bytes + 2 * slot_bytes + kAlign - 16; }
     // As many as an SM's share of shared memory has room for, 2 to 5. An SM has a KiB more than a block may
     // have; each block takes one, and its callers' arrays.
     static constexpr int n_stage(int block_bytes) {
@@ -50,8 +55,7 @@ struct WeightGemm {
         return n;
     }
     static constexpr int kCallersBytes = 12 * 8 * NT;  // of their arrays, at most
-    static constexpr int STAGES = n_stage(kSharedBytes), N_SCALE = n_scale(STAGES),
-                         own_bytes = bytes_for(STAGES);
+    static constexpr int STAGES = n_stage(kSharedBytes), own_bytes = bytes_for(STAGES);
     // For a launch on the device in use.
     static size_t shared_bytes() { return bytes_for(n_stage(max_shared_bytes())); }
 
@@ -72,97 +76,105 @@ struct WeightGemm {
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row, bool early) {
-        static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes && R::scale_bytes / 16 <= 32);
-        const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-        shared += -shared_address(shared) % kAlign;
-        X* const x_smem = reinterpret_cast<X*>(shared);
-        uint8_t* const data = shared + STAGES * x_bytes + warp * (MT * R::chunk_bytes);
-        uint8_t* const scales = shared + STAGES * (data_bytes + x_bytes) + warp * (MT * R::scale_bytes);
-        const uint8_t* src[MT];
-        bool there[MT];
-        UNROLL for (int m = 0; m < MT; m++) {
-            const int own = tile + row_tile(warp, m);
-            there[m] = own < n_tile;
-            src[m] = records + (int64_t{there[m] ? own : 0} * n_record + first_record) * R::bytes;
-        }
-        x += first_record * R::N_K;
-        const int n_chunk = n_own * R::n_chunk;
+        static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes);
+        const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32;
+        shared = kept(shared + -shared_address(shared) % kAlign);
+        // What is this warp's in a stage, and of the scales that are apart.
+        const int own_tiles = x_bytes + warp * (MT * tile_bytes), own_scales = warp * (MT * R::scale_bytes);
 
+        // Its row tiles are four apart. Past the end it takes the last one; where it and its neighbours have
+        // no other, none (not so with wgmma: where that is conditional, ptxas has each wait for the other).
+        const bool idle = !ASYNC && tile + row_tile(warp / 4 * 4, 0) >= n_tile;
+        const uint8_t* src[MT];
+        UNROLL for (int m = 0; m < MT; m++) {
+            const int own = min(tile + row_tile(warp, m), n_tile - 1);
+            src[m] = records + (int64_t{own} * n_record + first_record) * R::bytes + lane * 16;
+        }
         // A thread copies the same 16 bytes of the same rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
         constexpr int N_COPY = 8 * NT / row_step;
         static_assert(N_COPY * row_step == 8 * NT && (!SWIZZLED || row_step % 8 == 0));
         const int row = thread / n_part, part = thread % n_part;
-        int from[N_COPY];  // elements of x
+        const X* from[N_COPY];
         UNROLL for (int i = 0; i < N_COPY; i++) from[i] =
-            row_of[row + i * row_step] * ldx + part * (16 / int{sizeof(X)});
-        X* const to = x_smem + row * LDX + piece(row, part);
+            x + row_of[row + i * row_step] * ldx + first_record * R::N_K + part * (16 / int{sizeof(X)});
+        const int to = (row * LDX + piece(row, part)) * int{sizeof(X)};
 
-        const auto load_weights = [&](int chunk) {  // the next one
-            const int stage = chunk % STAGES;
-            if (chunk % R::n_chunk == 0) {
-                uint8_t* const slot = scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);
-                UNROLL for (int m = 0; m < MT; m++) {
-                    if (there[m] && lane < R::scale_bytes / 16)
-                        cp_async<16>(slot + m * R::scale_bytes + lane * 16, src[m] + lane * 16);
-                    src[m] += R::scale_bytes;
-                }
-            }
+        // Into the stage that begins at `stage`: chunk c of the record that comes `later` records after the
+        // one that src and from point at. Its scales, where they are apart, go to the slot at `slot`.
+        const auto load_weights = [&](int stage, int slot, int later, int c) {
             UNROLL for (int m = 0; m < MT; m++) {
-                uint8_t* const slot = data + stage * data_bytes + m * R::chunk_bytes;
-                UNROLL for (int i = 0; i < R::chunk_bytes / 16;
-                            i += 32) if (there[m] && i + lane < R::chunk_bytes / 16)
-                    cp_async<16>(slot + (i + lane) * 16, src[m] + (i + lane) * 16);
-                src[m] += R::chunk_bytes;
+                const auto copy = [&](int to, int offset, int n_byte) {
+                    UNROLL for (int i = 0; i < n_byte; i += 32 * 16) if (i + lane * 16 < n_byte)
+                        cp_async<16>(shared + to + i + lane * 16, src[m] + later * R::bytes + offset + i);
+                };
+                if (SCALES_APART && c == 0) copy(slot + own_scales + m * R::scale_bytes, 0, R::scale_bytes);
+                copy(stage + own_tiles + m * tile_bytes,
+                     SCALES_APART ? R::scale_bytes + c * R::chunk_bytes : 0, tile_bytes);
             }
         };
-        const auto load_rows = [&](int chunk) {  // the next one
-            const int stage = chunk % STAGES;
-            UNROLL for (int i = 0; i < N_COPY; i++) {
-                if (row + i * row_step < n_row)  // products of the others do not count
-                    cp_async<16>(to + (stage * 8 * NT + i * row_step) * LDX, x + from[i]);
-                from[i] += kChunk;
-            }
+        const auto load_rows = [&](int stage, int later, int c) {
+            UNROLL for (int i = 0; i < N_COPY; i++)  // of rows that do not count, nothing
+                cp_async<16>(shared + stage + to + i * (row_step * LDX * int{sizeof(X)}),
+                             from[i] + later * R::N_K + c * kChunk, row + i * row_step < n_row ? 16 : 0);
         };
 
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int n = 0; n < NT; n++) acc[m][n][0] = acc[m][n][1] =
             acc[m][n][2] = acc[m][n][3] = 0;
         uint32_t a[MT][4][4];
+        constexpr int all_stages = STAGES * stage_bytes;
+        const auto first_weights = [&](int i) {
+            if (i / R::n_chunk < n_own && !idle)
+                load_weights(i * stage_bytes, all_stages + i / R::n_chunk * slot_bytes, i / R::n_chunk,
+                             i % R::n_chunk);
+        };
         if (early) {
-            for (int chunk = 0; chunk < AHEAD && chunk < n_chunk; chunk++) load_weights(chunk);
+            UNROLL for (int i = 0; i < AHEAD; i++) first_weights(i);
             wait_for_last_launch();
         }
-        for (int chunk = 0; chunk < AHEAD; chunk++) {
-            if (chunk < n_chunk) {
-                if (!early) load_weights(chunk);
-                load_rows(chunk);
-            }
+        UNROLL for (int i = 0; i < AHEAD; i++) {
+            if (!early) first_weights(i);
+            if (i / R::n_chunk < n_own) load_rows(i * stage_bytes, i / R::n_chunk, i % R::n_chunk);
             cp_async_commit();
         }
-        for (int chunk = 0; chunk < n_chunk; chunk++) {
-            cp_async_wait<AHEAD - 1>();
-            if constexpr (ASYNC) fence_proxy_async();
-            __syncthreads();  // this chunk has arrived for all; the one that is written over has been used
-            if (chunk + AHEAD < n_chunk) {
-                load_weights(chunk + AHEAD);
-                load_rows(chunk + AHEAD);
-            }
-            cp_async_commit();
-            const uint8_t* const chunk_scales =
-                scales + chunk / R::n_chunk % N_SCALE * (N_TILE * R::scale_bytes);
-            const uint8_t* const chunk_data = data + chunk % STAGES * data_bytes;
-            const X* const chunk_x = x_smem + chunk % STAGES * (8 * NT * LDX);
-            if constexpr (sizeof(X) == 4) {
-                add_floats(acc, reinterpret_cast<const float*>(chunk_data), chunk_x, n_row, lane);
-            } else {
-                UNROLL for (int m = 0; m < MT; m++) {
-                    if constexpr (ASYNC) wgmma_wait<MT - 1>();  // a[m] of the chunk before has been used
-                    decode<TYPE>(a[m], chunk_scales + m * R::scale_bytes, chunk_data + m * R::chunk_bytes,
-                                 chunk % R::n_chunk, lane);
-                    if constexpr (ASYNC) start_products(acc[m], a[m], chunk_x, n_row);
+        int use = 0, fill = AHEAD * stage_bytes;  // stages
+        int slot = all_stages, other_slot = all_stages + slot_bytes;
+        for (int record = 0; record < n_own; record++) {
+            UNROLL for (int c = 0; c < R::n_chunk; c++) {
+                cp_async_wait<AHEAD - 1>();
+                if constexpr (ASYNC) fence_proxy_async();
+                // This chunk has arrived for all; the one that is written over has been used.
+                __syncthreads();
+                const int later = (c + AHEAD) / R::n_chunk, next = (c + AHEAD) % R::n_chunk;
+                if (record + later < n_own) {
+                    if (!idle) load_weights(fill, later % 2 ? other_slot : slot, later, next);
+                    load_rows(fill, later, next);
                 }
-                if constexpr (!ASYNC) add_products(acc, a, chunk_x, n_row, lane);
+                cp_async_commit();
+                const uint8_t* const tiles = shared + use + own_tiles;
+                const X* const chunk_x = reinterpret_cast<const X*>(shared + use);
+                use = use + stage_bytes == all_stages ? 0 : use + stage_bytes;
+                fill = fill + stage_bytes == all_stages ? 0 : fill + stage_bytes;
+                if (idle) continue;
+                if constexpr (sizeof(X) == 4) {
+                    add_floats(acc, reinterpret_cast<const float*>(tiles), chunk_x, n_row, lane);
+                } else {
+                    UNROLL for (int m = 0; m < MT; m++) {
+                        if constexpr (ASYNC) wgmma_wait<MT - 1>();  // a[m] of the chunk before has been used
+                        const uint8_t* const own = tiles + m * tile_bytes;
+                        if constexpr (SCALES_APART)
+                            decode<TYPE>(a[m], shared + slot + own_scales + m * R::scale_bytes, own, c, lane);
+                        else
+                            decode<TYPE>(a[m], own, own + R::scale_bytes, c, lane);
+                        if constexpr (ASYNC) start_products(acc[m], a[m], chunk_x, n_row);
+                    }
+                    if constexpr (!ASYNC) add_products(acc, a, chunk_x, n_row, lane);
+                }
             }
+            UNROLL for (int m = 0; m < MT; m++) src[m] += R::bytes;
+            UNROLL for (int i = 0; i < N_COPY; i++) from[i] += R::N_K;
+            const int used = slot;
+            slot = other_slot, other_slot = used;
         }
         if constexpr (ASYNC) {
             wgmma_wait<0>();
@@ -197,7 +209,7 @@ struct WeightGemm {
         x += (lane % 8 + lane / 16 * 8) * LDX;
         const int first = piece(lane, lane / 8 % 2);
         UNROLL for (int n = 0; n < NT; n += 2) {
-            if (8 * n >= n_row) break;  // the same for all lanes
+            if (n > 0 && 8 * n >= n_row) break;  // the same for all lanes
             UNROLL for (int s = 0; s < 4; s++) {
                 uint32_t b[4];
                 ldmatrix(b, x + 8 * n * LDX + (SWIZZLED ? first ^ 16 * s : first + 16 * s));
