@@ -14,11 +14,11 @@
 //   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
 //   16-bit       [s][lane] 4 words, i: halves j
 //   float        [16 rows][64 columns]
-// Scales:
-//   blocks of 32  f16 d [2][16 rows], a row's two blocks of the chunk; Q5_1: then f16 m likewise
+// Scales, [16 rows] in the order of scale_place(), so that a lane reads those of its two rows at once:
+//   blocks of 32  [16 rows] f16 d of a row's two blocks; Q5_1: then f16 m likewise
 //   Q4_K, Q5_K    [chunk][16 rows] 4 bytes: scales, then minima of a row's two sub-blocks of the chunk, of
 //                 6 bits each; then [16 rows] f16 d, f16 dmin
-//   Q6_K          [16 rows] 16 int8 scales, then [16 rows] f16 d
+//   Q6_K          [chunk][16 rows] int8 scales of a row's four sub-blocks of the chunk; then [16 rows] f16 d
 #pragma once
 #include <type_traits>
 
@@ -110,6 +110,10 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
 
 #ifndef EASEL_CUDA  // that is host code
 
+// Where row 0 to 15 of a tile stands among the scales: g and g + 8 are neighbours.
+DEVICE constexpr int scale_place(int row) {
+    return row % 8 * 2 + row / 8;
+}
 // Where a word has what follows the first four bits of the codes of step s and register i: such that one
 // shift brings those of i, even, and of i + 1 next to these four, as they stand in the word of the 4-bit
 // codes.
@@ -144,21 +148,24 @@ struct ChunkScales {
 template <Type TYPE>
 DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int g) {
     constexpr uint32_t k1024 = 0x64006400, k1152 = 0x64806480;
+    constexpr bool sub_blocks = Record<TYPE>::n_chunk > 1;
+    const uint2 both = load8(scales + ((sub_blocks ? chunk * 8 : 0) + g) * 8);  // of the two rows
+    uint2 more{};
+    if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) more = load8(scales + 256 + g * 8);
+    if constexpr (TYPE == Type::Q5_1) more = load8(scales + 64 + g * 8);
+    if constexpr (TYPE == Type::Q6_K) more.x = reinterpret_cast<const uint32_t*>(scales + 256)[g];
     UNROLL for (int h = 0; h < 2; h++) {
-        const int row = g + 8 * h;
+        const uint32_t own = h ? both.y : both.x, other = h ? more.y : more.x;
         if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {
-            const auto* words = reinterpret_cast<const uint32_t*>(scales);
-            const uint32_t six_bits = words[chunk * 16 + row], d = words[64 + row];
-            const uint32_t scale = hmul2(hsub2(bytes_plus_1024<0, 1>(six_bits), k1024), twice<0>(d));
-            const uint32_t min = hmul2(hsub2(bytes_plus_1024<2, 3>(six_bits), k1024), hneg2(twice<1>(d)));
+            const uint32_t scale = hmul2(hsub2(bytes_plus_1024<0, 1>(own), k1024), twice<0>(other));
+            const uint32_t min = hmul2(hsub2(bytes_plus_1024<2, 3>(own), k1024), hneg2(twice<1>(other)));
             UNROLL for (int step = 0; step < 4; step++) {
                 out.scale[step][h] = step < 2 ? twice<0>(scale) : twice<1>(scale);
                 out.min[step][h] = step < 2 ? twice<0>(min) : twice<1>(min);
             }
         } else if constexpr (TYPE == Type::Q6_K) {
             // Signed bytes; with the upper bit flipped, 128 more than their value.
-            const uint32_t s = reinterpret_cast<const uint32_t*>(scales)[row * 4 + chunk] ^ 0x80808080;
-            const uint32_t d = twice<0>(reinterpret_cast<const uint16_t*>(scales + 256)[row]);
+            const uint32_t s = own ^ 0x80808080, d = h ? twice<1>(more.x) : twice<0>(more.x);
             const uint32_t scale[2] = {hmul2(hsub2(bytes_plus_1024<0, 1>(s), k1152), d),
                                        hmul2(hsub2(bytes_plus_1024<2, 3>(s), k1152), d)};
             UNROLL for (int step = 0; step < 4; step++) {
@@ -166,10 +173,9 @@ DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int 
                 out.min[step][h] = 0;
             }
         } else {
-            const auto* d = reinterpret_cast<const uint16_t*>(scales);
             UNROLL for (int step = 0; step < 4; step++) {
-                out.scale[step][h] = twice<0>(d[step / 2 * 16 + row]);
-                out.min[step][h] = TYPE == Type::Q5_1 ? twice<0>(d[32 + step / 2 * 16 + row]) : 0;
+                out.scale[step][h] = step < 2 ? twice<0>(own) : twice<1>(own);
+                out.min[step][h] = step < 2 ? twice<0>(other) : twice<1>(other);
             }
         }
     }

@@ -218,23 +218,23 @@ DEVICE void write_scales(uint8_t* out, const TileRows<TYPE>& rows, int col, int 
         const uint8_t* b = rows.block(row, col / Blocks<TYPE>::elems + block);
         return static_cast<uint16_t>(b ? word16(b + offset) : 0);
     };
+    const int row = lane / 2, half = lane % 2, place = scale_place(row);
     if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) {
-        for (int i = lane; i < 16 * 4; i += 32) {
-            const int row = i % 16, chunk = i / 16;
-            const uint8_t* b = rows.block(row, col / Blocks<TYPE>::elems);
-            for (int j = 0; j < 2; j++) {
-                const KScale s = b ? k_scale(b, 2 * chunk + j) : KScale{0, 0};
-                out[4 * i + j] = static_cast<uint8_t>(s.scale);
-                out[4 * i + 2 + j] = static_cast<uint8_t>(s.min);
-            }
+        const uint8_t* b = rows.block(row, col / Blocks<TYPE>::elems);
+        for (int chunk = 0; chunk < 4; chunk++) {
+            const KScale s = b ? k_scale(b, 2 * chunk + half) : KScale{0, 0};
+            uint8_t* four = out + (chunk * 16 + place) * 4;
+            four[half] = static_cast<uint8_t>(s.scale);
+            four[2 + half] = static_cast<uint8_t>(s.min);
         }
-        words[128 + lane] = field(lane / 2, 0, lane % 2 * 2);
+        words[128 + 2 * place + half] = field(row, 0, 2 * half);
     } else if constexpr (TYPE == Type::Q6_K) {
-        for (int i = lane; i < 128; i += 32) words[i] = field(i / 8, 0, 192 + i % 8 * 2);
-        if (lane < 16) words[128 + lane] = field(lane, 0, 208);
+        for (int chunk = 0; chunk < 4; chunk++)
+            words[(chunk * 16 + place) * 2 + half] = field(row, 0, 192 + 4 * chunk + 2 * half);
+        if (half == 0) words[128 + place] = field(row, 0, 208);
     } else {
-        words[lane] = field(lane % 16, lane / 16, 0);
-        if constexpr (TYPE == Type::Q5_1) words[32 + lane] = field(lane % 16, lane / 16, 2);
+        words[2 * place + half] = field(row, half, 0);
+        if constexpr (TYPE == Type::Q5_1) words[32 + 2 * place + half] = field(row, half, 2);
     }
 }
 

@@ -199,7 +199,8 @@ std::vector<uint8_t> block_of(Type type, const std::vector<uint32_t>& q, const u
     const auto fifth = [&](int at) {
         for (int k = 0; k < 32; k++) b[at + k / 8] |= static_cast<uint8_t>(q[k] >> 4 << (k % 8));
     };
-    const uint8_t* d = record + 32 * block + 2 * row;
+    const int place = row % 8 * 2 + row / 8;  // rows g and g + 8 are neighbours
+    const uint8_t* d = record + 4 * place + 2 * block;
     switch (type) {
         case Type::F32:
         case Type::F16:
@@ -223,16 +224,16 @@ std::vector<uint8_t> block_of(Type type, const std::vector<uint32_t>& q, const u
             break;
         case Type::Q4_K:
         case Type::Q5_K: {
-            std::memcpy(b.data(), record + 256 + 4 * row, 4);
+            std::memcpy(b.data(), record + 256 + 4 * place, 4);
             for (int i = 0; i < 8; i++) {  // sub-block i's scale and minimum into their 6-bit places
-                const uint8_t* two = record + i / 2 * 64 + 4 * row + i % 2;
-                const int place[] = {4 + i % 4, 8 + i % 4};
+                const uint8_t* two = record + i / 2 * 64 + 4 * place + i % 2;
+                const int at[] = {4 + i % 4, 8 + i % 4};
                 if (i < 4) {
-                    b[place[0]] |= two[0], b[place[1]] |= two[2];
+                    b[at[0]] |= two[0], b[at[1]] |= two[2];
                 } else {
                     b[12 + i % 4] |= static_cast<uint8_t>((two[0] & 15) | (two[2] & 15) << 4);
-                    b[place[0]] |= static_cast<uint8_t>(two[0] >> 4 << 6);
-                    b[place[1]] |= static_cast<uint8_t>(two[2] >> 4 << 6);
+                    b[at[0]] |= static_cast<uint8_t>(two[0] >> 4 << 6);
+                    b[at[1]] |= static_cast<uint8_t>(two[2] >> 4 << 6);
                 }
             }
             uint8_t* qs = b.data() + (type == Type::Q5_K ? 48 : 16);
@@ -243,8 +244,8 @@ std::vector<uint8_t> block_of(Type type, const std::vector<uint32_t>& q, const u
             return b;
         }
         case Type::Q6_K:
-            std::memcpy(b.data() + 192, record + 16 * row, 16);
-            std::memcpy(b.data() + 208, record + 256 + 2 * row, 2);
+            for (int c = 0; c < 4; c++) std::memcpy(b.data() + 192 + 4 * c, record + 64 * c + 4 * place, 4);
+            std::memcpy(b.data() + 208, record + 256 + 2 * place, 2);
             for (int h = 0; h < 2; h++)
                 for (int l = 0; l < 128; l++) {
                     const uint32_t code = q[128 * h + l];
