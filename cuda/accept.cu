@@ -167,7 +167,7 @@ void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* row
 }
 
 // end_canvas: whether the answer goes on, and why it does not: cancelled, an end token in argmax, or this was
-// the last canvas.
+// the last canvas; then the ring says that it has ended.
 //   argmax [n_canvas]
 // Launch: 1 block, a thread a position, rounded up to warps.
 // Shared: none.
@@ -196,6 +196,10 @@ __global__ void __launch_bounds__(kMaxCanvas)
             state->done = 0;
             state->canvas++;
         }
+    }
+    if (state->done) {
+        __threadfence_system();  // the host sees the last frame before it sees `ended`
+        write_now(&ring.header->ended, 1);
     }
     set_condition(conditions.more, !state->done);
     set_condition(conditions.commit, !state->done);

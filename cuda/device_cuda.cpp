@@ -18,6 +18,8 @@ namespace easel {
 
 namespace {
 
+constexpr int kOldestDriver = 12040;  // that knows graphs with loops, and the kernels' call for them
+
 // Throws what `e` is about: a fault of a kernel is the answer to every later call, too.
 [[noreturn]] void fail_with(cudaError_t e, std::string text) {
     text += fmt::format(": {} ({})", cudaGetErrorString(e), cudaGetErrorName(e));
@@ -47,17 +49,16 @@ void order_other(Stream stream) {
     launched.erase(stream);
 }
 
-// Whether the device in use, and the driver in a graph too, can begin a launch while the last one ends.
+// Whether the device in use can begin a launch while the last one ends.
 bool can_overlap() {
     thread_local int known = -1;
     thread_local bool can = false;
-    int device = 0, major = 0, driver = 0;
+    int device = 0, major = 0;
     CUDA(cudaGetDevice(&device));
     if (device == known) return can;
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    CUDA(cudaDriverGetVersion(&driver));
     known = device;
-    return can = major >= 9 && driver >= 12040;
+    return can = major >= 9;
 }
 
 // Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
@@ -83,10 +84,13 @@ void check_launch(cudaError_t e, const char* kernel) {
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
-    // Of a kernel on a device; what another thread has been allowed, this one asks for once more.
-    thread_local std::map<std::pair<const void*, int>, size_t> allowed;
+    // Of a kernel on a device, whichever thread asks: a smaller number would take away what another relies
+    // on.
+    static std::mutex mutex;
+    static std::map<std::pair<const void*, int>, size_t> allowed;
     int device = 0;
     CUDA(cudaGetDevice(&device));
+    const std::lock_guard lock(mutex);
     size_t& have = allowed[{kernel, device}];
     if (have >= bytes) return;
     const cudaError_t e =
@@ -127,6 +131,10 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
                                  cudaGetErrorString(e), driver / 1000, driver % 1000 / 10,
                                  CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
         n = 0;
+    } else if (driver < kOldestDriver) {
+        reason = fmt::format("the driver is for CUDA {}.{}, 12.4 or later is needed (driver 550)",
+                             driver / 1000, driver % 1000 / 10);
+        n = 0;
     }
     for (int i = 0; i < n; i++) {
         cudaDeviceProp p;
@@ -148,8 +156,7 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
             continue;
         }
         out.push_back({i, p.name, 10 * p.major + p.minor, p.multiProcessorCount,
-                       static_cast<int64_t>(p.totalGlobalMem), driver,
-                       driver >= 12040 && CUDART_VERSION >= 12040});
+                       static_cast<int64_t>(p.totalGlobalMem), driver});
     }
     if (why) *why = reason.empty() && out.empty() ? "there is no NVIDIA GPU" : reason;
     return out;
@@ -285,7 +292,6 @@ double Event::ms_since(const Event& start) const {
 struct Graph::Impl {
     cudaGraph_t graph = nullptr;
     Impl* parent = nullptr;             // of the body of a node: what the node is in, and destroys the body
-    bool conditional = false;           // it has conditions
     bool lost = false;                  // a capture has failed: see end_capture()
     std::vector<cudaGraphNode_t> last;  // what the next node comes after
     cudaGraphExec_t exec = nullptr;
@@ -298,36 +304,27 @@ struct Graph::Impl {
     void capture(const Launches& launches) {
         const OwnStream stream;
         // Relaxed: a kernel that has not been launched yet is loaded meanwhile, which other modes may refuse.
-        const auto mode = cudaStreamCaptureModeRelaxed;
-        // Drivers before CUDA 12.3 can capture a whole graph, but not add to one.
-        const bool whole = !parent && !conditional && last.empty();
-        if (whole)
-            CUDA(cudaStreamBeginCapture(stream.s, mode));
-        else
-            CUDA(cudaStreamBeginCaptureToGraph(stream.s, graph, last.data(), nullptr, last.size(), mode));
+        CUDA(cudaStreamBeginCaptureToGraph(stream.s, graph, last.data(), nullptr, last.size(),
+                                           cudaStreamCaptureModeRelaxed));
         try {
             launches(stream.s);
             take_last(stream.s);
         } catch (...) {
-            end_capture(stream.s, whole);
+            end_capture(stream.s);
             throw;
         }
-        check(end_capture(stream.s, whole), "ending a capture", __FILE__, __LINE__);
+        check(end_capture(stream.s), "ending a capture", __FILE__, __LINE__);
     }
 
     // A capture that was broken off takes the graph it went to along. The node whose body that is does not
     // know, and destroying the graph of the node would end the process (NVIDIA/cuda-python#2918): it is given
     // up.
-    cudaError_t end_capture(Stream s, bool whole) {
+    cudaError_t end_capture(Stream s) {
         cudaGraph_t captured = nullptr;
         const cudaError_t e = cudaStreamEndCapture(s, &captured);
-        if (e != cudaSuccess) {
-            cudaGetLastError();
-            for (Impl* i = whole ? nullptr : this; i; i = i->parent) i->lost = true;
-        } else if (whole) {
-            ignore(cudaGraphDestroy(graph));
-            graph = captured;
-        }
+        if (e == cudaSuccess) return e;
+        cudaGetLastError();
+        for (Impl* i = this; i; i = i->parent) i->lost = true;
         return e;
     }
 
@@ -376,7 +373,6 @@ Graph::~Graph() = default;
 Condition Graph::condition(bool at_start) {
     cudaGraphConditionalHandle handle{};
     CUDA(cudaGraphConditionalHandleCreate(&handle, impl_->graph, at_start, cudaGraphCondAssignDefault));
-    impl_->conditional = true;
     return handle + 1;
 }
 void Graph::launch(const Launches& launches) {

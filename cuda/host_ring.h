@@ -28,6 +28,8 @@ class HostRing {
     }
     void reset() { *header() = {}; }
     void cancel() { word(&RingHeader::cancel).store(1); }
+    // Whether the device has written the answer's last frame.
+    bool ended() { return word(&RingHeader::ended).load(std::memory_order_acquire) != 0; }
 
     // Calls take(frame) for every frame that has come since the last time.
     template <class F>

@@ -87,6 +87,7 @@ struct RingHeader {
     uint32_t head;  // frames that the device has published
     uint32_t tail;  // frames that the host has taken
     uint32_t cancel;
+    uint32_t ended;  // by the device: the answer has no more frames
 };
 struct FrameHeader {
     int canvas, step;

@@ -148,8 +148,7 @@ struct DeviceInfo {
     int capability = 0;  // 90: compute capability 9.0
     int n_sm = 0;
     int64_t total_bytes = 0;
-    int driver = 0;           // the CUDA version that the driver has: 12040 for 12.4
-    bool graph_loop = false;  // it runs conditional graph nodes: 12.4 or later
+    int driver = 0;  // the CUDA version that the driver has: 12040 for 12.4
 };
 // What this program was built for: "CPU", or "CPU and CUDA 13.0 for 80 90a".
 std::string backends();

@@ -269,7 +269,6 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     const Config& c = model->config;
     DeviceOptions options;
     options.index = device.index;
-    options.graph_loop = device.graph_loop;
     ProfilePlan plan;
     plan.step = asked("step");
     plan.kernels = asked("kernels");

@@ -391,10 +391,9 @@ static std::string model_text(const Model& model, const InfoFlags& flags) {
     std::string why;
     const std::vector<DeviceInfo> devices = cuda_devices(&why);
     for (const DeviceInfo& d : devices)
-        out += fmt::format("  cuda:{} {}, compute capability {}.{}, {}, {}\n", d.index, d.name,
-                           d.capability / 10, d.capability % 10, human_bytes(d.total_bytes),
-                           d.graph_loop ? "an answer is one graph"
-                                        : "the host launches each step (the driver has no graph loops)");
+        out += fmt::format("  cuda:{} {}, compute capability {}.{}, {}, driver for CUDA {}.{}\n", d.index,
+                           d.name, d.capability / 10, d.capability % 10, human_bytes(d.total_bytes),
+                           d.driver / 1000, d.driver % 1000 / 10);
     if (!why.empty()) out += fmt::format("  {} GPU in use: {}\n", devices.empty() ? "no" : "not every", why);
     for (const std::string& text : model.warnings) out += fmt::format("warning: {}\n", text);
     return out;

@@ -129,7 +129,7 @@ void Engine::open_backend(const EngineOptions& options) {
                 o.memory_limit = options.memory_limit;
                 o.n_offload = options.n_offload;
                 o.exact = options.exact;
-                o.graph_loop = options.graph_loop && device->graph_loop;
+                o.graph_loop = options.graph_loop;
                 o.overlap = options.overlap;
                 o.on_load = options.on_load;
                 backend_ = make_cuda_backend(model_, o);

@@ -349,6 +349,7 @@ TEST_CASE("an end token in the argmax canvas ends the answer", "[accept]") {
                 CHECK(now.done == (place >= 0 || canvas == 1));
                 if (now.done) CHECK(now.finish == int(place >= 0 ? Finish::Stop : Finish::Length));
                 CHECK(now.canvas == (now.done ? canvas : 1));
+                CHECK(loop.ring.header().ended == uint32_t(now.done));
             }
     LoopState state = make_state({}, 5, 2);
     state.end_tokens[0] = 99;  // but n_end is 0
@@ -404,6 +405,7 @@ TEST_CASE("cancelling between a canvas' last frame and its end", "[accept]") {
     CHECK(loop.now().done == 1);
     CHECK(loop.now().finish == int(Finish::Cancelled));
     CHECK(loop.now().canvas == 0);
+    CHECK(loop.ring.header().ended == 1);
 }
 
 namespace {

@@ -8,10 +8,11 @@
 // in some stream and may begin, it takes any; late, if the seed (EASEL_FAKE_GPU_SEED) says so: only once the
 // host waits for it, or for what comes after it; but graphs begin by themselves. Copies read and write host
 // memory when it is their turn, pageable memory too. Nodes of a graph run in any order that the edges allow,
-// with work of other streams between them. In a capture, copies from or to pageable memory are refused. A
-// capture to a graph that is broken off takes the graph along; destroying what that graph was the body of
-// ends the process. EASEL_FAKE_GPU_REFUSES: "conditional", "instantiate" or "launch", of graphs with
-// conditional nodes; "overlap", graphs with launches that may overlap.
+// with work of other streams between them. A stream may be called idle while its graph loops. In a capture,
+// copies from or to pageable memory are refused. A capture to a graph that is broken off takes the graph
+// along; destroying what that graph was the body of ends the process. EASEL_FAKE_GPU_REFUSES: "conditional",
+// "instantiate" or "launch", of graphs with conditional nodes; "overlap", graphs with launches that may
+// overlap. EASEL_FAKE_GPU_DRIVER: the driver's version.
 //
 // Not here: two kernels at the same moment, and so their races; memory order between device and host; time.
 #include <cuda_runtime_api.h>
@@ -156,7 +157,8 @@ cudaError_t cudaGetDeviceCount(int* n) {
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {
-    *version = CUDART_VERSION;
+    const char* given = getenv("EASEL_FAKE_GPU_DRIVER");
+    *version = given ? atoi(given) : CUDART_VERSION;
     return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* index) {
@@ -300,7 +302,9 @@ cudaError_t cudaStreamQuery(cudaStream_t s) {
     GET_STREAM(s);
     if (s->capture) return break_capture(*s->capture, cudaErrorStreamCaptureUnsupported);
     d.want(s->last);
-    return failed(!s->last || s->last->done ? cudaSuccess : cudaErrorNotReady);
+    // Some drivers call a graph that loops done before it is.
+    const bool early = s->last && s->last->graph && s->last->graph->conditional() && d.draw(4) == 0;
+    return failed(!s->last || s->last->done || early ? cudaSuccess : cudaErrorNotReady);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
@@ -481,16 +485,6 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* stub, v
 
 // ---- captures and graphs ----------------------------------------------------------------------------------
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
-    BEGIN();
-    CHECK_CALL(d.streams.contains(s), s ? cudaErrorInvalidResourceHandle : cudaErrorStreamCaptureUnsupported);
-    CHECK_CALL(!s->capture, cudaErrorIllegalState);
-    const auto g = new CUgraph_st;
-    d.graphs.insert(g);
-    s->front.clear();
-    begin_capture(d, s, g, true, mode);
-    return cudaSuccess;
-}
 cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t s, cudaGraph_t g, const cudaGraphNode_t* after,
                                           const cudaGraphEdgeData*, size_t n, cudaStreamCaptureMode mode) {
     BEGIN();
@@ -499,7 +493,7 @@ cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t s, cudaGraph_t g, const c
     CHECK_CALL(d.graphs.contains(g) && !g->lost && !g->capturing && has_nodes(g, after, n),
                cudaErrorInvalidValue);
     s->front.assign(after, after + n);
-    begin_capture(d, s, g, false, mode);
+    begin_capture(d, s, g, mode);
     return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, cudaStreamCaptureStatus* status, unsigned long long* id,
@@ -545,8 +539,6 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* out) {
     d.captures.erase(c);
     if (!result)
         *out = c->graph;
-    else if (c->whole)
-        destroy(d, c->graph);
     else
         c->graph->lost = true;
     return failed(result);

@@ -191,11 +191,10 @@ Device& device() {
 
 // ---- captures and graphs ----------------------------------------------------------------------------------
 
-void begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, bool whole, cudaStreamCaptureMode mode) {
+void begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, cudaStreamCaptureMode mode) {
     d.n_capture++;
     g->capturing = true;
-    s->capture =
-        std::make_shared<Capture>(Capture{s, g, whole, mode, std::this_thread::get_id(), d.n_capture});
+    s->capture = std::make_shared<Capture>(Capture{s, g, mode, std::this_thread::get_id(), d.n_capture});
     s->capture->streams = {s};
     d.captures.insert(s->capture);
 }

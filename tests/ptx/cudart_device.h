@@ -63,7 +63,6 @@ using OpPtr = std::shared_ptr<Op>;
 struct Capture {
     cudaStream_t origin;
     cudaGraph_t graph;
-    bool whole;  // the graph is the capture's own
     cudaStreamCaptureMode mode;
     std::thread::id thread;
     unsigned long long id;
@@ -162,7 +161,7 @@ Device& device();
 
 // ---- captures and graphs ----------------------------------------------------------------------------------
 
-void begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, bool whole, cudaStreamCaptureMode mode);
+void begin_capture(Device& d, cudaStream_t s, cudaGraph_t g, cudaStreamCaptureMode mode);
 // Whether `nodes` are of the graph, and none is there twice.
 bool has_nodes(cudaGraph_t g, const cudaGraphNode_t* nodes, size_t n);
 // All that `nodes` come after, and they.

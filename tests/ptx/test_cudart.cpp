@@ -2,10 +2,12 @@
 // and what device_cuda.cpp makes of it. Only `make test-fake-gpu` has these: a GPU does not promise to be
 // that bad.
 #include <cstdlib>
+#include <thread>
 
 #include "device.h"
 #include "files.h"
 #include "golden.h"
+#include "ops.h"
 
 using namespace easel;
 
@@ -101,6 +103,30 @@ TEST_CASE("cudart: a graph with an unused condition, and a condition of another 
     other.branch(c, [](Graph&) {});
     CHECK_THAT(error_of([&] { other.branch(c, [](Graph&) {}); }), Catch::Contains("cudaErrorInvalidValue"));
     other.instantiate();
+}
+
+TEST_CASE("cudart: a driver that is too old is told, and not used") {
+    std::string why;
+    CHECK(cuda_devices(&why).size() == 1);
+    setenv("EASEL_FAKE_GPU_DRIVER", "12030", 1);
+    CHECK(cuda_devices(&why).empty());
+    CHECK(why == "the driver is for CUDA 12.3, 12.4 or later is needed (driver 550)");
+    unsetenv("EASEL_FAKE_GPU_DRIVER");
+}
+
+// 64 KB for one thread, then 38 for another, then 64 again.
+TEST_CASE("cudart: a kernel keeps the shared memory that it has been allowed") {
+    const DeviceArray<int> slot_of(2), token_of(2), chosen(2);
+    const auto run = [&](int n_expert) {
+        const OwnStream s;
+        const DeviceArray<ExpertSlots> experts(n_expert);
+        fill_zero(s.s, chosen.data(), 8);
+        permute(s.s, slot_of.data(), token_of.data(), experts.data(), chosen.data(), 2, 1, n_expert);
+        finish(s.s);
+    };
+    run(1000);
+    std::thread([&] { run(600); }).join();
+    CHECK(error_of([&] { run(1000); }).empty());
 }
 
 // Work of two streams is done in either order, unless one holds the other; host memory is read late.
