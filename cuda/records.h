@@ -9,8 +9,11 @@
 // operand A: for k16 step s and register i, row g + 8 (i % 2), columns 16 s + 8 (i / 2) + 2 t + j, j = 0, 1.
 //
 //   4-bit codes  [lane] 4 words, one a step s: bits 4 i (j = 0) and 16 + 4 i (j = 1)
-//   5th bit      [lane] 1 word:  bit fifth_bit(s, i), and 16 more for j = 1
-//   bits 4, 5    [lane] 2 words, s / 2: from bit upper_bits(s, i) on, and 16 more
+//   6-bit        those of their first four bits, then [lane] 2 words, s / 2: the others from bit
+//                upper_bits(s, i) on, and 16 more for j = 1
+//   5-bit        [lane] words 0 to 3, then [lane] word 4: of p = 4 s + i < 15, word p / 3, bits 5 (p % 3) and
+//   16
+//                more for j = 1; of p = 15, bit w in bits 15 and 31 of word w
 //   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
 //   16-bit       [s][lane] 4 words, i: halves j
 //   float        [16 rows][64 columns]
@@ -114,13 +117,8 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
 DEVICE constexpr int scale_place(int row) {
     return row % 8 * 2 + row / 8;
 }
-// Where a word has what follows the first four bits of the codes of step s and register i: such that one
-// shift brings those of i, even, and of i + 1 next to these four, as they stand in the word of the 4-bit
-// codes.
-DEVICE constexpr int fifth_bit(int s, int i) {
-    const int pair = 2 * s + i / 2;
-    return pair / 4 * 8 + pair % 4 + i % 2 * 4;
-}
+// Where a word has what follows the first four of six bits of the codes of step s and register i: such that
+// one shift brings those of i, even, and of i + 1 next to these four, as they stand in the word of the first.
 DEVICE constexpr int upper_bits(int s, int i) {
     const int pair = s % 2 * 2 + i / 2;
     return pair / 2 * 8 + pair % 2 * 2 + i % 2 * 4;
@@ -138,6 +136,18 @@ DEVICE uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
 // x >> n, or << -n.
 DEVICE uint32_t shift(uint32_t x, int n) {
     return n >= 0 ? x >> n : x << -n;
+}
+// Codes less OFFSET, two f16, of x, which has them `up` bits above its halves' last and 1024 above: each half
+// is 1024 + 2^up code. Exact.
+template <int OFFSET>
+DEVICE uint32_t less_offset(uint32_t x, int up) {
+    const auto f16 = [](int v) {  // of 1 to 2047, twice
+        int e = 0;
+        while (v >> (e + 1)) e++;
+        return static_cast<uint32_t>((15 + e) << 10 | ((v << (10 - e)) & 1023)) * 0x10001;
+    };
+    if (!up) return hsub2(x, f16(1024 + OFFSET));
+    return hfma2(x, static_cast<uint32_t>(15 - up) * 0x04000400, f16((1024 >> up) + OFFSET) ^ 0x80008000);
 }
 // Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk: an f16 twice. Products
 // of an f16 and a small integer, rounded once.
@@ -201,7 +211,8 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
     } else {
         ChunkScales f;
         read_scales<TYPE>(f, scales, chunk, lane / 4);
-        uint32_t low[8], high[2] = {};  // codes, or IQ4_NL's values; bits past the fourth
+        uint32_t third[5];
+        uint32_t low[8], high[2] = {};  // words of codes, or IQ4_NL's values; bits past the fourth of six
         if constexpr (R::code_bits == 8) {
             const uint4 v = load16(data + lane * 16), w = load16(data + 512 + lane * 16);
             low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
@@ -213,7 +224,12 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
                 UNROLL for (int s = 0; s < 4; s++) low[4 + s] = iq4_values(low[s] >> 16),
                                                            low[s] = iq4_values(low[s]);
             }
-            if constexpr (R::code_bits == 5) high[0] = reinterpret_cast<const uint32_t*>(data + 512)[lane];
+            if constexpr (R::code_bits == 5) {
+                low[4] = reinterpret_cast<const uint32_t*>(data + 512)[lane];
+                // Of word w, the third code is now at bit w; what is above it is the last code's bit w, 5 +
+                // w.
+                UNROLL for (int w = 0; w < 5; w++) third[w] = low[w] >> (10 - w);
+            }
             if constexpr (R::code_bits == 6) {
                 const uint2 w = load8(data + 512 + lane * 8);
                 high[0] = w.x, high[1] = w.y;
@@ -221,28 +237,36 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
         }
         UNROLL for (int s = 0; s < 4; s++) {
             UNROLL for (int i = 0; i < 4; i++) {
-                // q = the code less its offset, twice, in f16. 0x6400 is 1024, whose last mantissa bit is 1:
-                // with a code in its last bits it is 1024 + code, 4 bits further up 1024 + 16 code; what
-                // follows is exact.
+                // q = the code less its offset, twice, in f16. 0x6400 is 1024, whose last mantissa bit is 1.
                 constexpr bool iq4 = TYPE == Type::IQ4_NL;
-                constexpr uint32_t k1024 = 0x64006400, kOffset = k1024 + (iq4 ? 128 : R::offset) * 0x10001;
-                constexpr uint32_t k16th = 0x2c002c00, kMinus = 0xd400d400 + R::offset * 0x00100010;
-                uint32_t q;
+                constexpr int offset = iq4 ? 128 : R::offset;
+                constexpr uint32_t k1024 = 0x64006400;
+                uint32_t code;
+                int up = 0;
                 if constexpr (R::code_bits == 8) {
                     const uint32_t word = low[2 * s + i / 2];
-                    q = hsub2(i % 2 ? bytes_plus_1024<1, 3>(word) : bytes_plus_1024<0, 2>(word), kOffset);
+                    code = i % 2 ? bytes_plus_1024<1, 3>(word) : bytes_plus_1024<0, 2>(word);
                 } else if constexpr (iq4) {
                     const uint32_t two = __byte_perm(low[s], low[4 + s], i | (4 + i) << 4);
-                    q = hsub2(bytes_plus_1024<0, 1>(two), kOffset);
+                    code = bytes_plus_1024<0, 1>(two);
+                } else if constexpr (R::code_bits == 5) {
+                    const int p = 4 * s + i, w = p / 3;
+                    if (p == 15) {
+                        up = 5;
+                        code = k1024;
+                        UNROLL for (int bit = 0; bit < 5; bit++) code =
+                            and_or(third[bit], 0x00200020u << bit, code);
+                    } else {
+                        up = p % 3 == 2 ? w : p % 3 * 5;
+                        code = and_or(p % 3 == 2 ? third[w] : low[w], 0x001f001fu << up, k1024);
+                    }
                 } else {
-                    const int up = i % 2 * 4;  // every other code is 16 times as large
-                    uint32_t code = and_or(low[s] >> (i / 2 * 8), 0x000f000fu << up, k1024);
-                    if constexpr (R::code_bits == 5)
-                        code = and_or(shift(high[0], fifth_bit(s, i) - up - 4), 0x00100010u << up, code);
+                    up = i % 2 * 4;
+                    code = and_or(low[s] >> (i / 2 * 8), 0x000f000fu << up, k1024);
                     if constexpr (R::code_bits == 6)
                         code = and_or(shift(high[s / 2], upper_bits(s, i) - up - 4), 0x00300030u << up, code);
-                    q = i % 2 ? hfma2(code, k16th, kMinus) : hsub2(code, kOffset);  // kMinus: -(64 + offset)
                 }
+                const uint32_t q = less_offset<offset>(code, up);
                 constexpr bool has_min = TYPE == Type::Q4_K || TYPE == Type::Q5_K || TYPE == Type::Q5_1;
                 if constexpr (has_min)
                     a[s][i] = hfma2(q, f.scale[s][i % 2], f.min[s][i % 2]);

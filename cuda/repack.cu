@@ -266,22 +266,30 @@ DEVICE void write_chunk(uint8_t* out, const TileRows<FROM>& rows, int col, int l
             }
             store16(out + s / 2 * 512 + lane * 16, make_uint4(w[0], w[1], w[2], w[3]));
         }
+    } else if constexpr (bits == 5) {
+        uint32_t w[5] = {};
+        UNROLL for (int p = 0; p < 16; p++) {  // step p / 4, register p % 4
+            const uint32_t codes = at(p / 4, p % 4, 0) | at(p / 4, p % 4, 1) << 16;
+            if (p < 15)
+                w[p / 3] |= codes << (p % 3 * 5);
+            else
+                UNROLL for (int bit = 0; bit < 5; bit++) w[bit] |= (codes >> bit & 0x00010001) << 15;
+        }
+        store16(out + lane * 16, make_uint4(w[0], w[1], w[2], w[3]));
+        reinterpret_cast<uint32_t*>(out + 512)[lane] = w[4];
     } else {
         auto* high_words = reinterpret_cast<uint32_t*>(out + 512);
-        uint32_t fifth = 0;
         for (int s = 0; s < 4; s += 2) {
             uint32_t low[2] = {}, high = 0;
             UNROLL for (int i = 0; i < 16; i++) {  // as above
                 const int step = i / 8, place = i / 2 % 4, half = i % 2 * 16;
                 const uint32_t code = at(s + step, place, i % 2);
                 low[step] |= (code & 15) << (4 * place + half);
-                if constexpr (bits == 5) fifth |= (code >> 4) << (fifth_bit(s + step, place) + half);
                 if constexpr (bits == 6) high |= (code >> 4) << (upper_bits(s + step, place) + half);
             }
             store8(out + lane * 16 + 4 * s, make_uint2(low[0], low[1]));
             if constexpr (bits == 6) high_words[2 * lane + s / 2] = high;
         }
-        if constexpr (bits == 5) high_words[lane] = fifth;
     }
 }
 

@@ -179,11 +179,16 @@ uint32_t code_at(Type type, const uint8_t* chunk, int row, int col) {
         default:
             break;
     }
-    constexpr int fifth[4][4] = {{0, 4, 1, 5}, {2, 6, 3, 7}, {8, 12, 9, 13}, {10, 14, 11, 15}};
     constexpr int upper[2][4] = {{0, 4, 2, 6}, {8, 12, 10, 14}};
+    if (type == Type::Q5_0 || type == Type::Q5_1 || type == Type::Q5_K) {
+        const auto five = [&](int w) { return word(w < 4 ? 4 * lane + w : 128 + lane) >> (16 * j); };
+        const int p = 4 * s + i;
+        if (p < 15) return five(p / 3) >> (p % 3 * 5) & 31;
+        uint32_t code = 0;
+        for (int bit = 0; bit < 5; bit++) code |= (five(bit) >> 15 & 1) << bit;
+        return code;
+    }
     uint32_t code = word(4 * lane + s) >> (4 * i + 16 * j) & 15;
-    if (type == Type::Q5_0 || type == Type::Q5_1 || type == Type::Q5_K)
-        code |= (word(128 + lane) >> (fifth[s][i] + 16 * j) & 1) << 4;
     if (type == Type::Q6_K) code |= (word(128 + 2 * lane + s / 2) >> (upper[s % 2][i] + 16 * j) & 3) << 4;
     return code;
 }
