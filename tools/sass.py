@@ -33,7 +33,7 @@ LANE_WEIGHTS = 32
 # shared memory share one unit of 128 bytes a clock. mma.sync has 62 % of the tensor cores' rate.
 PIPES = [(r"HMMA", "tensor", 6.4), (r"LDSM.*\.4", "shared", 16), (r"LDS\.128|LDGSTS.*128", "shared", 16),
          (r"LDS\.64", "shared", 8), (r"LDSM|LDS|LDGSTS", "shared", 4), (KINDS[5][1], "integer", 2),
-         (r"IMAD", "multiply", 2)]
+         (KINDS[3][1], "half", 2), (r"IMAD", "multiply", 2)]
 LATENCY = [(r"LDSM", 33), (r"LDS", 30), (r"", 22)]  # until what is loaded is there
 READ_LATENCY = 14  # until a load has read its registers
 
