@@ -118,23 +118,26 @@ struct SoftTile {
     uint8_t raw[kSoftWarps * raw_bytes + 16];
 };
 
-// acc += a [32, k] b [k, 64], a and b in shared memory; acc[m][n] are the accumulators of mma.m16n8k16 of
+// acc += a [32, K] b [K, 64], a and b in shared memory; acc[m][n] are the accumulators of mma.m16n8k16 of
 // rows 16 m .. and columns 8 n .., whatever the type.
-DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const float* b, int ldb, int k) {
+template <int K>
+DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const float* b, int ldb) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     for (int m = 0; m < 2; m++)
         for (int n = 0; n < 8; n++)
             for (int i = 0; i < 4; i++) {
                 const float *x = a + (16 * m + g + i / 2 * 8) * lda, *y = b + n * 8 + 2 * t + i % 2;
                 float sum = 0;
-                for (int j = 0; j < k; j++) sum += x[j] * y[j * ldb];
+                for (int j = 0; j < K; j++) sum += x[j] * y[j * ldb];
                 acc[m][n][i] += sum;
             }
 }
-// A fragment of b serves both halves of a.
-DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb, int k) {
+// A fragment of b serves both halves of a. Unrolled, it would not leave the registers that a step's loads
+// need.
+template <int K>
+DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb) {
     const int lane = threadIdx.x % 32;
-    for (int j = 0; j < k; j += 16) {
+    NO_UNROLL for (int j = 0; j < K; j += 16) {
         uint32_t x[2][4];
         UNROLL for (int m = 0; m < 2; m++) ldmatrix(x[m], a + (16 * m + lane % 16) * lda + j + lane / 16 * 8);
         UNROLL for (int n = 0; n < 8; n += 2) {
@@ -152,7 +155,7 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
 // equal share of the live tiles
 //   partial  [n_split, n_canvas, ld] float32, ld = padded(n_embd)
 //   list     as live_tiles leaves it
-//   probs    [n_canvas, ldp] T; entries past n_vocab, and in tiles that are not live, are not read
+//   probs    [n_canvas, ldp] T, 0 past n_vocab; tiles that are not live are not read
 //   records  E [n_vocab, n_embd], n_tile row tiles of tile_bytes
 // Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The live tiles go by
 //         in steps of 64 words (float: 32).
@@ -167,13 +170,13 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(kSoftThreads, 2)
     soft_sum_kernel(float* partial, const int* list, const T* probs, const uint8_t* records, int n_canvas,
-                    int n_vocab, int ldp, int ld, int n_tile, int tile_bytes, const LoopState* state) {
+                    int ldp, int ld, int n_tile, int tile_bytes, const LoopState* state) {
     wait_for_last_launch();
     using R = Record<TYPE>;
     using Tile = SoftTile<TYPE, T>;
     if (state->step == 0) return;
     SHARED_DYNAMIC(Tile, tile);
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32;
     const int token = blockIdx.x * kTokens, column = blockIdx.y * kColumns, split = blockIdx.z;
     const int n_live = list[0], n_in_split = (n_live + gridDim.z - 1) / gridDim.z;
     const int first = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first));
@@ -195,10 +198,10 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     uint8_t* const raw = tile->raw + warp * Tile::raw_bytes;
     const auto load_embd = [&](int step) {  // starts the copy of the chunk
         if (sizeof(T) == 4 || step >= end || !has_chunk) return;
-        const uint8_t* record = record_of(step);
-        const uint8_t* data = record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes;
-        for (int i = 16 * lane; i < Tile::raw_bytes; i += 16 * 32)
-            cp_async<16>(raw + i, i < R::scale_bytes ? record + i : data + (i - R::scale_bytes));
+        const uint8_t* const record = record_of(step) + lane * 16;
+        copy_async<R::scale_bytes>(raw + lane * 16, record, lane);
+        copy_async<R::chunk_bytes>(raw + R::scale_bytes + lane * 16,
+                                   record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes, lane);
     };
     const auto place_embd = [&](int step) {  // decodes it
         if (step >= end || !has_chunk) return;
@@ -220,17 +223,16 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
             }
         }
     };
-    const int n_row = min(kTokens, (n_canvas - token + 31) / 32 * 32);  // of warps that have tokens
+    // The 16 bytes of a row of probabilities that a thread brings, of each step and every 32nd row.
+    constexpr int n_part = 8, n_in_part = Tile::n_word / n_part, row_step = kSoftThreads / n_part;
+    const int first_row = thread / n_part, part = thread % n_part * n_in_part;
+    const int own_probs = (token + first_row) * ldp + part;  // below 2^31
     const auto load_probs = [&](int step) {
         if (step >= end) return;
-        constexpr int n_part = 8, n_in_part = Tile::n_word / n_part;  // of 16 bytes
-        const int col = thread % n_part * n_in_part, word = word_of(step) + col;
-        const int n_left = max(0, min(n_vocab - word, n_in_part));
-        for (int row = thread / n_part; row < n_row; row += kSoftThreads / n_part) {
-            const int offset = min(token + row, n_canvas - 1) * ldp + (n_left ? word : 0);  // <= 2^30
-            cp_async<16>(tile->probs[step % 2] + row * Tile::ldp + col, probs + offset,
-                         n_left * int{sizeof(T)});
-        }
+        const T* const from = probs + own_probs + word_of(step);
+        UNROLL for (int i = 0; i < kTokens; i += row_step)  // past the canvas nothing
+            cp_async<16>(tile->probs[step % 2] + (first_row + i) * Tile::ldp + part, from + i * ldp,
+                         token + first_row + i < n_canvas ? 16 : 0);
     };
 
     float acc[2][8][4] = {};
@@ -253,10 +255,9 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         load_embd(step + 2);
         load_probs(step + 1);
         cp_async_commit();
-        const int n_left = (n_vocab - word_of(step) + 15) / 16 * 16;
         if (has_output)
-            multiply_32(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
-                        tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde, min(Tile::n_word, n_left));
+            multiply_32<Tile::n_word>(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
+                                      tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde);
     }
     cp_async_wait<0>();
 
@@ -344,7 +345,7 @@ void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, 
             const dim3 grid((n_canvas + kTokens - 1) / kTokens, (ld + kColumns - 1) / kColumns, n_split);
             const size_t shared_bytes = sizeof(SoftTile<TYPE, T>) + n_in_split * sizeof(int);
             EASEL_LAUNCH((soft_sum_kernel<TYPE, T>), grid, kSoftThreads, shared_bytes, stream, partial, list,
-                         probs, embd.data, n_canvas, n_vocab, vocab_stride(n_vocab), ld, embd.n_tile(),
+                         probs, embd.data, n_canvas, vocab_stride(n_vocab), ld, embd.n_tile(),
                          n_record<TYPE>(embd) * Record<TYPE>::bytes, state);
             done = true;
         }

@@ -166,8 +166,9 @@ void repack(Stream stream, Type from, Type to, const RowTiles& rows, int n_tile,
 void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const Weights& embd);
 
 // out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
-// step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)]; live [n_vocab_tile(n_vocab)]: 0
-// for tiles of the vocabulary where all of them are 0, which are not read. scratch: soft_scratch() floats.
+// step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)], 0 past n_vocab; live
+// [n_vocab_tile(n_vocab)]: 0 for tiles of the vocabulary where all of them are 0, which are not read.
+// scratch: soft_scratch() floats.
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
                     const float* norm, float eps, int n_canvas, float* scratch, const LoopState* state);

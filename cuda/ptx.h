@@ -30,6 +30,7 @@ bool overlaps_last(Stream stream);
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 
 // Shared memory, 16-byte aligned: one value, an array of n, and what the launch asked for.
 #define SHARED(type, name) __shared__ __align__(16) type name

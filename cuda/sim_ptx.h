@@ -8,6 +8,7 @@
 
 #define DEVICE inline
 #define UNROLL
+#define NO_UNROLL
 
 #define SHARED(type, name)            \
     static const char name##_key = 0; \

@@ -21,6 +21,14 @@ DEVICE float warp_max(float v) {
     return v;
 }
 
+// A warp starts to copy N bytes, a multiple of 16: dst and src are those of this lane, 16 bytes each.
+template <int N>
+DEVICE void copy_async(void* dst, const void* src, int lane) {
+    static_assert(N % 16 == 0);
+    UNROLL for (int i = 0; i < N; i += 32 * 16) if (i + lane * 16 < N)
+        cp_async<16>(static_cast<uint8_t*>(dst) + i, static_cast<const uint8_t*>(src) + i);
+}
+
 // V neighbouring values of a row, loaded and stored at once: p is a multiple of their size.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Values {

@@ -104,13 +104,13 @@ struct WeightGemm {
         // one that src and from point at. Its scales, where they are apart, go to the slot at `slot`.
         const auto load_weights = [&](int stage, int slot, int later, int c) {
             UNROLL for (int m = 0; m < MT; m++) {
-                const auto copy = [&](int to, int offset, int n_byte) {
-                    UNROLL for (int i = 0; i < n_byte; i += 32 * 16) if (i + lane * 16 < n_byte)
-                        cp_async<16>(shared + to + i + lane * 16, src[m] + later * R::bytes + offset + i);
-                };
-                if (SCALES_APART && c == 0) copy(slot + own_scales + m * R::scale_bytes, 0, R::scale_bytes);
-                copy(stage + own_tiles + m * tile_bytes,
-                     SCALES_APART ? R::scale_bytes + c * R::chunk_bytes : 0, tile_bytes);
+                const uint8_t* const record = src[m] + later * R::bytes;
+                if (SCALES_APART && c == 0)
+                    copy_async<R::scale_bytes>(shared + slot + own_scales + m * R::scale_bytes + lane * 16,
+                                               record, lane);
+                copy_async<tile_bytes>(shared + stage + own_tiles + m * tile_bytes + lane * 16,
+                                       record + (SCALES_APART ? R::scale_bytes + c * R::chunk_bytes : 0),
+                                       lane);
             }
         };
         const auto load_rows = [&](int stage, int later, int c) {

@@ -81,11 +81,11 @@ std::vector<float> random_probs(int n_canvas, int n_vocab, uint32_t seed) {
     return p;
 }
 
-// As sample() leaves them, but for the entries past n_vocab, which nothing is to read.
+// As sample() leaves them: 0 past n_vocab.
 template <class T>
 std::vector<T> stored_probs(const std::vector<float>& p, int n_vocab) {
     const int stride = vocab_stride(n_vocab);
-    std::vector<T> out(p.size() / n_vocab * stride, host_from_f32<T>(NAN));
+    std::vector<T> out(p.size() / n_vocab * stride, host_from_f32<T>(0));
     for (size_t i = 0; i < p.size(); i++)
         out[i / n_vocab * stride + i % n_vocab] = host_from_f32<T>(p[i] * prob_scale<T>());
     return out;
