@@ -300,10 +300,11 @@ Command bench_command(CLI::App& app) {
     BenchFlags& f = *flags;
     CLI::App* c =
         app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
+    const std::vector<std::string> what = {"step", "kernels", "prefill", "load", "cpu", "all"};
     c->add_option("what", f.what,
                   "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
                   "on a CPU: cpu, prefill; all (default)")
-        ->check(one_of({"step", "kernels", "prefill", "load", "cpu", "all"}));
+        ->check(one_of(what));
     c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
         ->type_name(kModel);
     c->add_option("--synthetic", f.synthetic,
@@ -324,6 +325,14 @@ Command bench_command(CLI::App& app) {
     c->add_option("--json", f.json,
                   "also write the figures to this file (none named: bench/results/DEVICE.json)")
         ->expected(0, 1)
+        ->check([what](const std::string& s) {  // which CLI11 takes for the file's name
+            const bool found = std::find(what.begin(), what.end(), s) != what.end();
+            return found ? fmt::format(
+                               "\"{0}\" is something to measure, expected easel bench {0} --json, or "
+                               "--json ./{0} for a file of that name",
+                               s)
+                         : "";
+        })
         ->type_name(kFile);
     c->footer("easel bench step --synthetic 26b-a4b:q4_k_m\neasel bench cpu --json cpu.json");
     return {c, [flags] { return run_bench(*flags); }};
