@@ -28,7 +28,8 @@ struct EngineOptions {
                         // that memory allows
     int n_thread = 0;   // 0: one a core; all engines of a process share them, the last one decides
     // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
-    // into.
+    // into. Options below that only the other kind of device has are an Error; where auto comes to that kind,
+    // Engine::note() names them.
     std::string device = "auto";
     // Bytes of device memory at most; on the CPU, of KV and buffers. 0: no limit.
     int64_t memory_limit = 0;
