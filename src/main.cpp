@@ -92,18 +92,18 @@ int64_t parse_bytes(const std::string& text) {
 constexpr const char* kDeviceGroup = "Device and memory";
 constexpr const char* kDisplayGroup = "Display";
 
-void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
+void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::string& group) {
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
     app.add_option_function<std::string>(
            "--memory-limit", note,
            "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
         ->type_name("BYTES")
-        ->group(kDeviceGroup);
+        ->group(group);
     app.add_option(
            "--expert-offload", n_offload,
            "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
         ->check(in_range(0, 1 << 20))
-        ->group(kDeviceGroup);
+        ->group(group);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
@@ -113,7 +113,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
         ->check(in_range(1, 1 << 30));
     app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)")
         ->group(kDeviceGroup);
-    add_memory_flags(app, e.memory_limit, e.n_offload);
+    add_memory_flags(app, e.memory_limit, e.n_offload, kDeviceGroup);
     app.add_option_function<std::string>(
            "--cpu-math",
            [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
@@ -245,7 +245,7 @@ Command info_command(CLI::App& app) {
                   "context for the memory figures (default: 8192, or the most within --memory-limit)")
         ->check(in_range(1, 1 << 30));
     c->add_option("--device", f.device, "cpu, cuda or all (default)")->check(one_of({"cpu", "cuda", "all"}));
-    add_memory_flags(*c, f.memory_limit, f.n_offload);
+    add_memory_flags(*c, f.memory_limit, f.n_offload, c->option_defaults()->get_group());
     c->footer("easel info q4_k_m -c 32768");
     return {c, [flags] { return run_info(*flags); }};
 }

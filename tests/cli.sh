@@ -206,6 +206,8 @@ works "--help" --help
 has "--help names the commands" "generate" "$dir/out"
 check "--help is not an error" ! -s "$dir/err"
 works "generate --help" generate --help
+works "info --help" info --help
+has "tells what memory is meant" "of a GPU's memory" "$dir/out"
 works "--version" --version
 check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].* (commit \|^runs on: CPU\|^built by: ' "$dir/out")" -eq 3
 
