@@ -111,7 +111,8 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
         ->check(in_range(1, 1 << 30));
-    app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)")
+    app.add_option("--device", e.device,
+                   "auto, cpu, cuda or cuda:N (default: auto, the first GPU, if the model fits)")
         ->group(kDeviceGroup);
     add_memory_flags(app, e.memory_limit, e.n_offload, kDeviceGroup);
     app.add_option_function<std::string>(
@@ -268,6 +269,7 @@ Command logits_command(CLI::App& app) {
     CLI::App* c =
         app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
     add_engine_flags(*c, f.engine);
+    c->get_option("--context")->description("tokens in all (default: those that are given)");
     c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")->type_name(kFile);
     c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas' token ids")
         ->required()

@@ -208,6 +208,8 @@ check "--help is not an error" ! -s "$dir/err"
 works "generate --help" generate --help
 works "info --help" info --help
 has "tells what memory is meant" "of a GPU's memory" "$dir/out"
+works "logits --help" logits --help
+has "tells its own context" "(default: those that are given)" "$dir/out"
 works "--version" --version
 check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].* (commit \|^runs on: CPU\|^built by: ' "$dir/out")" -eq 3
 
