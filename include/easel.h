@@ -27,8 +27,9 @@ struct EngineOptions {
     int n_context = 0;  // tokens of prompt and answer together; 0: what the model was made for, or the most
                         // that memory allows
     int n_thread = 0;   // 0: one a core; all engines of a process share them, the last one decides
-    // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: a GPU if there is one that the model fits
-    // into.
+    // Where it runs: cpu, cuda (the first GPU), cuda:N, or auto: the first GPU, if there is one and the model
+    // fits. Options below that only the other kind of device has are an Error; where auto comes to that kind,
+    // Engine::note() names them.
     std::string device = "auto";
     // Bytes of device memory at most; on the CPU, of KV and buffers. 0: no limit.
     int64_t memory_limit = 0;

@@ -400,6 +400,8 @@ static std::string model_text(const Model& model, const InfoFlags& flags) {
 }
 
 int run_info(const InfoFlags& flags) {
+    require(!flags.n_offload || flags.device != "cpu",
+            "device is cpu, expected cuda or all for --expert-offload");
     const auto file = open_model(flags.model);
     const std::string listing = file_text(*file);
     std::optional<Model> model;

@@ -52,6 +52,41 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
     return out;
 }
 
+// The GPU's number in a device's name, cuda:N; else -1. Error on what names no device.
+int device_number(const std::string& name) {
+    int n = -1;
+    if (name.starts_with("cuda:")) {
+        const char *first = name.data() + 5, *last = name.data() + name.size();
+        const auto [end, error] = std::from_chars(first, last, n);
+        if (error != std::errc() || end != last) n = -1;
+    }
+    require(n >= 0 || name == "auto" || name == "cpu" || name == "cuda",
+            "device is {}, expected auto, cpu, cuda or cuda:N", name);
+    return n;
+}
+
+// What the options ask for that the other kind of device does not have, by the names of the flags.
+std::string only_gpu(const EngineOptions& o) {
+    std::vector<const char*> flags;
+    if (o.n_offload) flags.push_back("--expert-offload");
+    if (o.exact) flags.push_back("--exact");
+    if (!o.graph_loop) flags.push_back("--host-loop");
+    if (!o.overlap) flags.push_back("--in-order");
+    return fmt::format("{}", fmt::join(flags, ", "));
+}
+std::string only_cpu(const EngineOptions& o) {
+    return o.cpu_math == CpuMath::Int8 ? "--cpu-math int8" : "";
+}
+
+// What is wrong with the device and what is asked of it; needs no model and no GPU.
+void check_device(const EngineOptions& o) {
+    device_number(o.device);
+    const bool cpu = o.device == "cpu", any = o.device == "auto";
+    const std::string other = any ? "" : cpu ? only_gpu(o) : only_cpu(o);
+    require(other.empty(), "device is {}, expected {} or auto for {}", o.device, cpu ? "cuda, cuda:N" : "cpu",
+            other);
+}
+
 }  // namespace
 
 bool is_utf8(std::string_view s, size_t* at) {
@@ -67,6 +102,7 @@ bool is_utf8(std::string_view s, size_t* at) {
 }
 
 Engine::Engine(const EngineOptions& options) {
+    if (!options.make_backend) check_device(options);
     set_threads(options.n_thread);
     const auto file = open_model(options.model);
     model_ = std::make_shared<const Model>(file);
@@ -104,23 +140,12 @@ void Engine::open_backend(const EngineOptions& options) {
         return;
     }
     const std::string& name = options.device;
-    const int model_context = model_->config.n_context;
-    int index = 0;
-    const bool numbered = name.starts_with("cuda:");
-    if (numbered) {
-        const char *first = name.data() + 5, *last = name.data() + name.size();
-        const auto [end, error] = std::from_chars(first, last, index);
-        require(first != last && end == last && error == std::errc() && index >= 0,
-                "device is {}, expected auto, cpu, cuda or cuda:N", name);
-    } else {
-        require(name == "auto" || name == "cpu" || name == "cuda",
-                "device is {}, expected auto, cpu, cuda or cuda:N", name);
-    }
+    const int model_context = model_->config.n_context, index = device_number(name);
+    std::string why;
     if (name != "cpu") {
-        std::string why;
         const std::vector<DeviceInfo> devices = cuda_devices(&why);
         const auto device = std::find_if(devices.begin(), devices.end(),
-                                         [&](const DeviceInfo& d) { return !numbered || d.index == index; });
+                                         [&](const DeviceInfo& d) { return index < 0 || d.index == index; });
         if (device != devices.end()) {
             try {
                 DeviceOptions o;
@@ -136,6 +161,8 @@ void Engine::open_backend(const EngineOptions& options) {
                 n_context_ = backend_->n_context();
                 device_ = device->name;
                 if (o.n_offload) note_ = offload_cost(backend_->plan());
+                if (const std::string lost = only_cpu(options); !lost.empty())
+                    note_ += (note_.empty() ? "" : "; ") + ("without effect on a GPU: " + lost);
                 return;
             } catch (const Error& e) {
                 if (name != "auto") throw;
@@ -148,10 +175,10 @@ void Engine::open_backend(const EngineOptions& options) {
             fail("there is no device {}: {}", name, why);
         }
     }
-    require(!options.n_offload || name != "cpu",
-            "--expert-offload is for a GPU; on a CPU all experts stay in the mapped file");
-    if (options.n_offload && note_.empty())
-        note_ = "the CPU is used: --expert-offload is for a GPU, and there is none";
+    if (const std::string lost = only_gpu(options); !lost.empty()) {
+        if (note_.empty()) note_ = fmt::format("the CPU is used: {}", why);
+        note_ += "; without effect on a CPU: " + lost;
+    }
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
     backend_ = make_cpu_backend(model_, n_context_, options.cpu_math);

@@ -388,7 +388,8 @@ std::string manual_page(const CLI::App& app, std::string_view version) {
            ".TP\n\\fBXDG_STATE_HOME\\fR\nIts \\fIeasel/history\\fR, else "
            "\\fI~/.local/state/easel/history\\fR, "
            "keeps what is typed into \\fBeasel chat\\fR.\n"
-           ".TP\n\\fBNO_COLOR\\fR\nIf set, there are no colours unless \\fB\\-\\-color\\fR asks for them.\n";
+           ".TP\n\\fBNO_COLOR\\fR\nIf set and not empty, there are no colours unless \\fB\\-\\-color\\fR "
+           "asks for them.\n";
 }
 
 }  // namespace easel

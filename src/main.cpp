@@ -92,18 +92,18 @@ int64_t parse_bytes(const std::string& text) {
 constexpr const char* kDeviceGroup = "Device and memory";
 constexpr const char* kDisplayGroup = "Display";
 
-void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload) {
+void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::string& group) {
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
     app.add_option_function<std::string>(
            "--memory-limit", note,
            "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
         ->type_name("BYTES")
-        ->group(kDeviceGroup);
+        ->group(group);
     app.add_option(
            "--expert-offload", n_offload,
            "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
         ->check(in_range(0, 1 << 20))
-        ->group(kDeviceGroup);
+        ->group(group);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
@@ -111,9 +111,10 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
         ->check(in_range(1, 1 << 30));
-    app.add_option("--device", e.device, "auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)")
+    app.add_option("--device", e.device,
+                   "auto, cpu, cuda or cuda:N (default: auto, the first GPU, if the model fits)")
         ->group(kDeviceGroup);
-    add_memory_flags(app, e.memory_limit, e.n_offload);
+    add_memory_flags(app, e.memory_limit, e.n_offload, kDeviceGroup);
     app.add_option_function<std::string>(
            "--cpu-math",
            [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
@@ -245,7 +246,7 @@ Command info_command(CLI::App& app) {
                   "context for the memory figures (default: 8192, or the most within --memory-limit)")
         ->check(in_range(1, 1 << 30));
     c->add_option("--device", f.device, "cpu, cuda or all (default)")->check(one_of({"cpu", "cuda", "all"}));
-    add_memory_flags(*c, f.memory_limit, f.n_offload);
+    add_memory_flags(*c, f.memory_limit, f.n_offload, c->option_defaults()->get_group());
     c->footer("easel info q4_k_m -c 32768");
     return {c, [flags] { return run_info(*flags); }};
 }
@@ -268,6 +269,7 @@ Command logits_command(CLI::App& app) {
     CLI::App* c =
         app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
     add_engine_flags(*c, f.engine);
+    c->get_option("--context")->description("tokens in all (default: those that are given)");
     c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")->type_name(kFile);
     c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas' token ids")
         ->required()
@@ -300,10 +302,11 @@ Command bench_command(CLI::App& app) {
     BenchFlags& f = *flags;
     CLI::App* c =
         app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
+    const std::vector<std::string> what = {"step", "kernels", "prefill", "load", "cpu", "all"};
     c->add_option("what", f.what,
                   "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
                   "on a CPU: cpu, prefill; all (default)")
-        ->check(one_of({"step", "kernels", "prefill", "load", "cpu", "all"}));
+        ->check(one_of(what));
     c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
         ->type_name(kModel);
     c->add_option("--synthetic", f.synthetic,
@@ -324,6 +327,14 @@ Command bench_command(CLI::App& app) {
     c->add_option("--json", f.json,
                   "also write the figures to this file (none named: bench/results/DEVICE.json)")
         ->expected(0, 1)
+        ->check([what](const std::string& s) {  // which CLI11 takes for the file's name
+            const bool found = std::find(what.begin(), what.end(), s) != what.end();
+            return found ? fmt::format(
+                               "\"{0}\" is something to measure, expected easel bench {0} --json, or "
+                               "--json ./{0} for a file of that name",
+                               s)
+                         : "";
+        })
         ->type_name(kFile);
     c->footer("easel bench step --synthetic 26b-a4b:q4_k_m\neasel bench cpu --json cpu.json");
     return {c, [flags] { return run_bench(*flags); }};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "check.h"
@@ -101,7 +102,7 @@ void read_stop(const Json& v, PipeItem& item) {
 
 struct Key {
     const char *name, *type, *text;
-    std::function<void(const Json& v, PipeItem& item)> read;  // null: parse_object() does it
+    std::function<void(const Json& v, PipeItem& item)> read;  // null: parse_line() does it
 };
 
 void read_choices(const Json& v, PipeItem& item) {
@@ -117,8 +118,8 @@ void read_choices(const Json& v, PipeItem& item) {
 }
 
 const Key kOwnKeys[] = {
-    {"id", "string, integer", "names the request in every line about it; default: the line's number",
-     nullptr},
+    {"id", "string, integer",
+     "names the request in all lines about it but warnings; default: the line's number", nullptr},
     {"cancel", "string, integer", "alone: ends the waiting or running request of this id", nullptr},
     {"prompt", "string", "one user turn; exactly one of prompt, messages and prompt_ids",
      [](const Json& v, PipeItem& item) {
@@ -180,9 +181,25 @@ std::string unknown_key(const std::string& name) {
                        nearest ? fmt::format(", did you mean {}?", nearest->name) : "");
 }
 
-void parse_object(const Json& object, PipeItem& item) {
+// The line as JSON. Of an object's keys that come again, which JSON itself would let replace the ones before,
+// the first goes to `twice`.
+Json parse_json(std::string_view text, std::optional<std::string>& twice) {
+    std::vector<std::set<std::string>> keys;  // of the objects that are open
+    return Json::parse(text, [&](int, Json::parse_event_t event, const Json& v) {
+        if (event == Json::parse_event_t::object_start) keys.emplace_back();
+        if (event == Json::parse_event_t::object_end) keys.pop_back();
+        if (event == Json::parse_event_t::key && !keys.back().insert(v.get<std::string>()).second && !twice)
+            twice = v.get<std::string>();
+        return true;
+    });
+}
+
+void parse_line(std::string_view text, PipeItem& item) {
+    std::optional<std::string> twice;
+    const Json object = parse_json(text, twice);
     require(object.is_object(), "the line is {}, expected a JSON object", shown(object));
-    item.id = object.contains("id") ? read_id(object["id"], "id") : Json(item.line);
+    if (twice != "id") item.id = object.contains("id") ? read_id(object["id"], "id") : Json(item.line);
+    require(!twice, "key {} is there twice", brief(twice.value_or("")));
     const bool is_cancel = object.contains("cancel");
     for (const auto& [name, value] : object.items()) {
         const auto known = [&](const Key& key) { return name == key.name; };
@@ -237,7 +254,7 @@ std::unique_ptr<PipeItem> parse_pipe_line(std::string_view text, int64_t line,
         const bool valid = is_utf8(text, &at);
         require(valid, "the line is not valid UTF-8: byte 0x{:02x} at offset {}",
                 at < text.size() ? static_cast<unsigned char>(text[at]) : 0, at);
-        parse_object(Json::parse(text), *item);
+        parse_line(text, *item);
     } catch (const Json::exception& e) {
         item->error = "the line is not valid JSON: " + parse_error(e.what());
     } catch (const Error& e) {
@@ -269,11 +286,12 @@ std::string pipe_schema() {
         "(positions),\n"
         "           mean_entropy (nats); with best_of or retry_empty: of one answer after the other\n"
         "  error    id (null where the line has none that can be read), line, message; the next lines go on\n"
-        "  warning  line, message: an unknown key, a cancel of an id that was never seen, or that much of a\n"
-        "           prompt had to be encoded again\n\n"
+        "  warning  line, message: a key that is ignored, a cancel of an id that was never seen, that much\n"
+        "           of a prompt had to be encoded again, or that a GPU does not compute in one graph\n\n"
         "At most --queue lines wait (64 MB of them); then the input is left unread, cancels in it too.\n"
-        "Exit code: 0 at the end of the input or when nobody reads the output, 130 after Ctrl-C, 143 after\n"
-        "SIGTERM. These report all that was read and not answered as cancelled; where stdout takes nothing\n"
+        "Exit code: 0 at the end of the input or when nobody reads the output; 1 when the input cannot\n"
+        "be read, the output not be written, or a GPU is lost; 130 after Ctrl-C, 143 after SIGTERM. The\n"
+        "last two report all that was read and not answered as cancelled; where stdout takes nothing\n"
         "for a second, its ids go to stderr instead.\n";
     return out;
 }

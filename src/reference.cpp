@@ -404,6 +404,8 @@ class CpuBackend final : public Backend {
 
     // All layers over the n tokens in s_.x, whose positions follow the cached ones.
     void layers(Mask mask, int n) {
+        // Here and not at the end, where a pass that ran out of memory would leave its angles to the next.
+        s_.rotation = s_.rotation_swa = {};
         for (const LayerShape& l : c_.layers) {
             Rotation& r = l.global ? s_.rotation : s_.rotation_swa;
             if (r.cos.empty())
@@ -425,7 +427,6 @@ class CpuBackend final : public Backend {
             for_all(s_.x.size(), [x = s_.x.data(), h = s_.h.data(), branch = s_.branch.data(),
                                   scale](size_t i) { x[i] = (h[i] + branch[i]) * scale; });
         }
-        s_.rotation = s_.rotation_swa = {};
     }
 
     // q, k and v of the n tokens in s_.x; k and v go to the cache's end.

@@ -27,6 +27,11 @@ error "bench kernels on a CPU" "needs a GPU, --device is cpu" bench kernels --de
 error "bench of another shape" 'no synthetic model "big", expected toy, mid or 26b-a4b' bench cpu --synthetic big
 error "bench of two models" "both -m and --synthetic" bench cpu -m x --synthetic toy
 error "a router's skew for a file" "--router-skew changes made-up weights" bench cpu -m x --router-skew 1
+for what in cpu all; do
+    error "$what after --json" "\"$what\" is something to measure, expected easel bench $what --json, or --json ./$what for" \
+        bench --json $what
+done
+error "prefill after --json, with a bench" '"prefill" is something to measure' bench cpu --json=prefill
 error "a prompt past the context" "the prompt needs 5000 tokens, the model's context has 4096" \
     bench prefill --device cpu --synthetic toy --prefix 5000 --json "$dir/kept.json"
 check "leaves no figures" ! -e "$dir/kept.json"

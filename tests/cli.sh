@@ -102,6 +102,30 @@ else
     error "a GPU asked for where there is none" "there is no device cuda: " generate -m "$tiny" -p hi --device cuda
     works "auto without a GPU is the CPU" generate -m "$tiny" -p hi -n 24 --max-steps 2 --device auto
 fi
+# Flags for the other kind of device: before a model is loaded.
+while IFS='~' read -r device flags text; do
+    # shellcheck disable=SC2086
+    error "$flags on $device" "device is $device, expected $text" generate -m nope.gguf -p hi --device "$device" $flags
+done <<'END'
+cpu~--exact~cuda, cuda:N or auto for --exact
+cpu~--host-loop~cuda, cuda:N or auto for --host-loop
+cpu~--in-order --expert-offload 2~cuda, cuda:N or auto for --expert-offload, --in-order
+cuda~--cpu-math int8~cpu or auto for --cpu-math int8
+cuda:1~--cpu-math int8 --exact~cpu or auto for --cpu-math int8
+END
+for command in chat pipe "logits --canvas-ids $dir/canvas -o $dir/x"; do
+    # shellcheck disable=SC2086
+    error "so in ${command%% *}" "for --exact" $command -m nope.gguf --device cpu --exact
+done
+error "so in info" "device is cpu, expected cuda or all for --expert-offload" info nope.gguf --device cpu --expert-offload 2
+error "what suits the device" "nope.gguf: cannot open" generate -m nope.gguf -p hi --device cuda --cpu-math float --exact
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    works "where auto comes to the other kind" generate -p "What is 2 + 2?" -n 16 --device auto --exact --in-order
+    check "a note tells, on one line" "$(grep -c 'the CPU is used: .*; without effect on a CPU: --exact, --in-order$' "$dir/err")" -eq 1
+    check "and nothing else does" "$(wc -l <"$dir/err")" -eq 2
+    works "auto, and what suits the CPU" generate -p "What is 2 + 2?" -n 16 --device auto --cpu-math int8
+    check "needs no note" "$(wc -l <"$dir/err")" -eq 1
+fi
 error "context below 0" "context" generate -m "$tiny" -p hi -c -1
 error "context of more than the model's" "context is 5000, expected 1 to 4096" generate -m "$tiny" -p hi -c 5000
 error "wrong --print" '--print: "xml" is none of text, ids, json (' generate -m "$tiny" -p hi --print xml
@@ -182,6 +206,10 @@ works "--help" --help
 has "--help names the commands" "generate" "$dir/out"
 check "--help is not an error" ! -s "$dir/err"
 works "generate --help" generate --help
+works "info --help" info --help
+has "tells what memory is meant" "of a GPU's memory" "$dir/out"
+works "logits --help" logits --help
+has "tells its own context" "(default: those that are given)" "$dir/out"
 works "--version" --version
 check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].* (commit \|^runs on: CPU\|^built by: ' "$dir/out")" -eq 3
 

@@ -40,10 +40,10 @@ run info "$tiny" --device cuda --expert-offload 4
 has "offloading tells its cost" "cross the bus at every step" "$dir/out"
 error "more layers than there are" "the experts of 7 layers" \
     info "$tiny" --device cuda --expert-offload 7
-error "offloading on a CPU" "is for a GPU" generate -m "$tiny" -p hi --device cpu --expert-offload 1
+error "offloading on a CPU" "expected cuda, cuda:N or auto for --expert-offload" generate -m "$tiny" -p hi --device cpu --expert-offload 1
 if ! nvidia-smi -L >/dev/null 2>&1; then
     works "offloading where there is no GPU" generate -m "$tiny" -p hi -n 16 --max-steps 1 --expert-offload 1
-    has "is told" "the CPU is used: --expert-offload is for a GPU" "$dir/err"
+    has "is told" "; without effect on a CPU: --expert-offload" "$dir/err"
 fi
 for value in 0 -1 x 16GB 1e30 ""; do
     error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"

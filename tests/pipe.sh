@@ -113,7 +113,7 @@ if [ "$(cut -d '"' -f 10 "$dir/out" | tr -d '\\')" = "$expected" ]; then ok "the
 else bad "the text is cut before it" "$(cat "$dir/out")"; fi
 echo "{$request,\"stop\":\"not in it\"}" | pipe
 has "a stop string that does not come changes nothing" '"finish_reason":"length"' "$dir/out"
-echo "{$request,\"frames\":true,\"max_tokens\":48,\"max_steps\":3,\"confidence\":0}" | pipe
+echo '{"prompt":"hello","max_tokens":48,"max_steps":3,"seed":3,"ignore_eos":true,"frames":true,"confidence":0}' | pipe
 check "a frame a step" "$(count frame "$dir/out")" -eq 6
 has "a frame has all its keys" '{"id":1,"type":"frame","canvas":1,"step":2,"text":"' "$dir/out"
 check "the answer comes last" "$(tail -n 1 "$dir/out" | grep -c '"type":"done"')" -eq 1

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "device.h"
 #include "easel.h"
+#include "files.h"
 #include "golden.h"
 #include "layout.h"
 
@@ -382,6 +383,30 @@ TEST_CASE("device: the demo model answers as on the CPU") {
         CHECK(engine.tokenizer().decode(answer(*fast, engine.prompt_ids(request), params), false) ==
               expected.text);
     }
+}
+
+TEST_CASE("device: options of the other kind are refused, and noted where auto comes to it") {
+    const auto refusal = [](const EngineOptions& options) { return error_of([&] { Engine{options}; }); };
+    CHECK(refusal({.model = "none.gguf", .device = "cpu", .n_offload = 1, .exact = true}) ==
+          "device is cpu, expected cuda, cuda:N or auto for --expert-offload, --exact");
+    CHECK(refusal({.device = "cpu", .graph_loop = false, .overlap = false}) ==
+          "device is cpu, expected cuda, cuda:N or auto for --host-loop, --in-order");
+    CHECK(refusal({.model = "none.gguf", .device = "cuda:2", .cpu_math = CpuMath::Int8}) ==
+          "device is cuda:2, expected cpu or auto for --cpu-math int8");
+    for (const char* name : {"", "gpu", "cuda:", "cuda:-1", "cuda:1x", "cuda:99999999999"})
+        CHECK(refusal({.model = "none.gguf", .device = name}) ==
+              fmt::format("device is {}, expected auto, cpu, cuda or cuda:N", name));
+
+    const Engine engine({.n_context = 64, .cpu_math = CpuMath::Int8, .exact = true});
+    INFO(engine.note());
+    if (engine.device() == "CPU")
+        check_has(engine.note(), {"the CPU is used", "; without effect on a CPU: --exact"});
+    else
+        CHECK(engine.note() == "without effect on a GPU: --cpu-math int8");
+    CHECK(Engine({.n_context = 64, .device = "cpu", .cpu_math = CpuMath::Int8}).note().empty());
+    // Who brings a backend decides alone.
+    const auto make = [](std::shared_ptr<const Model> model) { return make_cpu_backend(model, 64); };
+    CHECK(Engine({.device = "cpu", .exact = true, .make_backend = make}).note().empty());
 }
 
 namespace {

@@ -188,6 +188,12 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt\": \"x\", \"top_k\": 5000000000}", "key top_k is 5000000000"},
         {"{\"prompt\": \"x\", \"max_steps\": 0}", "max steps is 0, expected 1 to 100000"},
         {"{\"cancel\": null}", "key cancel is null"},
+        {"{\"prompt\": \"x\", \"seed\": 1, \"seed\": 1}", "key seed is there twice"},
+        {"{\"prompt\": \"x\", \"\": 1, \"a\": {\"prompt\": 1}, \"\": 2}", "key  is there twice"},
+        {"{\"prompt\": \"x\", \"seed\": 1, \"se\\u0065d\": 1}", "key seed is there twice"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"content\": \"b\"}]}",
+         "key content is there twice"},
+        {"{\"prompt\": \"x\", \"choices\": {\"1\": [\"a\"], \"1\": [\"b\"]}}", "key 1 is there twice"},
     };
     for (const auto& c : cases) {
         INFO(c.line);
@@ -196,6 +202,8 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
     CHECK(parse("{bad")->id == nullptr);
     CHECK(parse(R"({"id": "a"})")->id == "a");
     CHECK(parse(R"({"id": [], "prompt": "x"})")->id == nullptr);
+    CHECK(parse(R"({"seed": 1, "prompt": "x", "seed": 1, "id": "a"})")->id == "a");
+    CHECK(parse(R"({"id": 1, "prompt": "x", "id": 2})")->id == nullptr);
     CHECK(parse(std::string(1 << 20, '['))->error != "");  // depth is no stack
     CHECK(parse("{\"id\": " + std::string(1 << 20, '[') + std::string(1 << 20, ']') + "}")->error != "");
 }

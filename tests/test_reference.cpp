@@ -1,7 +1,9 @@
 // test_reference.cpp: whole passes and the whole loop of the CPU backend against independent double-precision
 // results.
 #include <algorithm>
+#include <cstdlib>
 #include <ctime>
+#include <new>
 #if defined __GLIBC__ && __GLIBC_MINOR__ >= 33
 #include <malloc.h>
 #define HAS_MALLINFO2
@@ -17,6 +19,25 @@
 #include "synthetic.h"
 
 using namespace easel;
+
+// Allocations of this thread until one fails; below 0: none does. Not inlined, or g++ would see free() at
+// work on what a new expression gave.
+static thread_local int64_t n_until_failure = -1;
+
+[[gnu::noinline]] void* operator new(size_t n) {
+    if (n_until_failure >= 0 && n_until_failure-- == 0) throw std::bad_alloc();
+    if (void* p = std::malloc(std::max<size_t>(n, 1))) return p;
+    throw std::bad_alloc();
+}
+[[gnu::noinline]] void* operator new(size_t n, const std::nothrow_t&) noexcept {  // stable_sort's
+    return std::malloc(std::max<size_t>(n, 1));
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept {
+    std::free(p);
+}
+[[gnu::noinline]] void operator delete(void* p, size_t) noexcept {
+    std::free(p);
+}
 
 namespace {
 
@@ -288,4 +309,38 @@ TEST_CASE("an answer of what is no number is an error") {
         request.n_token = 1;
         check_has(error_of([&] { engine.generate(request); }), {"what is no number"});
     }
+}
+
+// The pass that fails is longer than those after it, so that its buffers are theirs.
+TEST_CASE("a pass that runs out of memory anywhere leaves nothing to the next") {
+    const auto model = load_model(fixture("tiny.gguf"));
+    const Config& c = model->config;
+    const std::vector<int32_t> prompt(30, 7), canvas(c.n_canvas, 9), before(10, 5), longest(60, 3);
+    set_threads(1);  // all that is allocated is by this thread
+    const auto logits = [&](Backend& backend) {
+        std::vector<float> out(size_t(c.n_canvas) * c.n_vocab);
+        backend.truncate(0);
+        backend.encode(prompt);
+        backend.logits({canvas, {}, 1}, out);
+        return out;
+    };
+    const auto backend = backend_for(model);
+    const auto expected = logits(*backend_for(model));
+    backend->encode(longest);
+    int n_failed = 0;
+    for (bool failed = true; failed;) {
+        backend->truncate(0);
+        backend->encode(before);
+        n_until_failure = n_failed;
+        try {
+            backend->encode(longest);
+            failed = false;
+        } catch (const std::bad_alloc&) {
+            n_failed++;
+        }
+        n_until_failure = -1;
+        if (logits(*backend) != expected) FAIL("after a failure at allocation " << n_failed);
+    }
+    CHECK(n_failed > 10);
+    set_threads(0);
 }
