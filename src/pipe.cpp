@@ -234,8 +234,7 @@ class Server {
         while (const auto item = queue_.pop(options_.unordered ? &cached_ : nullptr)) {
             if (closed_ || reader_.output_closed()) return 0;
             if (interrupted) reader_.stop();
-            for (const std::string& text : item->warnings)
-                write({{"type", "warning"}, {"line", item->line}, {"message", text}});
+            for (const std::string& text : item->warnings) write_warning(*item, text);
             if (!item->error.empty())
                 write_error(*item, item->error);
             else if (item->cancel.is_null())
@@ -289,6 +288,11 @@ class Server {
         write_last(item, {{"id", item.id}, {"type", "error"}, {"line", item.line}, {"message", message}});
     }
 
+    void write_warning(const PipeItem& item, const std::string& message) {
+        const Json id = item.cancel.is_null() ? item.id : nullptr;
+        write({{"id", id}, {"type", "warning"}, {"line", item.line}, {"message", message}});
+    }
+
     bool goes_on(const PipeItem& item) const {
         return !item.cancelled && !interrupted && !closed_ && !reader_.output_closed();
     }
@@ -330,7 +334,7 @@ class Server {
         }
         queue_.answered(item);
         if (!error.empty()) return write_error(item, error);
-        if (!r.note.empty()) write({{"type", "warning"}, {"line", item.line}, {"message", r.note}});
+        if (!r.note.empty()) write_warning(item, r.note);
         OrderedJson extra = OrderedJson::object();
         for (const Filled& f : r.holes)
             extra["holes"].push_back({{"text", f.text}, {"confidence", f.confidence}});

@@ -118,8 +118,8 @@ void read_choices(const Json& v, PipeItem& item) {
 }
 
 const Key kOwnKeys[] = {
-    {"id", "string, integer",
-     "names the request in all lines about it but warnings; default: the line's number", nullptr},
+    {"id", "string, integer", "names the request in every line about it; default: the line's number",
+     nullptr},
     {"cancel", "string, integer", "alone: ends the waiting or running request of this id", nullptr},
     {"prompt", "string", "one user turn; exactly one of prompt, messages and prompt_ids",
      [](const Json& v, PipeItem& item) {
@@ -286,8 +286,9 @@ std::string pipe_schema() {
         "(positions),\n"
         "           mean_entropy (nats); with best_of or retry_empty: of one answer after the other\n"
         "  error    id (null where the line has none that can be read), line, message; the next lines go on\n"
-        "  warning  line, message: a key that is ignored, a cancel of an id that was never seen, that much\n"
-        "           of a prompt had to be encoded again, or that a GPU does not compute in one graph\n\n"
+        "  warning  id, line, message: a key that is ignored, a cancel of an id that was never seen (id is\n"
+        "           null), that much of a prompt had to be encoded again, or that a GPU does not compute in\n"
+        "           one graph\n\n"
         "At most --queue lines wait (64 MB of them); then the input is left unread, cancels in it too.\n"
         "Exit code: 0 at the end of the input or when nobody reads the output; 1 when the input cannot\n"
         "be read, the output not be written, or a GPU is lost; 130 after Ctrl-C, 143 after SIGTERM. The\n"

@@ -96,39 +96,46 @@ else
     has "a file of something else: says so" "bad.json: not what easel bench writes" "$dir/err"
 fi
 
-# ---- instructions of a loop, of a disassembly made up for the purpose
+# ---- instructions of a loop and clocks of the model, of a disassembly made up for the purpose
 
 if command -v python3 >/dev/null; then
-    cat >"$dir/listing" <<'END'
-	.section	.text.kernel,"ax",@progbits
-        /*0000*/                   MOV R1, c[0x0][0x28] ;
-.L_x_1:
-        /*0010*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
-        /*0020*/              @P0  BRA `(.L_x_2) ;
-        /*0030*/                   LDGSTS.E.BYPASS.128 [R25], desc[UR10][R20.64] ;
-.L_x_2:
-        /*0040*/                   LDGDEPBAR ;
-        /*0050*/              @P1  BRA `(.L_x_3) ;
-        /*0060*/                   HADD2 R1, R2, R3 ;
-        /*0070*/                   FMUL R1, R2, R3 ;
-        /*0080*/                   BRA `(.L_x_4) ;
-.L_x_3:
-        /*0090*/                   SHF.R.U32.HI R1, RZ, 0x8, R3 ;
-.L_x_4:
-        /*00a0*/              @P0  HMMA.16816.F32 R48, R60.reuse, R64, R48 ;
-        /*00b0*/              @!P0 BRA `(.L_x_1) ;
-        /*00c0*/                   EXIT ;
-END
-    python3 - "$dir/listing" >"$dir/out" 2>"$dir/err" <<'END'
+    cat >"$dir/sass.py" <<'END'
 import sys
 sys.path.insert(0, "tools")
 import sass
-loop = sass.main_loop(sass.functions(open(sys.argv[1]).read())["kernel"])
-cut = loop.index("LDGDEPBAR")
-way = sass.longest_way(loop[cut + 1:])
-print(len(sass.longest_way(loop[:cut])), len(way), sorted(sass.count(way).items()))
+
+
+def listing(lines):  # "text" or (text, stall, board it sets, boards it waits for)
+    out = ['\t.section\t.text.kernel,"ax",@progbits']
+    for line in lines:
+        text, stall, sets, waits = line if isinstance(line, tuple) else (line, 1, 7, 0)
+        if text.startswith("."):
+            out.append(text + ":")
+        else:
+            out.append(f"        /*0000*/                   {text} ;    /* 0x0000000000017a02 */")
+            out.append(f"    /* 0x{(stall | sets << 5 | 7 << 8 | waits << 11) << 41:016x} */")
+    return sass.functions("\n".join(out))["kernel"]
+
+
+loop = sass.main_loop(listing([
+    "MOV R1, c[0x0][0x28]", ".L_x_1", "DEPBAR.LE SB0, 0x3", "BAR.SYNC.DEFER_BLOCKING 0x0", "@P0 BRA `(.L_x_2)",
+    "LDGSTS.E.BYPASS.128 [R25], desc[UR10][R20.64]", ".L_x_2", "LDGDEPBAR", "@P1 BRA `(.L_x_3)", "HADD2 R1, R2, R3",
+    "FMUL R1, R2, R3", "BRA `(.L_x_4)", ".L_x_3", "SHF.R.U32.HI R1, RZ, 0x8, R3", ".L_x_4",
+    "HMMA.16816.F32 R48, R60.reuse, R64, R48", "@P2 BRA `(.L_x_5)", "IMAD R1, R2, R3, R4", ".L_x_5", "@!P0 BRA `(.L_x_1)",
+    "EXIT"]))
+loading, decoding = sass.split(sass.longest_way(loop))
+print(len(loading), len(decoding), sorted(sass.count(decoding).items()))
+# Two warps, four integer instructions of two clocks; one warp that waits for what it has loaded; one for a barrier.
+for name, n_warp, lines in (("integer", 2, ["LOP3.LUT R1, R2, R3"] * 4),
+                            ("load", 1, [("LDS R1, [R2]", 1, 0, 0), ("FADD R3, R1, R1", 5, 7, 1)]),
+                            ("stall", 1, [("BAR.SYNC.DEFER_BLOCKING 0x0", 6, 7, 0), "@!PT LDS RZ, [RZ]"])):
+    print(name, round(sass.model_clocks(listing(lines), n_warp, 1)))
 END
-    has "instructions of a loop" "3 6 [('float', 1), ('half', 1), ('mma', 1), ('other', 3)]" "$dir/out"
+    python3 "$dir/sass.py" >"$dir/out" 2>"$dir/err"
+    has "instructions of a loop" "5 7 [('float', 1), ('half', 1), ('mma', 1), ('other', 4)]" "$dir/out"
+    has "integer instructions take two clocks" "integer 8" "$dir/out"
+    has "what waits for a load takes the load's time" "load 39" "$dir/out"
+    has "a stall count counts, what never runs takes a clock" "stall 7" "$dir/out"
 fi
 
 end

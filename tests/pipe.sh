@@ -56,8 +56,8 @@ over the context|{"id":"over","type":"error","line":5,"message":
 over the context tells the numbers|the context has 4096
 a setting out of range|{"id":"step","type":"error","line":6,"message":"max steps is 0, expected 1 to 100000"}
 a prompt id out of range|{"id":"range","type":"error","line":7,"message":"prompt id 512 is out of range
-an unknown key|{"type":"warning","line":8,"message":"unknown key max_token is ignored, did you mean max_tokens?"}
-a cancel of nobody|{"type":"warning","line":9,"message":"there is no id \"never\" to cancel"}
+an unknown key|{"id":"key","type":"warning","line":8,"message":"unknown key max_token is ignored, did you mean max_tokens?"}
+a cancel of nobody|{"id":null,"type":"warning","line":9,"message":"there is no id \"never\" to cancel"}
 invalid UTF-8|{"id":null,"type":"error","line":14,"message":"the line is not valid UTF-8: byte 0xff at offset 23"}
 END
 check "nothing on stderr but warnings" "$(grep -cv '^easel: warning: ' "$dir/err")" -eq 0
