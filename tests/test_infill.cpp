@@ -73,6 +73,7 @@ TEST_CASE("a canvas text is read as pieces and holes", "[infill]") {
     CHECK(d.text == std::vector<std::string>{"", "", ""});
     CHECK(d.holes[0].n_token == 1);
     CHECK(d.holes[1].options == std::vector<std::string>{"a|b", "c"});
+    CHECK_FALSE(parse_canvas("[[*]]", {{1, {"a", "b"}}}).holes[0].open);
     CHECK(parse_canvas("no holes", kNoChoices).text == std::vector<std::string>{"no holes"});
     CHECK(parse_canvas("a [b] \\", kNoChoices).text == std::vector<std::string>{"a [b] \\"});
 }
@@ -81,7 +82,7 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(parse_message("Dear [[8") ==
           "the canvas has \"[[\" at offset 5 without \"]]\" after it; \\[[ stands for the characters "
           "themselves");
-    for (const char* inside : {"0", "-1", "", "eight", "8 ", "99999999999"})
+    for (const char* inside : {"0", "-1", "", "eight", "8 ", "99999999999", "*8"})
         CHECK(parse_message(fmt::format("[[{}]]", inside)) ==
               fmt::format("the canvas has the hole [[{}]], expected [[N]] with a number of tokens from 1, "
                           "[[TEXT|TEXT]] or [[*]]",
@@ -89,10 +90,14 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(parse_message("[[*]].") == "the canvas goes on after the hole [[*]], expected it at the end");
     CHECK(parse_message("[[1]]", {{2, {"a"}}}) ==
           "there are choices for hole 2, the canvas has holes 1 to 1");
+    CHECK(parse_message("[[1]]", {{0, {"a"}}}) ==
+          "there are choices for hole 0, the canvas has holes 1 to 1");
     CHECK(parse_message("text", {{1, {"a"}}}) == "there are choices for hole 1, the canvas has none");
     CHECK(parse_message("[[1]]", {{1, {}}}) == "there are no choices for hole 1, expected one or more");
     CHECK(place_message("[[33]]", 32) ==
           "the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32");
+    CHECK(place_message("[[32]][[*]]", 32) ==
+          "the canvas text has 32 tokens, 32 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[2000000000]][[2000000000]]", 32).find("4000000000 of them in holes") !=
           std::string::npos);
     CHECK(place_message("", 32) == "the canvas is empty, expected text with holes such as [[8]]");
