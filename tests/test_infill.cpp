@@ -255,6 +255,14 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     CHECK(open.finish == Finish::Stop);
     CHECK(open.holes[0].text == " 4 5 6");
 
+    // Of free text it is the mean of its tokens'.
+    Request unsure = ask("What is 12 + 34?", "[[8]]");
+    unsure.sampler = engine.model().config.sampler;
+    unsure.sampler->max_steps = 1;
+    const Result free = engine.generate(unsure);
+    CHECK(free.holes[0].confidence == Approx(std::exp(free.mean_log_prob())));
+    CHECK(free.holes[0].confidence < 0.999f);
+
     CHECK(ask_message(ask("Hi", "[[40]]")).find("a canvas of this model has 32") != std::string::npos);
     Request think = ask("Hi", "[[4]]");
     think.think = true;
@@ -263,6 +271,22 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     no_canvas.canvas.reset();
     no_canvas.choices = {{1, {"a"}}};
     CHECK(ask_message(no_canvas) == "there are choices, but no canvas with holes that they are for");
+}
+
+TEST_CASE("an open hole ends with an end token, or is as long as the canvas", "[infill]") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r = ask("a", "[[*]]");
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 1;
+    int n_whole = 0;
+    for (r.seed = 0; r.seed < 40; r.seed++) {
+        const Result a = engine.generate(r);
+        const bool whole = static_cast<int>(a.ids.size()) == engine.model().config.n_canvas;
+        CHECK(a.finish == (whole ? Finish::Length : Finish::Stop));
+        n_whole += whole;
+    }
+    CHECK(n_whole > 0);
+    CHECK(n_whole < 40);
 }
 
 // Without control tokens, the demo model fills up holes with "46D from3 to to to".
@@ -316,6 +340,12 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     r.n_best = 0;
     CHECK(ask_message(r) ==
           "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
+    r.n_best = 1;
+    r.n_retry = -1;
+    CHECK(ask_message(r).find("the best of 1 answers with -1 retries") == 0);
+    r.n_retry = 0;
+    r.n_token = -1;
+    CHECK(ask_message(r) == "the answer's length is -1, expected 1 or more tokens");
 }
 
 TEST_CASE("stop strings cut each of several answers before they are compared", "[infill]") {
@@ -389,6 +419,8 @@ TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {
     same.seed = again.seed;
     same.n_retry = 0;
     CHECK(engine.generate(same).hash == again.hash);
-    r.n_retry = 0;
-    CHECK(is_empty(engine.generate(r)));
+    r.n_retry = again.n_try - 2;  // one too few
+    const Result few = engine.generate(r);
+    CHECK(is_empty(few));
+    CHECK(few.n_try == again.n_try - 1);
 }
