@@ -164,6 +164,17 @@ TEST_CASE("given tokens never change and count for nothing in the mean", "[infil
     });
     CHECK(n_frame > 1);
     CHECK(a.tokens[7] == 47);
+    // A choice is drawn with the number of its first position.
+    GenerateParams all = params;
+    all.sampler.entropy_bound = 1e9f;            // is accepted
+    all.sampler.t_min = all.sampler.t_max = 50;  // both texts are likely
+    for (all.seed = 0; all.seed < 10; all.seed++)
+        backend->generate(all, [&](const Frame& f) {
+            const float u = random_uniform(random_word(all.seed, 10, f.step, f.canvas, RandomStream::Draw));
+            const float best = std::exp(f.log_prob[10]), p = f.argmax[10] == 60 ? best : 1 - best;
+            if (std::fabs(u - p) > 1e-3f) CHECK(f.tokens[10] == (u < p ? 60 : 61));
+            return true;
+        });
     // What is not a canvas of this model is refused.
     const auto message = [&](auto change) {
         GenerateParams p = params;
