@@ -193,7 +193,8 @@ void GgufWriter::write(std::span<const uint8_t> bytes) {
 }
 
 void GgufWriter::finish() {
-    require(file_ && !tensors_.empty(), "{}: finish() without begin()", path_);
+    // The one without a shape is begin()'s.
+    require(file_ && !tensors_.empty() && tensors_.back().ne.empty(), "{}: finish() without begin()", path_);
     require(current_ + 1 == tensors_.size(), "{}: tensor {} has {} of {} bytes", path_,
             tensors_[current_].name, current_done_, tensors_[current_].bytes);
     move_into_place(std::exchange(file_, nullptr), part_path_, path_);

@@ -114,14 +114,12 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
     }
     add_text(text.text.back());
     require(!tokens.empty() || out.open, "the canvas is empty, expected text with holes such as [[8]]");
-    const bool fits = n_free <= size_t(n_canvas) && tokens.size() + out.open <= size_t(n_canvas);
-    require(fits, "the canvas text has {} tokens, {} of them in holes; a canvas of this model has {}",
+    require(tokens.size() + out.open <= size_t(n_canvas),
+            "the canvas text has {} tokens, {} of them in holes; a canvas of this model has {}",
             tokens.size(), n_free, n_canvas);
     out.n_token = static_cast<int>(tokens.size());
-    if (!out.open && out.n_token < n_canvas) {
-        const std::optional<int32_t> turn = tokenizer.find("<turn|>");
-        tokens.push_back(turn && tokenizer.is_end(*turn) ? *turn : tokenizer.eos);
-    }
+    if (!out.open && out.n_token < n_canvas)
+        tokens.push_back(tokenizer.find("<turn|>").value_or(tokenizer.eos));
     tokens.resize(n_canvas, -1);
     if (out.open) out.length.back() = n_canvas - out.n_token;
     return out;

@@ -89,6 +89,9 @@ TEST_CASE("chat: the empty thought channel follows the file's template", "[chat]
     CHECK(tiny.prompt(messages, false, "<|channel>thought\\n<channel|>") == closed);
     CHECK(tiny.prompt(messages, false, "something else") == open);
     CHECK(tiny.prompt(messages, false, "add_generation_prompt <|channel>thought\\n") == open);
+    // It is the last mention that makes the prompt.
+    const std::string twice = "add_generation_prompt <|channel>thought\n<channel|> add_generation_prompt";
+    CHECK(tiny.prompt(messages, false, twice) == open);
 }
 
 TEST_CASE("chat: system text and several turns", "[chat]") {
@@ -109,6 +112,24 @@ TEST_CASE("chat: system text and several turns", "[chat]") {
     CHECK(tiny.prompt(messages) ==
           "<bos><|turn>system\nbe brief<turn|>\n" + turns + "<|channel>thought\n<channel|>");
     CHECK(tiny.prompt(messages, true) == "<bos><|turn>system\n<|think|>\nbe brief<turn|>\n" + turns);
+}
+
+TEST_CASE("chat: what Python's strip() takes is trimmed, and nothing else", "[chat]") {
+    const Tiny tiny;
+    const std::string plain = tiny.prompt({{Role::User, "a"}});
+    for (const std::string space :
+         {"\t",     "\n",     "\v",     "\f",     "\r",     "\x1c",   "\x1d",   "\x1e",   "\x1f",   " ",
+          "\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+          "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"})
+        CHECK(tiny.prompt({{Role::User, space + "a" + space}}) == plain);
+    for (const std::string other : {"\b", "\x0e", "\x1b", "!", "\u200b", "\ufeff"})
+        CHECK(tiny.prompt({{Role::User, other + "a" + other}}).find("user\n" + other + "a" + other + "<") !=
+              std::string::npos);
+    // An earlier answer, with a thought that opens twice.
+    CHECK(tiny.prompt({{Role::User, "a"},
+                       {Role::Model, " x<|channel>p<|channel>q<channel|>y\n"},
+                       {Role::User, "b"}})
+              .find("model\nxy<turn|>") != std::string::npos);
 }
 
 TEST_CASE("chat: text never becomes a control token", "[chat]") {
@@ -144,6 +165,7 @@ TEST_CASE("chat: message lists and vocabularies that cannot be served", "[chat]"
     using Messages = std::vector<Message>;
     CHECK_THROWS_AS(tiny.prompt({}), Error);
     CHECK_THROWS_AS(tiny.prompt({{Role::User, "a"}, {Role::System, "b"}, {Role::User, "c"}}), Error);
+    CHECK_THROWS_AS(tiny.prompt({{Role::User, "a"}, {Role::System, "b"}}), Error);
     CHECK_THROWS_AS(tiny.prompt({{Role::User, "a"}, {Role::Model, "b"}}), Error);
     // A system message alone is a prompt, if an odd one.
     CHECK(tiny.prompt({{Role::System, "a"}}, true) ==
@@ -158,6 +180,14 @@ TEST_CASE("chat: message lists and vocabularies that cannot be served", "[chat]"
           "<bos><|turn>user\na<turn|>\n<|turn>model\n");
     CHECK_THROWS_WITH(render_chat(t, "", Messages{{Role::User, "a"}}, {true}),
                       Catch::Matchers::Contains("<|think|>"));
+    MakeGguf make;
+    set_vocabulary(make, {{"<|turn>", 3}, {"<turn|>", 3}}, {});
+    make.erase("tokenizer.ggml.bos_token_id");
+    const std::vector<uint8_t> bytes = make.bytes();
+    const Gguf file = Gguf::from_memory(bytes, "test");
+    const Tokenizer no_bos(file);
+    CHECK(no_bos.decode(render_chat(no_bos, "", Messages{{Role::User, "a"}}, {}), true) ==
+          "<|turn>user\na<turn|>\n<|turn>model\n");
     // Without channel tokens, their text is only text.
     CHECK(split_reply(t, t.encode("<channel|>a", Specials::All)).answer == "<channel|>a");
     // The types that a file gives the channel tokens do not matter.
@@ -191,6 +221,7 @@ TEST_CASE("chat: a reply splits into thought and answer", "[chat]") {
         {"<|channel>thought\none<channel|>a <|channel>thought\ntwo\n<channel|>b", "one\ntwo", "a b", false},
         {"<|channel>thought\none<channel|>a<|channel>thought\ntwo", "one\ntwo", "a", true},
         {"<|channel>thought\none<|channel>thought\ntwo<channel|>a", "one\ntwo", "a", false},
+        {"<|channel>thought\none<channel|><|channel>thought\n<channel|>a", "one", "a", false},
         {"a<channel|>b", "", "ab", false},
         // the end in the middle: what follows does not count
         {"a<turn|>b", "", "a", false},
@@ -203,6 +234,7 @@ TEST_CASE("chat: a reply splits into thought and answer", "[chat]") {
         {"<think>one\n</think>\n\nan answer\n", "one", "an answer", false},
         {"\n<think>\none", "one", "", true},
         {"<think></think>", "", "", false},
+        {"<think>one</think>a<|channel>thought\ntwo", "two\none", "a", true},
         {"the tag <think>x</think> is", "", "the tag <think>x</think> is", false},
         {"<|channel>thought\none<channel|><think>two</think>a", "one\ntwo", "a", false},
         {"<think>a<|channel>thought\nb<channel|></think>c", "b\na", "c", false},

@@ -301,6 +301,8 @@ TEST_CASE("a Hugging Face folder becomes a GGUF file") {
     CHECK(file.integers("diffusion-gemma.attention.sliding_window_pattern") == std::vector<int64_t>{1, 1, 0});
     CHECK(file.integer("diffusion-gemma.attention.key_length") == 32);
     CHECK(file.integer("diffusion-gemma.attention.key_length_swa") == 16);
+    CHECK(file.string("general.size_label") == "4x157K");
+    CHECK(file.number("diffusion-gemma.attention.layer_norm_rms_epsilon") == 1e-6f);
     CHECK(file.number("diffusion-gemma.final_logit_softcapping") == 30);
     CHECK(file.integer("diffusion.canvas_length") == 24);
     CHECK(file.integer("diffusion.eb_max_steps") == 12);
@@ -453,11 +455,48 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
               {"normalizer", "NFC"});
     check_has(with([](HfFolder& f, json&) { f.generation["max_denoising_steps"] = 0; }),
               {"max_denoising_steps is 0"});
+    check_has(with([](HfFolder& f, json&) { f.generation["sampler_config"]["_cls_name"] = "Other"; }),
+              {"_cls_name is \"Other\""});
+    check_has(with([](HfFolder&, json& t) { t["num_experts"] = 4.5; }), {"num_experts is 4.5"});
+    check_has(with([](HfFolder&, json& t) { t["pad_token_id"] = 300; }), {"a special token has id 300"});
+    check_has(with([](HfFolder& f, json&) {
+                  f.tokenizer["added_tokens"].push_back({{"id", 290}, {"content", "abc"}});
+              }),
+              {"token abc has the ids 268 and 290"});
+    check_has(with([](HfFolder& f, json&) {
+                  f.tokenizer["model"]["merges"] = json::array({json::array({"a b", "c"})});
+              }),
+              {"the merge [\"a b\",\"c\"] cannot be written"});
+    // What a config leaves out: every sixth layer is global, with heads of 512.
+    check_has(with([](HfFolder&, json& t) {
+                  t.erase("layer_types");
+                  t.erase("per_layer_config");
+                  t["num_hidden_layers"] = 12;
+                  t["global_head_dim"] = 33;
+              }),
+              {"layer 5 has head_dim 33"});
+    check_has(with([](HfFolder&, json& t) { t.erase("per_layer_config"); }),
+              {"layers.2.self_attn.q_proj.weight has shape [128, 64], expected [2048, 64]"});
+    const auto with_rope = [&](const char* global, const char* sliding) {
+        return with([&](HfFolder&, json& t) {
+            t["rope_parameters"] = {{"full_attention", json::parse(global)},
+                                    {"sliding_attention", json::parse(sliding)}};
+        });
+    };
+    check_has(with_rope(R"({"rope_theta": 1, "partial_rotary_factor": 0.5, "rope_type": "default"})", "null"),
+              {"full_attention.rope_type is \"default\""});
+    check_has(with_rope(R"({"rope_theta": 1, "factor": 2})", "null"), {"full_attention.factor is 2"});
+    check_has(with_rope(R"({"rope_theta": 1})", R"({"rope_theta": 1, "rope_type": "linear"})"),
+              {"sliding_attention.rope_type is \"linear\""});
 
     HfFolder folder;
     check_has(convert_error(folder, "q3"), {"unknown type q3", "q8_0"});
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = 7e4f;
     check_has(convert_error(folder, "f16"), {"blk.1.ffn_up.weight", "70000", "row 3, column 5", "F16"});
+    folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = 65520;
+    check_has(convert_error(folder, "f16"), {"the value 65520 ", "F16"});
+    folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = 1.2e6f;
+    check_has(convert_error(folder, "q8_0"), {"the value 1200000 ", "Q8_0"});
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = NAN;
     check_has(convert_error(folder, "q8_0"), {"blk.1.ffn_up.weight", "nan", "Q8_0"});
 
@@ -469,6 +508,32 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
               {"model-00002-of-00002.safetensors"});
     fs::remove(dir / "model.safetensors.index.json");
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }), {"missing"});
+}
+
+TEST_CASE("a Hugging Face folder may leave out and write otherwise") {
+    const TempDir dir;
+    HfFolder folder;
+    json& text = folder.config["text_config"];
+    text.erase("layer_types");  // the last layer is global whatever the period
+    text["num_experts"] = 4.0;  // a whole number
+    text["pad_token_id"] = 3;   // not the one of that name
+    text["rope_parameters"] = {{"full_attention", {{"rope_theta", 5e5}}}};
+    float& large = folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[0];
+    large = 65519;  // rounds to the largest half
+    folder.write(dir.path());
+    write_file(
+        dir / "tokenizer_config.json",
+        R"({"chat_template": [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]})");
+    convert(dir.path(), dir / "out.gguf", as("f16"));
+    const Gguf file = Gguf::open(dir / "out.gguf");
+    CHECK(file.integers("diffusion-gemma.attention.sliding_window_pattern") == std::vector<int64_t>{1, 1, 0});
+    CHECK(file.integer("diffusion-gemma.expert_count") == 4);
+    CHECK(file.integer("tokenizer.ggml.padding_token_id") == 3);
+    CHECK(file.number("diffusion-gemma.rope.freq_base") == 5e5);
+    CHECK(file.number("diffusion-gemma.rope.freq_base_swa") == 1e4);
+    CHECK(values_of(*file.find_tensor("rope_freqs.weight")) == std::vector<float>(16, 1));
+    CHECK(values_of(*file.find_tensor("blk.1.ffn_up.weight"))[0] == 65504);
+    CHECK(file.string("tokenizer.chat_template") == "D");
 }
 
 TEST_CASE("the golden folders convert") {
@@ -520,6 +585,24 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     convert(dir / "q.gguf", dir / "r.gguf", as("q8_0"));
     std::ifstream a(dir / "q.gguf", std::ios::binary), b(dir / "r.gguf", std::ios::binary);
     CHECK(std::equal(std::istreambuf_iterator<char>(a), {}, std::istreambuf_iterator<char>(b), {}));
+
+    // Of a split file the parts become one.
+    const auto write_part = [&](const char* architecture) {
+        GgufWriter writer(dir / "part.gguf");
+        writer.set("general.architecture", std::string(architecture));
+        writer.set("split.count", uint32_t{1});
+        writer.declare("t", Type::F32, std::vector<int64_t>{1});
+        writer.begin();
+        writer.write(std::vector<uint8_t>(4));
+        writer.finish();
+    };
+    write_part("gemma4");
+    check_has(error_of([&] { convert(dir / "part.gguf", dir / "r.gguf", as("f16")); }),
+              {"general.architecture is gemma4"});
+    write_part("diffusion-gemma");
+    convert(dir / "part.gguf", dir / "r.gguf", as("f16"));
+    CHECK(Gguf::open(dir / "r.gguf").tensors().size() == 1);
+    CHECK(!Gguf::open(dir / "r.gguf").find("split.count"));
 
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "q.gguf", as("f16")); }),
               {"overwrite the source"});

@@ -130,6 +130,7 @@ TEST_CASE("models: the built-in list", "[fetch]") {
     const Env list("EASEL_MODELS_TXT", dir.write("list", "one 1 - " + kUrl));
     CHECK(known_models().size() == 1);
     CHECK(known_models(dir.write("two", "a 1 - " + kUrl + "\nb 1 - " + kUrl)).size() == 2);
+    CHECK(known_models(dir.write("marked", "\ufeffa 1 - " + kUrl)).at(0).name == "a");
     check_has(error_of([&] { known_models(dir / "none"); }),
               {"the list of models: ", "/none: cannot be opened: No such file"});
     check_has(error_of([&] { known_models(dir.path()); }), {"cannot be read: Is a directory"});

@@ -73,6 +73,7 @@ TEST_CASE("a canvas text is read as pieces and holes", "[infill]") {
     CHECK(d.text == std::vector<std::string>{"", "", ""});
     CHECK(d.holes[0].n_token == 1);
     CHECK(d.holes[1].options == std::vector<std::string>{"a|b", "c"});
+    CHECK_FALSE(parse_canvas("[[*]]", {{1, {"a", "b"}}}).holes[0].open);
     CHECK(parse_canvas("no holes", kNoChoices).text == std::vector<std::string>{"no holes"});
     CHECK(parse_canvas("a [b] \\", kNoChoices).text == std::vector<std::string>{"a [b] \\"});
 }
@@ -81,7 +82,7 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(parse_message("Dear [[8") ==
           "the canvas has \"[[\" at offset 5 without \"]]\" after it; \\[[ stands for the characters "
           "themselves");
-    for (const char* inside : {"0", "-1", "", "eight", "8 ", "99999999999"})
+    for (const char* inside : {"0", "-1", "", "eight", "8 ", "99999999999", "*8"})
         CHECK(parse_message(fmt::format("[[{}]]", inside)) ==
               fmt::format("the canvas has the hole [[{}]], expected [[N]] with a number of tokens from 1, "
                           "[[TEXT|TEXT]] or [[*]]",
@@ -89,10 +90,14 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(parse_message("[[*]].") == "the canvas goes on after the hole [[*]], expected it at the end");
     CHECK(parse_message("[[1]]", {{2, {"a"}}}) ==
           "there are choices for hole 2, the canvas has holes 1 to 1");
+    CHECK(parse_message("[[1]]", {{0, {"a"}}}) ==
+          "there are choices for hole 0, the canvas has holes 1 to 1");
     CHECK(parse_message("text", {{1, {"a"}}}) == "there are choices for hole 1, the canvas has none");
     CHECK(parse_message("[[1]]", {{1, {}}}) == "there are no choices for hole 1, expected one or more");
     CHECK(place_message("[[33]]", 32) ==
           "the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32");
+    CHECK(place_message("[[32]][[*]]", 32) ==
+          "the canvas text has 32 tokens, 32 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[2000000000]][[2000000000]]", 32).find("4000000000 of them in holes") !=
           std::string::npos);
     CHECK(place_message("", 32) == "the canvas is empty, expected text with holes such as [[8]]");
@@ -159,6 +164,17 @@ TEST_CASE("given tokens never change and count for nothing in the mean", "[infil
     });
     CHECK(n_frame > 1);
     CHECK(a.tokens[7] == 47);
+    // A choice is drawn with the number of its first position.
+    GenerateParams all = params;
+    all.sampler.entropy_bound = 1e9f;            // is accepted
+    all.sampler.t_min = all.sampler.t_max = 50;  // both texts are likely
+    for (all.seed = 0; all.seed < 10; all.seed++)
+        backend->generate(all, [&](const Frame& f) {
+            const float u = random_uniform(random_word(all.seed, 10, f.step, f.canvas, RandomStream::Draw));
+            const float best = std::exp(f.log_prob[10]), p = f.argmax[10] == 60 ? best : 1 - best;
+            if (std::fabs(u - p) > 1e-3f) CHECK(f.tokens[10] == (u < p ? 60 : 61));
+            return true;
+        });
     // What is not a canvas of this model is refused.
     const auto message = [&](auto change) {
         GenerateParams p = params;
@@ -250,6 +266,14 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     CHECK(open.finish == Finish::Stop);
     CHECK(open.holes[0].text == " 4 5 6");
 
+    // Of free text it is the mean of its tokens'.
+    Request unsure = ask("What is 12 + 34?", "[[8]]");
+    unsure.sampler = engine.model().config.sampler;
+    unsure.sampler->max_steps = 1;
+    const Result free = engine.generate(unsure);
+    CHECK(free.holes[0].confidence == Approx(std::exp(free.mean_log_prob())));
+    CHECK(free.holes[0].confidence < 0.999f);
+
     CHECK(ask_message(ask("Hi", "[[40]]")).find("a canvas of this model has 32") != std::string::npos);
     Request think = ask("Hi", "[[4]]");
     think.think = true;
@@ -258,6 +282,22 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     no_canvas.canvas.reset();
     no_canvas.choices = {{1, {"a"}}};
     CHECK(ask_message(no_canvas) == "there are choices, but no canvas with holes that they are for");
+}
+
+TEST_CASE("an open hole ends with an end token, or is as long as the canvas", "[infill]") {
+    Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
+    Request r = ask("a", "[[*]]");
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 1;
+    int n_whole = 0;
+    for (r.seed = 0; r.seed < 40; r.seed++) {
+        const Result a = engine.generate(r);
+        const bool whole = static_cast<int>(a.ids.size()) == engine.model().config.n_canvas;
+        CHECK(a.finish == (whole ? Finish::Length : Finish::Stop));
+        n_whole += whole;
+    }
+    CHECK(n_whole > 0);
+    CHECK(n_whole < 40);
 }
 
 // Without control tokens, the demo model fills up holes with "46D from3 to to to".
@@ -311,6 +351,12 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     r.n_best = 0;
     CHECK(ask_message(r) ==
           "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
+    r.n_best = 1;
+    r.n_retry = -1;
+    CHECK(ask_message(r).find("the best of 1 answers with -1 retries") == 0);
+    r.n_retry = 0;
+    r.n_token = -1;
+    CHECK(ask_message(r) == "the answer's length is -1, expected 1 or more tokens");
 }
 
 TEST_CASE("stop strings cut each of several answers before they are compared", "[infill]") {
@@ -384,6 +430,8 @@ TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {
     same.seed = again.seed;
     same.n_retry = 0;
     CHECK(engine.generate(same).hash == again.hash);
-    r.n_retry = 0;
-    CHECK(is_empty(engine.generate(r)));
+    r.n_retry = again.n_try - 2;  // one too few
+    const Result few = engine.generate(r);
+    CHECK(is_empty(few));
+    CHECK(few.n_try == again.n_try - 1);
 }

@@ -350,6 +350,7 @@ TEST_CASE("memory: the next request reuses all that it shares with what is cache
     const Result first = engine.generate(r);
     CHECK(first.n_reused == 0);
     REQUIRE(static_cast<int>(first.ids.size()) == 3 * n_canvas);
+    for (const double ms : {first.encode_ms, first.denoise_ms, first.commit_ms}) CHECK(ms > 0);
     // The answer as the next prompt has it: all canvases but the last have been encoded.
     r.prompt_ids.insert(r.prompt_ids.end(), first.ids.begin(), first.ids.end());
     r.prompt_ids.push_back(7);
@@ -368,7 +369,10 @@ TEST_CASE("memory: the next request reuses all that it shares with what is cache
     r.prompt_ids = random_ids(3900, 2, n_vocab);
     engine.generate(r);
     r.prompt_ids.resize(300);
+    r.n_best = 2;  // which is told with the second answer, too
+    while (other.generate(r).seed == r.seed) r.seed++;
     const Result lost = engine.generate(r);
+    CHECK(lost.seed == r.seed + 1);
     CHECK(lost.n_reused == 0);
     CHECK(lost.n_lost == 300);
     CHECK(lost.note.find("300 tokens of the prompt are encoded again") == 0);
@@ -386,8 +390,22 @@ TEST_CASE("memory: a prompt one token too long is refused, and nothing is encode
                       Catch::Contains("41 prompt tokens and 1 canvases of 24 tokens need 65 "
                                       "places, the context has 64"));
     CHECK(engine.backend().n_cached() == 0);
+    CHECK_THROWS_WITH(Engine({.model = fixture("tiny.gguf"), .n_context = -1, .device = "cpu"}),
+                      "context is -1, expected 1 to 4096");
     r.prompt_ids.pop_back();
     CHECK(engine.generate(r).n_prompt == 40);
+}
+
+TEST_CASE("memory: an answer ends after 2048 tokens, or where the context does") {
+    Request r;
+    r.prompt_ids = std::vector<int32_t>(30, 5);
+    r.ignore_eos = true;
+    r.sampler = tiny()->config.sampler;
+    r.sampler->max_steps = 1;
+    for (const auto& [n_context, n_token] : {std::pair{0, 2048}, {103, 72}, {101, 48}}) {
+        Engine engine({.model = fixture("tiny.gguf"), .n_context = n_context, .device = "cpu"});
+        CHECK(static_cast<int>(engine.generate(r).ids.size()) == n_token);
+    }
 }
 
 // Progress comes after every pass, and can stop the prompt there.

@@ -206,6 +206,9 @@ TEST_CASE("model: numbers and shapes of the tiny file") {
     for (const auto& t : Tiny().tensors) n += static_cast<int64_t>(t.data.size());
     CHECK(model->weight_bytes() == n);
     CHECK(model->n_parameters() == n / 4);
+    Model made;
+    made.storage = {std::vector<uint8_t>(5), std::vector<uint8_t>(7)};
+    CHECK(made.weight_bytes() == 12);
 }
 
 TEST_CASE("model: scalars that differ between the passes are warned of") {
@@ -292,12 +295,17 @@ TEST_CASE("model: the file's sampler settings are read and bounded") {
         CHECK(key_message(key, encoded).rfind("test: key " + key + " is " + found + ", expected ", 0) == 0);
     };
     refused("max_steps", Tiny::u32(0), "0");
+    refused("max_steps", Tiny::u32(100001), "100001");
     refused("max_steps", Tiny::f32(8), "of type f32");
+    refused("stability_threshold", Tiny::u32(100001), "100001");
     refused("stability_threshold", Tiny::raw(ValueType::I32, -1), "-1");
     refused("t_min", Tiny::f32(0), "0");
     refused("t_max", Tiny::f32(0.25f), "0.25");  // below t_min
+    refused("t_max", Tiny::f32(101), "101");
     refused("t_max", Tiny::f32(std::numeric_limits<float>::infinity()), "inf");
     refused("entropy_bound", Tiny::f32(-1), "-1");
+    refused("entropy_bound", Tiny::f32(2e9f), "2000000000");
+    refused("confidence_threshold", Tiny::f32(2e9f), "2000000000");
     refused("confidence_threshold", Tiny::f32(std::numeric_limits<float>::quiet_NaN()), "nan");
     refused("confidence_threshold", Tiny::text("low"), "of type string");
 }
@@ -353,6 +361,10 @@ TEST_CASE("model: a value out of range is named with its range") {
           "test: key diffusion.canvas_length is 0, expected 1 to 4096");
     CHECK(key_message("diffusion.canvas_length", Tiny::u32(4097)) ==
           "test: key diffusion.canvas_length is 4097, expected 1 to 4096");
+    CHECK(message([](Tiny& t) {
+              t.set(kArch + "context_length", Tiny::u32(100000));
+              t.set("diffusion.canvas_length", Tiny::u32(65537));
+          }) == "test: key diffusion.canvas_length is 65537, expected 1 to 65536");
 }
 
 TEST_CASE("model: heads must divide") {
@@ -373,6 +385,8 @@ TEST_CASE("model: heads must divide") {
     CHECK(key_message(kv, array({})) == "test: key " + kv + " has 0 items, expected 1 or one a layer (6)");
     CHECK(key_message(q, Tiny::u32(0)) ==
           "test: key " + q + " is 0 for layer 0, expected the same number, 1 to 4096, for all");
+    CHECK(key_message(q, Tiny::u32(4097)) ==
+          "test: key " + q + " is 4097 for layer 0, expected the same number, 1 to 4096, for all");
     CHECK(key_message(q, array({4, 4, 4, 8, 4, 4})) ==
           "test: key " + q + " is 8 for layer 3, expected the same number, 1 to 4096, for all");
 }

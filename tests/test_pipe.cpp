@@ -125,6 +125,7 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     REQUIRE(m->request.messages.size() == 4);
     CHECK(m->request.messages[2].role == Role::Model);
     CHECK(m->request.stop == std::vector<std::string>{"x"});
+    CHECK(parse("{\"prompt\": \"\ufffd\"}")->error == "");  // a character as any other
     CHECK(parse(R"({"prompt_ids": [1, 2, 3]})")->request.prompt_ids == std::vector<int32_t>{1, 2, 3});
 
     const auto c = parse(R"({"cancel": "a"})");
@@ -175,6 +176,8 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt\": \"x\", \"choices\": {\"a\": [\"b\"]}}", "choices has the key a, expected the number"},
         {"{\"prompt\": \"x\", \"choices\": {\"1\": \"b\"}}", "choices of hole 1 are \"b\", expected a list"},
         {"{\"prompt\": \"x\", \"best_of\": 0}", "key best_of is 0, expected an integer from 1"},
+        {"{\"prompt\": \"x\", \"best_of\": 1001}", "key best_of is 1001, expected an integer from 1 to 1000"},
+        {"{\"prompt\": \"x\", \"retry_empty\": 1001}", "key retry_empty is 1001, expected"},
         {"{\"prompt\": \"x\", \"max_tokens\": 0}", "key max_tokens is 0, expected an integer from 1"},
         {"{\"prompt\": \"x\", \"max_tokens\": 1.0}", "key max_tokens is 1.0"},
         {"{\"prompt\": \"x\", \"seed\": -1}",
@@ -199,6 +202,10 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         INFO(c.line);
         check_has(parse(c.line)->error, {c.error});
     }
+    // What is told has an end.
+    CHECK(parse("{\"" + std::string(1000, 'x'))->error.size() < 300);
+    CHECK(shown(Json(std::string(60, 'y'))) == "\"" + std::string(60, 'y') + "\"");
+    CHECK(shown(Json(std::string(61, 'y'))) == "\"" + std::string(60, 'y') + "...\"");
     CHECK(parse("{bad")->id == nullptr);
     CHECK(parse(R"({"id": "a"})")->id == "a");
     CHECK(parse(R"({"id": [], "prompt": "x"})")->id == nullptr);
@@ -217,6 +224,8 @@ TEST_CASE("pipe: unknown keys are named", "[pipe]") {
           Texts{"unknown key sead is ignored, did you mean seed?"});
     CHECK(warnings(R"({"prompt": "x", "temperature": 5})") == Texts{"unknown key temperature is ignored"});
     CHECK(warnings(R"({"prompt": "x", "": 5})") == Texts{"unknown key  is ignored"});
+    CHECK(warnings(R"({"prompt": "x", "pxxxpt": 5})") ==
+          Texts{"unknown key pxxxpt is ignored"});  // 3 letters
     CHECK(warnings(R"({"cancel": 1, "id": 2})") == Texts{"key id is ignored beside cancel"});
     CHECK(warnings(R"({"messages": [{"role": "user", "content": "x", "name": "y"}]})") ==
           Texts{"unknown key messages[0].name is ignored"});
@@ -284,8 +293,10 @@ TEST_CASE("pipe: unordered takes the longest common beginning", "[pipe]") {
     auto bad = item("d");
     bad->error = "wrong";
     queue.push(std::move(bad));
+    queue.push(item("e", {9}));
+    CHECK(queue.cancel("e"));
     const std::vector<int32_t> cached = {1, 2, 3, 4};
-    for (const char* id : {"d", "c", "b", "a"}) CHECK(queue.pop(&cached)->id == id);
+    for (const char* id : {"d", "e", "c", "b", "a"}) CHECK(queue.pop(&cached)->id == id);
     // Nobody waits for ever.
     queue.push(item("last", {9}));
     int n_before = 0;
@@ -352,12 +363,14 @@ TEST_CASE("pipe: a stop string ends the canvases", "[pipe]") {
     CHECK(serve(engine, request.dump(), options).at(0)["tries"] == 3);
 }
 
-// A backend whose device is lost with its second answer.
+// A backend that has something to tell of its answer, and whose device is lost with the second.
 struct LostBackend : Backend {
     explicit LostBackend(std::shared_ptr<const Model> model) : cpu(make_cpu_backend(std::move(model), 64)) {}
     Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
         if (n_answer++) throw DeviceError("the device is gone");
-        return cpu->generate(params, on_frame);
+        Answer a = cpu->generate(params, on_frame);
+        a.note = "the host launches each step";
+        return a;
     }
     void encode(std::span<const int32_t> tokens) override { cpu->encode(tokens); }
     int truncate(int n_token) override { return cpu->truncate(n_token); }
@@ -410,10 +423,12 @@ TEST_CASE("pipe: a lost device ends it", "[pipe]") {
     std::ifstream file(dir / "out");
     std::vector<Json> lines;
     for (std::string text; std::getline(file, text);) lines.push_back(Json::parse(text));
-    REQUIRE(lines.size() == 2);
-    CHECK(lines[0]["type"] == "done");
-    CHECK(lines[1]["type"] == "error");
-    CHECK(lines[1]["message"] == "the device is gone");
+    REQUIRE(lines.size() == 3);
+    CHECK(lines[0]["type"] == "warning");
+    CHECK(lines[0]["message"] == "the host launches each step");
+    CHECK(lines[1]["type"] == "done");
+    CHECK(lines[2]["type"] == "error");
+    CHECK(lines[2]["message"] == "the device is gone");
 }
 
 // The tests' machine may be shared: turns are short, and the best one counts on both sides.

@@ -198,6 +198,16 @@ TEST_CASE("sampler approximations at their limits") {
             if (f.step == 0) CHECK(f.mean_entropy > 0.01f);
             return true;
         });
+    for (const float limit : {0.0f, 0.5f}) {
+        float most = 0;
+        run([&](SamplerConfig& s) { s.self_cond_drop = limit; },
+            [&](const Frame& f) {
+                most = std::max(most, f.dropped);
+                return true;
+            });
+        CHECK(most <= limit);
+        CHECK((most > 0) == (limit > 0));
+    }
     run([](SamplerConfig& s) { s.greedy = true; },
         [](const Frame& f) {
             for (size_t i = 0; i < f.tokens.size(); i++)
@@ -228,6 +238,9 @@ TEST_CASE("prompts: work and memory by arithmetic") {
     // A thread holds the scores of some rows over all keys.
     CHECK(large.scratch - small.scratch == 4 * int64_t{n_threads()} * kCpuRows * (65536 - 8192));
     CHECK(large.weights == small.weights);
+    Model wide = *model;
+    wide.config.n_ff_self_cond = wide.config.n_ff + 1000;
+    CHECK(plan_cpu(wide, 8192).scratch - small.scratch == 4 * int64_t{kCpuEncode} * 2 * 1000);
 }
 
 // The quotient of two prompts' least times comes near that of their multiply-adds, however busy the machine

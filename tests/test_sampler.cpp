@@ -150,6 +150,21 @@ TEST_CASE("keep_largest keeps exactly k, the lowest ids among equals") {
     CHECK(p[3] == 0.4f);
 }
 
+TEST_CASE("drop_unlikely drops what is below the limit") {
+    std::vector<float> p{0.125f, 0.0625f, 0.3125f, 0.5f};  // a quarter of 0.5: 0.125 is not below it
+    CHECK(drop_unlikely(p, 0.5f) == 0.0625f);
+    CHECK(p == std::vector<float>{0.125f, 0, 0.3125f, 0.5f});
+}
+
+TEST_CASE("what has no probability is not drawn, though the draw is 0") {
+    std::vector<float> logits{0, 5, 4};
+    CHECK(sample_row(logits, 1, 0, 2, false).drawn == 1);
+    std::vector<float> rows{0, 2000};
+    std::vector<RowStats> stats(1);
+    sample_choice(rows, 2, {0, {{0}, {1}}}, 1, 0, stats);
+    CHECK(stats[0].drawn == 1);
+}
+
 TEST_CASE("acceptance agrees with the definition") {
     std::mt19937 random(5);
     std::exponential_distribution<float> exponential(8);
@@ -185,6 +200,7 @@ TEST_CASE("acceptance at the edges") {
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});  // sums of exactly the bound are accepted
     accept(std::vector<float>{12, 12, 12}, 1e30f, 3, accepted);
     CHECK(accepted == std::vector<uint8_t>{1, 1, 1});
+    CHECK(accept(std::vector<float>{0, 0, 0}, 0.1f, 0, accepted).mean_entropy == 0);  // all of it is given
     // What is no number adds nothing.
     for (const float x : {NAN, INFINITY, -INFINITY}) CHECK(entropy_fixed(x) == 0);
     CHECK(accept(std::vector<float>{NAN, NAN, NAN}, 0.1f, 3, accepted).mean_entropy == 0);
@@ -229,4 +245,12 @@ TEST_CASE("sampler settings out of range are named") {
     CHECK(message([](SamplerConfig& c) { c.top_k = -1; }).find("top-k is -1") == 0);
     CHECK(message([](SamplerConfig& c) { c.top_k_start = 4; }).find("top-k-start is 4") == 0);
     CHECK(message([](SamplerConfig& c) { c.self_cond_top_k = -2; }).find("self-cond-top-k is -2") == 0);
+    CHECK(message([](SamplerConfig& c) { c.max_steps = 100001; }).find("max steps is 100001") == 0);
+    CHECK(message([](SamplerConfig& c) { c.t_min = c.t_max = 101; }).find("t-min is 101") == 0);
+    CHECK(message([](SamplerConfig& c) { c.t_max = 101; }).find("t-max is 101") == 0);
+    CHECK(message([](SamplerConfig& c) { c.entropy_bound = INFINITY; }).find("entropy bound is inf") == 0);
+    CHECK(message([](SamplerConfig& c) { c.confidence = INFINITY; }).find("confidence is inf") == 0);
+    CHECK(message([](SamplerConfig& c) { c.top_k_start = c.top_k_end = -1; }).find("top-k-start is -1") == 0);
+    CHECK(message([](SamplerConfig& c) { c.self_cond_drop = 1; }).find("self-cond-drop is 1") == 0);
+    CHECK(message([](SamplerConfig& c) { c.self_cond_drop = -0.5f; }).find("self-cond-drop is -0.5") == 0);
 }

@@ -358,9 +358,17 @@ TEST_CASE("tokenizer: what merging spells is never a control, user-defined or by
 
 TEST_CASE("tokenizer: odd vocabularies that still work", "[tokenizer]") {
     // Duplicates (the lowest id wins), empty texts, a merge that comes twice, no plain space.
-    const Vocabulary v(
-        {{"a", 1}, {"a", 1}, {"", 1}, {"", 4}, {"", 3}, {"<x>", 3}, {"<x>", 4}, {"x y", 1}, {"aa", 1}},
-        {"a a", "aa aa", "a a"});
+    const Vocabulary v({{"a", 1},
+                        {"a", 1},
+                        {"", 1},
+                        {"", 4},
+                        {"", 3},
+                        {"<x>", 3},
+                        {"<x>", 4},
+                        {"x y", 1},
+                        {"aa", 1},
+                        {"<0x41>", 6}},
+                       {"a a", "aa aa", "a a"});
     const Tokenizer& t = v.tokenizer;
     CHECK(t.encode("aaa", Specials::None) == Ids{268, 260});
     CHECK(t.encode("aaaa", Specials::None) == Ids{4 + 'a', 4 + 'a', 4 + 'a', 4 + 'a'});  // "aaaa" is no token
@@ -368,12 +376,15 @@ TEST_CASE("tokenizer: odd vocabularies that still work", "[tokenizer]") {
     CHECK(t.encode("<x>", Specials::All) == Ids{265});
     CHECK(t.encode("<x>", Specials::UserDefined) == Ids{266});
     CHECK(t.encode("x y", Specials::All) == Ids{4 + 'x', 4 + ' ', 4 + 'y'});
+    CHECK(t.encode("A", Specials::None) == Ids{4 + 'A'});
     std::mt19937 rng(3);
     for (int i = 0; i < 100; i++)
         check_inverse(t, random_pieces(rng, {"a", "<x>", " ", "x", "y", "<"}, rng() % 30));
     // User-defined white space is plain text in every mode.
-    const Vocabulary w({{kSpace, 1}, {kSpace + kSpace, 4}, {"\n\n", 4}, {"\n", 1}}, {kSpace + " " + kSpace});
+    const Vocabulary w({{kSpace, 1}, {kSpace + kSpace, 4}, {"\n\n", 4}, {"\n", 1}, {"\t\t", 4}},
+                       {kSpace + " " + kSpace, "\t \t"});
     CHECK(w.tokenizer.encode("  \n\n", Specials::None) == Ids{261, 262});
+    CHECK(w.tokenizer.encode("\t\t", Specials::None) == Ids{264});
     CHECK(w.tokenizer.decode(Ids{261, 262}, false) == "  \n\n");
 }
 
@@ -418,6 +429,10 @@ TEST_CASE("tokenizer: a broken vocabulary is refused with the key's name", "[tok
     for (const char* merge : {"", " ", "aa", "a ", " a", "\n\n"})
         refused([&](MakeGguf& m) { m.set(prefix + "merges", Strings{"a a", merge}); }, "merges[1]");
     refused([&](MakeGguf& m) { set_vocabulary(m, {{std::string(257, 'x'), 3}}, {}); }, "257 bytes");
+    const std::string longest(256, 'x');
+    CHECK(Vocabulary({{longest, 3}}, {}).tokenizer.encode(longest, Specials::All) == Ids{260});
+    for (const char* text : {"<0x41x", "<0x4G>", "<0x0041>", "(0x41>"})
+        refused([&](MakeGguf& m) { set_vocabulary(m, {{text, 6}}, {}); }, text);
 }
 
 // Measured at a tenth to a quarter of these limits, and the best of five counts where others slow the caches

@@ -157,12 +157,18 @@ TEST_CASE("Control and stray bytes show as a mark and do nothing", "[view]") {
     CHECK(safe_line("all 中 \ufffd well") == "all 中 \ufffd well");
     CHECK(valid_utf8("\303\244\303\033") == "\303\244" + kMark + "\033");
     CHECK(valid_utf8("all 中 well") == "all 中 well");
+    const std::string edges = "\u0080\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff";
+    CHECK(valid_utf8(edges) == edges);
+    for (const char* beyond : {"\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "\xed\xbf\xbf", "\xf0\x8f\xbf\xbf",
+                               "\xf4\x90\x80\x80", "\xf5\x80\x80\x80"})
+        CHECK(first_char(beyond).n == 1);
     CHECK(without_mark("\ufeff\ufeffa") == "\ufeffa");
     CHECK(without_mark("a\ufeff") == "a\ufeff");
     CHECK(without_mark("\xef\xbb") == "\xef\xbb");
 }
 
 TEST_CASE("A character of several tokens is one, as sure as the first", "[view]") {
+    set_utf8_locale();
     const std::vector<Piece> pieces{
         {"\xe4", Ink::Accepted}, {"\xb8", Ink::Noise}, {"\xad", Ink::Noise}, {"x", Ink::Noise}};
     const auto rows = wrap_pieces(pieces, 10, true);

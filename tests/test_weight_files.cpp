@@ -103,10 +103,25 @@ TEST_CASE("a writer that does not finish leaves nothing, and says what is wrong"
                       writer.declare("u", Type::F32, std::vector<int64_t>{1 << 30, 1 << 30});
                   }),
                   {"u", "2^48"});
+        check_has(error_of([&] { writer.declare("u", Type::F32, std::vector<int64_t>{}); }),
+                  {"u", "0 dimensions"});
+        check_has(error_of([&] {
+                      writer.declare("u", Type::F32, std::vector<int64_t>{4, 0});
+                  }),
+                  {"u", "[4, 0]", "1 to 2^48"});
+        check_has(error_of([&] { writer.finish(); }), {"finish() without begin()"});
+        for (const uint32_t alignment : {4u, 48u, 1u << 21}) {
+            writer.set("general.alignment", alignment);
+            check_has(error_of([&] { writer.begin(); }), {"general.alignment", "a power of two from 8"});
+        }
+        writer.set("general.alignment", uint32_t{32});
         writer.begin();
+        check_has(error_of([&] { writer.write({}); }), {"an empty piece"});
         writer.write(bytes_of(values).first(12));
         check_has(error_of([&] { writer.finish(); }), {"a.gguf", "t", "12 of 32"});
         check_has(error_of([&] { writer.write(bytes_of(values)); }), {"t", "32"});
+        writer.write(bytes_of(values).subspan(12));
+        check_has(error_of([&] { writer.write(bytes_of(values)); }), {"more bytes than were declared"});
     }
     CHECK(fs::is_empty(dir.path()));
     check_has(error_of([&] { GgufWriter writer(dir / "no/such/a.gguf"); }),
@@ -182,6 +197,7 @@ TEST_CASE("hostile safetensors files are refused") {
     check_has(entry("F32", "[2, 3]", "[0, 20]"), {"a", "20", "expected 24"});
     check_has(entry("F32", "[2, 3]", "[24, 0]"), {"a", "[24, 0]"});
     check_has(entry("F32", "[2, 3]", "[0]"), {"a", "[0]"});
+    check_has(open(good, 24, static_cast<int64_t>(good.size()) + 24 + 1), {"header length"});
     check_has(entry("F32", "[2, -3]", "[0, 24]"), {"a", "shape", "whole numbers"});
     check_has(entry("F32", "[2.5]", "[0, 24]"), {"a", "shape", "whole numbers"});
     check_has(entry("F32", "6", "[0, 24]"), {"a", "no list shape"});
@@ -199,11 +215,28 @@ TEST_CASE("hostile safetensors files are refused") {
     write_file(dir / "short.safetensors", "1234");
     check_has(error_of([&] { SafeTensors::open_file(dir / "short.safetensors"); }), {"at least 8 bytes"});
     check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"expected model.safetensors"});
-    write_file(dir / "model.safetensors.index.json", R"({"weight_map": {"a": "../x.safetensors"}})");
-    check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"a", "without a path"});
+    for (const char* shard : {"../x.safetensors", "..", ""}) {
+        write_file(dir / "model.safetensors.index.json",
+                   fmt::format(R"({{"weight_map": {{"a": "{}"}}}})", shard));
+        check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"a", "without a path"});
+    }
     write_file(dir / "model.safetensors.index.json", R"({"weight_map": {"b": "x.safetensors"}})");
     open(good, 24);
     check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"x.safetensors", "b", "not in it"});
+
+    // A tensor counts where the index has it; without an index, all of model*.safetensors and no other file.
+    fs::rename(dir / "x.safetensors", dir / "model-1.safetensors");
+    fs::copy(dir / "model-1.safetensors", dir / "model-2.safetensors");
+    open(R"({"c": {"dtype": "F16", "shape": [6], "data_offsets": [0, 12]},
+             "a": {"dtype": "F16", "shape": [6], "data_offsets": [12, 24]}})",
+         24);
+    write_file(dir / "model.safetensors.index.json",
+               R"({"weight_map": {"a": "model-1.safetensors", "c": "x.safetensors"}})");
+    CHECK(SafeTensors::open_folder(dir.path()).tensors().size() == 2);
+    fs::remove(dir / "model.safetensors.index.json");
+    check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"a is in another file too"});
+    fs::remove(dir / "model-2.safetensors");
+    CHECK(SafeTensors::open_folder(dir.path()).tensors().size() == 1);
 }
 
 TEST_CASE("a file is read whole, up to so many bytes") {
