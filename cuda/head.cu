@@ -33,7 +33,7 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 // Tile:   256 words x 128 canvas rows (float: 128 words, 64 rows); a thread has words g and
 //         g + 8 of each of its warp's row tiles, of the canvas rows 8 n + 2 t and 8 n + 2 t + 1.
 // Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps a vocabulary tile.
-// Shared: WeightGemm's, for Q6_K 152 KiB, 94 on small cards; then 8 KiB of partial statistics in its place.
+// Shared: WeightGemm's, for Q6_K 150 KiB, 94 on small cards; then 8 KiB of partial statistics in its place.
 //         1.5 KiB beside it.
 // Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
 //         tiles are the fastest index: what they both read of E comes from L2. The tile is as large as the
