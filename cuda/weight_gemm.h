@@ -83,8 +83,9 @@ struct WeightGemm {
         const int own_tiles = x_bytes + warp * (MT * tile_bytes), own_scales = warp * (MT * R::scale_bytes);
 
         // Its row tiles are four apart. Past the end it takes the last one; where it and its neighbours have
-        // no other, none (not so with wgmma: where that is conditional, ptxas has each wait for the other).
-        const bool idle = !ASYNC && tile + row_tile(warp / 4 * 4, 0) >= n_tile;
+        // no other, it loads nothing and multiplies nothing, but with wgmma what is there: where that is
+        // conditional, ptxas has each wait for the other.
+        const bool none = tile + row_tile(warp / 4 * 4, 0) >= n_tile, idle = none && !ASYNC;
         const uint8_t* src[MT];
         UNROLL for (int m = 0; m < MT; m++) {
             const int own = min(tile + row_tile(warp, m), n_tile - 1);
@@ -124,7 +125,7 @@ struct WeightGemm {
         uint32_t a[MT][4][4];
         constexpr int all_stages = STAGES * stage_bytes;
         const auto first_weights = [&](int i) {
-            if (i / R::n_chunk < n_own && !idle)
+            if (i / R::n_chunk < n_own && !none)
                 load_weights(i * stage_bytes, all_stages + i / R::n_chunk * slot_bytes, i / R::n_chunk,
                              i % R::n_chunk);
         };
@@ -147,7 +148,7 @@ struct WeightGemm {
                 __syncthreads();
                 const int later = (c + AHEAD) / R::n_chunk, next = (c + AHEAD) % R::n_chunk;
                 if (record + later < n_own) {
-                    if (!idle) load_weights(fill, later % 2 ? other_slot : slot, later, next);
+                    if (!none) load_weights(fill, later % 2 ? other_slot : slot, later, next);
                     load_rows(fill, later, next);
                 }
                 cp_async_commit();

@@ -25,6 +25,7 @@ done | c++filt | awk -v arch="$arch" '
     function least(limit, n) { if (n < blocks) { blocks = n; limited_by = limit } }
     NR == FNR { dynamic[$1, $2] = $4; threads[$1, $2] = $3; next }
     /Compiling entry function/ { name = $0; sub(/.*entry function ./, "", name); sub(/. for .sm_.*/, "", name) }
+    /wgmma.mma_async instructions are serialized/ { serial = serial "\n  " $0 }
     /bytes stack frame/ { stack = $1; stores = $5; loads = $9 }
     /Used [0-9]+ registers/ {
         match($0, /Used [0-9]+/); regs = substr($0, RSTART + 5, RLENGTH - 5)
@@ -49,4 +50,8 @@ done | c++filt | awk -v arch="$arch" '
         } else printf "%7s %7s %6s %5s %-9s %s\n", "", "", "", "", "", name
         if (stores > 16 || loads > 16) bad = bad "\n  " name
     }
-    END { if (bad) { print "kernels that spill more than 16 bytes:" bad; exit 1 } }' "$launches" -
+    END {
+        if (bad) print "kernels that spill more than 16 bytes:" bad
+        if (serial) print "wgmma that waits:" serial
+        if (bad serial) exit 1
+    }' "$launches" -
