@@ -84,8 +84,7 @@ void check_launch(cudaError_t e, const char* kernel) {
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
-    // Of a kernel on a device, whichever thread asks: a smaller number would take away what another relies
-    // on.
+    // Of a kernel on a device, whichever thread asks: less would take away what another relies on.
     static std::mutex mutex;
     static std::map<std::pair<const void*, int>, size_t> allowed;
     int device = 0;

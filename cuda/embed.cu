@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     using Tile = SoftTile<TYPE, T>;
     if (state->step == 0) return;
     SHARED_DYNAMIC(Tile, tile);
-    const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32;
+    const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
     const int token = blockIdx.x * kTokens, column = blockIdx.y * kColumns, split = blockIdx.z;
     const int n_live = list[0], n_in_split = (n_live + gridDim.z - 1) / gridDim.z;
     const int first = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first));

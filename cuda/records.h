@@ -11,9 +11,8 @@
 //   4-bit codes  [lane] 4 words, one a step s: bits 4 i (j = 0) and 16 + 4 i (j = 1)
 //   6-bit        those of their first four bits, then [lane] 2 words, s / 2: the others from bit
 //                upper_bits(s, i) on, and 16 more for j = 1
-//   5-bit        [lane] words 0 to 3, then [lane] word 4: of p = 4 s + i < 15, word p / 3, bits 5 (p % 3) and
-//   16
-//                more for j = 1; of p = 15, bit w in bits 15 and 31 of word w
+//   5-bit        [lane] words 0 to 3, then [lane] word 4: of p = 4 s + i < 15, word p / 3, from bit 5 (p % 3)
+//                on, and 16 more for j = 1; of p = 15, bit w in bits 15 and 31 of word w
 //   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
 //   16-bit       [s][lane] 4 words, i: halves j
 //   float        [16 rows][64 columns]

@@ -21,6 +21,13 @@ DEVICE float warp_max(float v) {
     return v;
 }
 
+// Which warp of its block this is: by way of a shuffle, so that the compiler knows that all lanes agree, and
+// what depends on it branches without a rendezvous.
+DEVICE int warp_index() {
+    const int thread = threadIdx.x;
+    return __shfl_sync(~0u, thread / 32, 0);
+}
+
 // A warp starts to copy N bytes, a multiple of 16: dst and src are those of this lane, 16 bytes each.
 template <int N>
 DEVICE void copy_async(void* dst, const void* src, int lane) {

@@ -77,7 +77,7 @@ struct WeightGemm {
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row, bool early) {
         static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes);
-        const int thread = threadIdx.x, warp = __shfl_sync(~0u, thread / 32, 0), lane = thread % 32;
+        const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
         shared = kept(shared + -shared_address(shared) % kAlign);
         // What is this warp's in a stage, and of the scales that are apart.
         const int own_tiles = x_bytes + warp * (MT * tile_bytes), own_scales = warp * (MT * R::scale_bytes);

@@ -27,13 +27,14 @@ KINDS = [  # of instructions, the first that fits
     ("mma", r"HG?MMA"), ("ldmatrix", r"LDSM"), ("load", r"LD"),
     ("half", r"H(ADD|MUL|FMA|MNMX)2|F2F|F2FP|I2F|F2I"), ("float", r"F(ADD|MUL|FMA|SEL|MNMX|SETP)|FFMA|MUFU"),
     ("integer", r"LOP3|SHF|PRMT|ISETP|IADD3|SEL|LEA|IMNMX|PLOP3|VIADD|VIMNMX"), ("other", r"")]
+KIND = dict(KINDS)
 LANE_WEIGHTS = 32
 
 # The model: what an instruction takes of its pipe, clocks of one of an SM's four schedulers; loads and stores of
 # shared memory share one unit of 128 bytes a clock. mma.sync has 62 % of the tensor cores' rate.
 PIPES = [(r"HMMA", "tensor", 6.4), (r"LDSM.*\.4", "shared", 16), (r"LDS\.128|LDGSTS.*128", "shared", 16),
-         (r"LDS\.64", "shared", 8), (r"LDSM|LDS|LDGSTS", "shared", 4), (KINDS[5][1], "integer", 2),
-         (KINDS[3][1], "half", 2), (r"IMAD", "multiply", 2)]
+         (r"LDS\.64", "shared", 8), (r"LDSM|LDS|LDGSTS", "shared", 4), (KIND["integer"], "integer", 2),
+         (KIND["half"], "half", 2), (r"IMAD", "multiply", 2)]
 LATENCY = [(r"LDSM", 33), (r"LDS", 30), (r"", 22)]  # until what is loaded is there
 READ_LATENCY = 14  # until a load has read its registers
 
