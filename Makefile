@@ -9,7 +9,7 @@
 #                       driver; test-fake-gpu-short  of them, those of the host's code
 #   make ptxas      registers, spills and occupancy of every kernel      make sass   what their main loops are made of
 # Settings: CXX=clang++  MARCH=x86-64-v3 (default: native, the machine that builds)  BUILD=dir
-#   WGMMA=0: without wgmma on sm_90a (cuda/weight_gemm.h), to compare
+#   WGMMA=0: without wgmma on sm_90a, HALF_SUMS=0: sums in float32 alone on GeForce cards (cuda/ptx.h), to compare
 #   NVCC=path (none: CPU only)  ARCH="80 90a" or native (default: native with a GPU, else all that are supported)
 BUILD ?= build
 CXX ?= g++
@@ -47,6 +47,7 @@ CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_FLAGS := -DEASEL_CUDA -isystem $(CUDA_HOME)/include
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall -Werror=all-warnings $(if $(filter 0,$(WGMMA)),-DEASEL_NO_WGMMA) \
+  $(if $(filter 0,$(HALF_SUMS)),-DEASEL_NO_HALF_SUMS) \
   $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
 NVCC_VERSION := $(shell $(NVCC) --version | sed -n 's/^Cuda compilation tools, release \([^,]*\),.*/nvcc \1/p')
@@ -224,8 +225,8 @@ $(BUILD)/ptx/test_%.ptx: tests/test_%.cpp $(wildcard cuda/*.h include/*.h tests/
 	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
 $(BUILD)/ptx/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX)$(PTXAS_ARCH) $< -o $@
-# The products, which have wgmma in those, as they are elsewhere, and with the least shared memory.
-PTX_86 := $(BUILD)/ptx-86/linear.ptx $(BUILD)/ptx-86/head.ptx
+# What is not the same on 8.6: products without wgmma but with sums in F16, and with the least shared memory.
+PTX_86 := $(patsubst %,$(BUILD)/ptx-86/%.ptx,linear head embed peak)
 $(PTX_86): $(BUILD)/ptx-86/%.ptx: cuda/%.cu $(wildcard cuda/*.h include/*.h) | $(DEPS)/ready
 	$(TO_PTX)86 $< -o $@
 ifeq ($(NVCC),)
@@ -234,7 +235,7 @@ test-ptx traffic test-fake-gpu test-fake-gpu-short:
 else
 test-ptx: $(BUILD)/unit $(PTX) $(PTX_86)
 	EASEL_PTX=$(BUILD)/ptx $(BUILD)/unit '~[slow]'
-	EASEL_PTX=$(BUILD)/ptx-86 EASEL_PTX_SHARED_KIB=99 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*'
+	EASEL_PTX=$(BUILD)/ptx-86 EASEL_PTX_SHARED_KIB=99 $(BUILD)/unit 'linear*,gate_up*,expert*,lm_head*,soft_emb*,mma_peak*,device: logits w*'
 # The GPU tests without a GPU: what they are on one, but with tests/ptx/cudart.cpp in place of CUDA's runtime.
 FAKE_GPU_OBJ := $(FAKE_GPU:%=$(CUDA_OBJ)/gpu/%.o)
 $(FAKE_GPU_OBJ): $(CUDA_OBJ)/gpu/%.o: tests/ptx/%.cpp $(CUDA_OBJ)/flags $(BUILD)/obj/flags | $(DEPS)/ready

@@ -132,20 +132,35 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const fl
                 acc[m][n][i] += sum;
             }
 }
+// With sums in F16, by what they are made smaller: the probabilities of a row are 32768 in all, and so
+// embeddings of up to 32 are in range.
+template <class T>
+constexpr float kShrink = kHalfSums && sizeof(T) == 2 ? 16 : 1;
+
 // A fragment of b serves both halves of a. Unrolled, it would not leave the registers that a step's loads
 // need.
 template <int K>
 DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb) {
+    constexpr int N_STEP = kHalfSums ? 2 : 1;  // k16 steps at once
     const int lane = threadIdx.x % 32;
-    NO_UNROLL for (int j = 0; j < K; j += 16) {
-        uint32_t x[2][4];
-        UNROLL for (int m = 0; m < 2; m++) ldmatrix(x[m], a + (16 * m + lane % 16) * lda + j + lane / 16 * 8);
-        UNROLL for (int n = 0; n < 8; n += 2) {
-            uint32_t y[4];
-            ldmatrix_trans(y, b + (j + lane % 16) * ldb + n * 8 + lane / 16 * 8);
+    NO_UNROLL for (int j = 0; j < K; j += 16 * N_STEP) {
+        uint32_t x[N_STEP][2][4];
+        UNROLL for (int s = 0; s < N_STEP; s++) {
             UNROLL for (int m = 0; m < 2; m++) {
-                mma_m16n8k16_f16(acc[m][n], x[m], y[0], y[1]);
-                mma_m16n8k16_f16(acc[m][n + 1], x[m], y[2], y[3]);
+                ldmatrix(x[s][m], a + (16 * m + lane % 16) * lda + j + 16 * s + lane / 16 * 8);
+                if constexpr (kHalfSums)
+                    UNROLL for (int i = 0; i < 4; i++) x[s][m][i] = hmul2(x[s][m][i], 0x2c002c00);  // 1 / 16
+            }
+        }
+        UNROLL for (int n = 0; n < 8; n += 2) {
+            uint32_t sums[2][2][2];
+            UNROLL for (int s = 0; s < N_STEP; s++) {
+                uint32_t y[4];
+                ldmatrix_trans(y, b + (j + 16 * s + lane % 16) * ldb + n * 8 + lane / 16 * 8);
+                UNROLL for (int m = 0; m < 2; m++) {
+                    add_product<kHalfSums>(acc[m][n], sums[m][0], x[s][m], y[0], y[1], s);
+                    add_product<kHalfSums>(acc[m][n + 1], sums[m][1], x[s][m], y[2], y[3], s);
+                }
             }
         }
     }
@@ -268,8 +283,8 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
             if (row >= n_canvas) continue;
             float* out = partial + (int64_t{split} * n_canvas + row) * ld + chunk * kChunk + lane % 4 * 2;
             UNROLL for (int n = 0; n < 8; n++)
-                store8(out + 8 * n,
-                       make_uint2(__float_as_uint(acc[m][n][2 * h]), __float_as_uint(acc[m][n][2 * h + 1])));
+                store(out + 8 * n,
+                      Values<float, 2>{acc[m][n][2 * h] * kShrink<T>, acc[m][n][2 * h + 1] * kShrink<T>});
         }
     }
 }

@@ -1,6 +1,7 @@
 // peak.cu: what the tensor cores do when nothing else is asked of them: the ceiling that `easel bench`
 // measures products against. Called by engine.cpp.
 #include "ops.h"
+#include "tile.h"
 
 namespace easel {
 
@@ -9,8 +10,8 @@ namespace {
 constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not wait for each other
 
 // out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16 a warp, so that
-// all are made: with wgmma where products with weights have it, else with mma. Launch: any grid, 256 threads.
-// Check:  tests/test_linear.cpp counts.
+// all are made: with wgmma where products with weights have it, else with mma, its sums in F16 where they
+// have those. Launch: any grid, 256 threads. Check:  tests/test_linear.cpp counts.
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
     wait_for_last_launch();
     float acc[kChains][4] = {};
@@ -32,6 +33,13 @@ __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_st
         }
         wgmma_wait<0>();
         wgmma_done(acc);
+    } else if constexpr (kHalfSums) {
+        const uint32_t a[4] = {one, one, one, one};
+        uint32_t sums[kChains][2] = {};
+        for (int i = 0; i < n_step; i++) {
+            UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16_sums(sums[c], a, one, one);
+        }
+        UNROLL for (int c = 0; c < kChains; c++) add_halves(acc[c], sums[c]);
     } else {
         const uint32_t a[4] = {one, one, one, one};
         for (int i = 0; i < n_step; i++) {

@@ -243,6 +243,13 @@ DEVICE void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// The same with sums in F16, rounded once: d[0] is (g, 2t..), d[1] (g+8, 2t..).
+DEVICE void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 // d [16, 8] int += a [16, 32] b [32, 8]; four values to a register: a (g, 4t..) (g+8, 4t..) (g, 4t+16..)
 // (g+8, 4t+16..); b0 (4t.., g), b1 (4t+16.., g).
 DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -252,6 +259,14 @@ DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, ui
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// Whether sums in F16 are made at twice the rate of those in float32, as on GeForce cards from 8.6 on.
+// `make HALF_SUMS=0`: no.
+#if !defined(EASEL_NO_HALF_SUMS) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr bool kHalfSums = true;
+#else
+constexpr bool kHalfSums = false;
+#endif
 
 // ---- matrices of four warps, sm_90a -----------------------------------------------------------------------
 

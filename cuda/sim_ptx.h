@@ -282,10 +282,20 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
     sim::mma<uint16_t>("mma.m16n8k16.f16", d, a, b0, b1, at, sim::halves_to_floats);
 }
+inline void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                  EASEL_SIM_AT) {
+    float sums[4];
+    for (int i = 0; i < 4; i++) sums[i] = f16_to_f32(static_cast<uint16_t>(d[i / 2] >> (i % 2 * 16)));
+    sim::mma<uint16_t>("mma.m16n8k16.f16 in f16", sums, a, b0, b1, at, sim::halves_to_floats);
+    for (int i = 0; i < 2; i++)
+        d[i] = f32_to_f16(sums[2 * i]) | static_cast<uint32_t>(f32_to_f16(sums[2 * i + 1])) << 16;
+}
 inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
     // The sum wraps; hence unsigned.
     sim::mma<int8_t>("mma.m16n8k32.s8", reinterpret_cast<unsigned*>(d), a, b0, b1, at, sim::bytes_to_floats);
 }
+
+constexpr bool kHalfSums = false;  // tests/ptx has what a GPU of 8.6 does
 
 // ---- matrices of four warps -------------------------------------------------------------------------------
 

@@ -36,6 +36,26 @@ DEVICE void copy_async(void* dst, const void* src, int lane) {
         cp_async<16>(static_cast<uint8_t*>(dst) + i, static_cast<const uint8_t*>(src) + i);
 }
 
+// acc += the sums of mma_m16n8k16_f16_sums().
+DEVICE void add_halves(float (&acc)[4], const uint32_t (&sums)[2]) {
+    UNROLL for (int i = 0; i < 4; i++) acc[i] +=
+        half_to_float(static_cast<uint16_t>(sums[i / 2] >> (i % 2 * 16)));
+}
+// acc += a b, in F16, for k16 step number `step` of an even number. With HALF_SUMS those of two steps are
+// summed in F16, in `sums`, before they are added to acc: a rounding to 11 bits every 16 columns, as each
+// operand has had one.
+template <bool HALF_SUMS>
+DEVICE void add_product(float (&acc)[4], uint32_t (&sums)[2], const uint32_t (&a)[4], uint32_t b0,
+                        uint32_t b1, int step) {
+    if constexpr (!HALF_SUMS) {
+        mma_m16n8k16_f16(acc, a, b0, b1);
+    } else {
+        if (step % 2 == 0) sums[0] = sums[1] = 0;
+        mma_m16n8k16_f16_sums(sums, a, b0, b1);
+        if (step % 2 == 1) add_halves(acc, sums);
+    }
+}
+
 // V neighbouring values of a row, loaded and stored at once: p is a multiple of their size.
 template <class T, int V>
 struct alignas(V * sizeof(T)) Values {

@@ -64,6 +64,9 @@ struct WeightGemm {
     static constexpr bool ASYNC = kWgmma && SWIZZLED;
     static constexpr int AHEAD = ASYNC ? STAGES - 2 : STAGES - 1;  // chunks on their way
 
+    // Where the tensor cores are what bounds it.
+    static constexpr bool HALF_SUMS = kHalfSums && SWIZZLED;
+
     // The row tile, of the block's, that warp w has as its tile m: those that four warps multiply with one
     // wgmma are neighbours.
     DEVICE static int row_tile(int warp, int m) { return warp / 4 * (4 * MT) + 4 * m + warp % 4; }
@@ -211,12 +214,13 @@ struct WeightGemm {
         const int first = piece(lane, lane / 8 % 2);
         UNROLL for (int n = 0; n < NT; n += 2) {
             if (n > 0 && 8 * n >= n_row) break;  // the same for all lanes
+            uint32_t sums[MT][2][2];
             UNROLL for (int s = 0; s < 4; s++) {
                 uint32_t b[4];
                 ldmatrix(b, x + 8 * n * LDX + (SWIZZLED ? first ^ 16 * s : first + 16 * s));
                 UNROLL for (int m = 0; m < MT; m++) {
-                    mma_m16n8k16_f16(acc[m][n], a[m][s], b[0], b[1]);
-                    mma_m16n8k16_f16(acc[m][n + 1], a[m][s], b[2], b[3]);
+                    add_product<HALF_SUMS>(acc[m][n], sums[m][0], a[m][s], b[0], b[1], s);
+                    add_product<HALF_SUMS>(acc[m][n + 1], sums[m][1], a[m][s], b[2], b[3], s);
                 }
             }
         }

@@ -19,11 +19,11 @@ struct Embedding {
     Weights weights;
 };
 
-Embedding make_embedding(Type type, Type to, int n_vocab, int n_embd, uint32_t seed) {
+Embedding make_embedding(Type type, Type to, int n_vocab, int n_embd, uint32_t seed, float sigma = 0.3f) {
     Embedding e{n_vocab, n_embd, {}, {}, {}, {}};
     const int64_t stride = row_bytes(type, n_embd);
     std::vector<uint8_t> bytes(n_vocab * stride);
-    auto source = random_floats(size_t(n_vocab) * n_embd, seed, 0.3f);
+    auto source = random_floats(size_t(n_vocab) * n_embd, seed, sigma);
     if (type == Type::IQ4_NL) {  // has no from_float(): scales of about 1 / 256, any codes
         std::mt19937 random(seed);
         for (uint8_t& b : bytes) b = static_cast<uint8_t>(random());
@@ -292,6 +292,18 @@ TEST_CASE("soft_embedding of one certain token is its row, normed") {
     const auto damped = from_rows(soft(e, stored_probs<float>(probs, n_vocab), norm, 10.0f, 7), n_embd);
     CHECK(distance(damped, expected_soft(e, probs, norm, 10)) < 3e-7);
     CHECK(distance(damped, expected_soft(e, probs, norm, 1e-6)) > 0.1);
+}
+
+TEST_CASE("soft_embedding in F16 has room for embeddings of up to 32") {
+    const int n_vocab = 400, n_embd = 48;
+    const Embedding e = make_embedding(Type::F16, Type::F16, n_vocab, n_embd, 501, 10);
+    std::vector<float> probs(n_vocab, 0);
+    probs[77] = 1;  // certain: its row is 2^15 times as large on the way
+    const auto row = e.values.begin() + 77 * n_embd;
+    CHECK(*std::max_element(row, row + n_embd) > 20);
+    const auto out = soft(e, stored_probs<F16>(probs, n_vocab), std::vector<float>(n_embd, 1), 1e-6f, 3);
+    CHECK(distance(from_rows(out, n_embd), expected_soft(e, probs, std::vector<float>(n_embd, 1), 1e-6)) <
+          kF16Distance);
 }
 
 TEST_CASE("the embedding refuses types that do not go with the activations") {

@@ -113,7 +113,8 @@ __global__ void ldmatrix_kernel(const uint16_t* m, uint32_t* out) {
 }
 
 // out [16, 8] += a [16, 16] b^T, b [8, 16]; 16-bit floats
-__global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* out, bool bf16) {
+enum class Mma { F16, F16Sums, BF16 };
+__global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* out, Mma kind) {
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
     auto two = [](const uint16_t* p) {
         return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 16;
@@ -122,10 +123,13 @@ __global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* out, boo
     for (int i = 0; i < 4; i++) fa[i] = two(a + 16 * (g + i % 2 * 8) + 2 * t + i / 2 * 8);
     float d[4];
     for (int i = 0; i < 4; i++) d[i] = out[8 * (g + i / 2 * 8) + 2 * t + i % 2];
-    if (bf16)
-        mma_m16n8k16_bf16(d, fa, b0, b1);
-    else
-        mma_m16n8k16_f16(d, fa, b0, b1);
+    if (kind == Mma::F16) mma_m16n8k16_f16(d, fa, b0, b1);
+    if (kind == Mma::BF16) mma_m16n8k16_bf16(d, fa, b0, b1);
+    if (kind == Mma::F16Sums) {
+        uint32_t sums[2] = {pack_f16(d[0], d[1]), pack_f16(d[2], d[3])};
+        mma_m16n8k16_f16_sums(sums, fa, b0, b1);
+        for (int i = 0; i < 4; i++) d[i] = half_to_float(static_cast<uint16_t>(sums[i / 2] >> i % 2 * 16));
+    }
     for (int i = 0; i < 4; i++) out[8 * (g + i / 2 * 8) + 2 * t + i % 2] = d[i];
 }
 
@@ -459,9 +463,9 @@ TEST_CASE("ptx: ldmatrix spreads rows, or columns, over the lanes") {
 }
 
 TEST_CASE("ptx: mma of 16-bit floats") {
-    for (bool bf16 : {false, true}) {
-        auto round = bf16 ? f32_to_bf16 : f32_to_f16;
-        auto value = bf16 ? bf16_to_f32 : f16_to_f32;
+    for (const Mma kind : {Mma::F16, Mma::F16Sums, Mma::BF16}) {
+        auto round = kind == Mma::BF16 ? f32_to_bf16 : f32_to_f16;
+        auto value = kind == Mma::BF16 ? bf16_to_f32 : f16_to_f32;
         auto a = random_halves(256, 3, round), b = random_halves(128, 4, round);
         a[0] = 1, a[17] = 0x8203;  // subnormal halves
         std::vector<float> c(128);
@@ -469,7 +473,7 @@ TEST_CASE("ptx: mma of 16-bit floats") {
         auto run = [&] {
             const auto da = to_device(a), db = to_device(b);
             const auto out = to_device(c);
-            EASEL_LAUNCH(mma_kernel, 1, 32, 0, Stream{}, da.data(), db.data(), out.data(), bf16);
+            EASEL_LAUNCH(mma_kernel, 1, 32, 0, Stream{}, da.data(), db.data(), out.data(), kind);
             return to_host(out);
         };
         auto out = every_schedule(run);
@@ -477,8 +481,9 @@ TEST_CASE("ptx: mma of 16-bit floats") {
             for (int j = 0; j < 8; j++) {
                 double sum = c[8 * i + j];
                 for (int k = 0; k < 16; k++) sum += double{value(a[16 * i + k])} * value(b[16 * j + k]);
-                // 17 roundings of sums below 32
-                CHECK(std::fabs(out[8 * i + j] - sum) < 17 * 32 * 0x1p-24);
+                // 17 roundings of sums below 32, and one to 11 bits
+                const double last = kind == Mma::F16Sums ? std::fabs(sum) * 0x1p-11 : 0;
+                CHECK(std::fabs(out[8 * i + j] - sum) < 17 * 32 * 0x1p-24 + last);
             }
         a[16 * 5 + 3] = round(INFINITY);
         a[16 * 6 + 3] = round(NAN);

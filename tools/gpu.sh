@@ -5,6 +5,7 @@
 #   NAME-skew.json         a step whose tokens prefer some experts
 #   NAME-32k.json          a step after a prompt of 32768 tokens
 #   NAME-mma-sync.json     on compute capability 9.0: a step by a program without wgmma (make WGMMA=0)
+#   NAME-float-sums.json   on 8.6, 8.9 and 12.0: one by a program whose products add in float32 alone (make HALF_SUMS=0)
 #   NAME-peer.json         transformers' own class at the same shapes; $PYTHON (default: python3) must have torch with CUDA,
 #                          transformers (tools/requirements.txt)
 # Prints "FAIL NAME" for whatever went wrong, and then exits with 1.
@@ -33,13 +34,18 @@ same() {
 }
 echo "== $gpu, commit $(git describe --always --dirty 2>/dev/null)"
 make -j"$(nproc)" ARCH=native build/easel || { fail "the build"; exit 1; }
-without_wgmma() {
-    make -j"$(nproc)" ARCH=native WGMMA=0 BUILD=build/mma-sync "$@"
+# What there is only on this architecture, and where a program is built without it.
+case $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1) in
+9.0) own=WGMMA without=mma-sync ;;
+8.6 | 8.9 | 12.*) own=HALF_SUMS without=float-sums ;;
+*) own= ;;
+esac
+make_without() {
+    make -j"$(nproc)" ARCH=native $own=0 BUILD="build/$without" "$@"
 }
-wgmma=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -m 1 '^9\.0')
 if ! make -j"$(nproc)" ARCH=native test-gpu; then
     fail test-gpu
-    if [ -n "$wgmma" ]; then without_wgmma test-gpu && echo "without wgmma, test-gpu passes"; fi
+    if [ -n "$own" ]; then make_without test-gpu && echo "with $own=0, test-gpu passes"; fi
 fi
 for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Make JSON: Ann is 31 years old and lives in Oslo.'; do
     same cpu "cuda --exact"
@@ -56,8 +62,8 @@ else
 fi
 build/easel bench step --router-skew 1 --json "$name-skew.json" || fail "bench step --router-skew 1"
 build/easel bench step --prefix 32768 --json "$name-32k.json" || fail "bench step --prefix 32768"
-if [ -n "$wgmma" ] && without_wgmma build/mma-sync/easel; then
-    build/mma-sync/easel bench step --json "$name-mma-sync.json" || fail "bench step without wgmma"
+if [ -n "$own" ] && make_without "build/$without/easel"; then
+    "build/$without/easel" bench step --json "$name-$without.json" || fail "bench step with $own=0"
 fi
 build/easel bench load || fail "bench load"
 python=${PYTHON:-python3}

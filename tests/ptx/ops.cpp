@@ -304,6 +304,14 @@ void mma(Thread& t, const Ins& i) {
     MMA(d, a, operand<uint32_t>(t, i, 8), operand<uint32_t>(t, i, 9), t.at(i));
     for (int k = 0; k < 4; k++) t.r[i.r[k]] = put(d[k]);
 }
+// The same with sums in F16, d and c: 2 registers.
+void mma_f16_sums(Thread& t, const Ins& i) {
+    uint32_t d[2], a[4];
+    for (int k = 0; k < 4; k++) a[k] = operand<uint32_t>(t, i, 2 + k);
+    for (int k = 0; k < 2; k++) d[k] = operand<uint32_t>(t, i, 8 + k);
+    mma_m16n8k16_f16_sums(d, a, operand<uint32_t>(t, i, 6), operand<uint32_t>(t, i, 7), t.at(i));
+    for (int k = 0; k < 2; k++) t.r[i.r[k]] = put(d[k]);
+}
 Op matrix(const Words& w) {
     std::string opcode = w[0];
     for (size_t k = 1; k < w.size(); k++) opcode += "." + w[k];
@@ -316,6 +324,7 @@ Op matrix(const Words& w) {
     if (opcode == "movmatrix.sync.aligned.m8n8.trans.b16")
         return RESULT(movmatrix_trans(in<uint32_t>(t, i, 0), t.at(i)));
     if (opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") return mma<float, mma_m16n8k16_f16>;
+    if (opcode == "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16") return mma_f16_sums;
     if (opcode == "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32") return mma<float, mma_m16n8k16_bf16>;
     if (opcode == "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32") return mma<int, mma_m16n8k32_s8>;
     return nullptr;
