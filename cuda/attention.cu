@@ -152,7 +152,8 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 //         others, and multiplies those of all rows with its columns of v. As these are 32 rows, a fragment
 //         of k or v feeds four mma. The next tile is loaded meanwhile. All warps wait for one another once a
 //         tile, so that the softmax of one group goes beside the mma of others.
-// Maths:  scores, softmax and sums in float32 (online, __expf); P rounded to F16. A row's bits do not depend
+// Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. A row's bits do not
+// depend
 //         on which warp has it.
 // Check:  tests/test_attention.cpp, against double.
 template <int HD, bool JOINT>
@@ -280,12 +281,12 @@ __global__ void __launch_bounds__(kThreads, 1)
             x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
             x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
             const float base = x == kNone ? 0 : x;  // no key yet: exp(-inf - 0) is 0, -inf - -inf is NaN
-            scale[k * W] = at.given->scale[k][at.lane] = __expf(row_max[k] - base);
+            scale[k * W] = at.given->scale[k][at.lane] = exponential<F16>(row_max[k] - base);
             row_max[k] = x;
             sum[k] *= scale[k * W];
             UNROLL for (int n = 0; n < NS; n++) {
                 UNROLL for (int i = 0; i < 2; i++) {
-                    s[n][i] = __expf(s[n][i] - (base - kShift));
+                    s[n][i] = exponential<F16>(s[n][i] - (base - kShift));
                     sum[k] += s[n][i];
                 }
                 p[k * W][n] = at.given->p[k][n][at.lane] = pack_f16(s[n][0], s[n][1]);

@@ -18,9 +18,60 @@ constexpr int n_token_tile = TYPE == Type::F32 ? 8 : 16;
 template <Type TYPE, class T>
 using HeadGemm = WeightGemm<TYPE, T, kWarps, n_row_tile<TYPE>, n_token_tile<TYPE>, 1>;
 
-// The better of two candidates for an argmax: the larger value, of equals the lower id.
-DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
-    if (other_z > z || (other_z == z && other_id < id)) z = other_z, id = other_id;
+// A candidate for a row's argmax.
+struct Best {
+    float z;
+    int id;
+};
+// The larger z, of equals the lower id. In terms that need no branch.
+DEVICE Best better(Best a, Best b) {
+    const bool take = (b.z > a.z) | ((b.z == a.z) & (b.id < a.id));
+    return {take ? b.z : a.z, take ? b.id : a.id};
+}
+DEVICE Best from_lane_xor(Best b, int i) {
+    return {__shfl_xor_sync(~0u, b.z, i), __shfl_xor_sync(~0u, b.id, i)};
+}
+
+// Sums over a part of a row's tile: e^d, d e^d.
+struct Sums {
+    float sum, weighted;
+};
+DEVICE Sums operator+(Sums a, Sums b) {
+    return {a.sum + b.sum, a.weighted + b.weighted};
+}
+DEVICE Sums from_lane_xor(Sums s, int i) {
+    return {__shfl_xor_sync(~0u, s.sum, i), __shfl_xor_sync(~0u, s.weighted, i)};
+}
+
+// Of the 8 lanes 4 g + t of each t, lane g gets both(...) of number g of all their v. Half of the lanes go on
+// with half of the numbers, and so on.
+template <class T, class F>
+DEVICE T reduce_8(T (&v)[8], int g, F both) {
+    UNROLL for (int n = 4; n; n /= 2) {
+        const bool upper = g & n;
+        UNROLL for (int k = 0; k < n; k++) v[k] =
+            both(upper ? v[k + n] : v[k], from_lane_xor(upper ? v[k] : v[k + n], 4 * n));
+    }
+    return v[0];
+}
+
+// softcap tanh(x / softcap); for F16 as 1 - 2 / (1 + e^2y), off by 2^-22 of the softcap.
+template <class T>
+DEVICE float softcapped(float x, float softcap) {
+    if constexpr (sizeof(T) == 4) return softcap * tanhf(x / softcap);
+    const float e = exp2_approx(x * (2 * kLog2e / softcap));
+    return fmaf(-2 * softcap, reciprocal_approx(1 + e), softcap);
+}
+
+// Of a row tile and 8 canvas rows a lane 4 g + t has d[h][j]: word g + 8 h, row 2 t + j. z is the tile's
+// first word in row g: this lane's, which then has its words from 8 (t % 2) + 4 (t / 2) on, so that four
+// lanes fill a sector of 32 bytes. All lanes call it; those that do not count store nothing.
+DEVICE void store_tile(F16* z, const float (&d)[2][2], int t, bool counts) {
+    const uint32_t upper = movmatrix_trans(pack_f16(d[0][0], d[0][1]));  // words 2 t, 2 t + 1
+    const uint32_t lower = movmatrix_trans(pack_f16(d[1][0], d[1][1]));  // and 8 more
+    const bool odd = t % 2;
+    const uint32_t other = __shfl_xor_sync(~0u, odd ? upper : lower, 1);
+    if (counts) store8(z + 8 * odd + 4 * (t / 2), odd ? make_uint2(other, lower) : make_uint2(upper, other));
 }
 
 // z = softcap tanh(E x / softcap) / temperature, and per 128 words max, sum e^(z - max), sum (z - max) e^(z -
@@ -38,7 +89,7 @@ DEVICE void take_better(float& z, int& id, float other_z, int other_id) {
 // Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
 //         tiles are the fastest index: what they both read of E comes from L2. The tile is as large as the
 //         registers allow: 128 x 128 would be bound by reading the activations from L2.
-// Maths:  logits and statistics float32, sums in a fixed order: lanes by a butterfly, then warps in turn.
+// Maths:  logits and statistics float32, sums in a fixed order: lanes by a tree, then warps in turn.
 // Check:  tests/test_head.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(32 * kWarps)
@@ -65,77 +116,82 @@ __global__ void __launch_bounds__(32 * kWarps)
                    ldx, row_of, n_row, true);
 
     if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
-    auto* part_max = reinterpret_cast<float*>(shared);  // [kWarps][kTokens]
-    auto* part_argmax = reinterpret_cast<int*>(shared) + kWarps * kTokens;
-    const auto word = [&](int i) {  // of acc[i / 2][.][i % 2 * 2 + .]
-        return first_tile * kVocabTile + Gemm::row_tile(warp, i / 2) * 16 + i % 2 * 8 + g;
+    const auto word = [&](int m, int h) {  // of acc[m][.][2 h + .]
+        return first_tile * kVocabTile + Gemm::row_tile(warp, m) * 16 + 8 * h + g;
     };
-    const float temp = temperature(state->sampler, state->step);
-    UNROLL for (int n = 0; n < NT; n++) {
-        UNROLL for (int j = 0; j < 2; j++) {
-            const int row = 8 * n + 2 * t + j;
-            float best = -INFINITY;
-            int id = word(0);
-            UNROLL for (int i = 0; i < 2 * MT; i++) {
-                float& v = acc[i / 2][n][i % 2 * 2 + j];
-                v = softcap * tanhf(v / softcap);
-                const int w = word(i);
-                if (logits && row < n_row && w < n_vocab) logits[int64_t{base + row} * n_vocab + w] = v;
-                v = w < n_vocab ? v / temp : -INFINITY;
-                take_better(best, id, v, w);
+    float outside[MT][2];  // added to z: past n_vocab it is -inf
+    UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) outside[m][h] =
+        word(m, h) < n_vocab ? 0 : -INFINITY;
+    // Canvas rows go by 32 at a time. Of these a lane has number k, n = k / 2 and j = k % 2 further on, in
+    // acc, and takes number g of its t where all lanes' results are put together.
+    const auto row_of_number = [&](int first, int k) { return 8 * (first + k / 2) + 2 * t + k % 2; };
+    const float temp = temperature(state->sampler, state->step), per_temp = 1 / temp;
+
+    auto* const part_best = reinterpret_cast<Best*>(shared);  // [kWarps][kTokens]
+    UNROLL for (int first = 0; first < NT; first += 4) {
+        Best best[8];
+        UNROLL for (int k = 0; k < 8; k++) {
+            best[k] = {-INFINITY, word(0, 0)};
+            UNROLL for (int m = 0; m < MT; m++) {
+                UNROLL for (int h = 0; h < 2; h++) {
+                    float& v = acc[m][first + k / 2][2 * h + k % 2];
+                    v = softcapped<T>(v, softcap);
+                    if (logits && row_of_number(first, k) < n_row && word(m, h) < n_vocab)
+                        logits[int64_t{base + row_of_number(first, k)} * n_vocab + word(m, h)] = v;
+                    v = sizeof(T) == 4 ? v / temp + outside[m][h] : fmaf(v, per_temp, outside[m][h]);
+                    if (v > best[k].z) best[k] = {v, word(m, h)};  // ids ascend
+                }
             }
-            UNROLL for (int i = 4; i < 32; i *= 2)  // over the lanes of the same canvas row
-                take_better(best, id, __shfl_xor_sync(~0u, best, i), __shfl_xor_sync(~0u, id, i));
-            if (g == 0) part_max[warp * kTokens + row] = best, part_argmax[warp * kTokens + row] = id;
         }
+        part_best[warp * kTokens + row_of_number(first, g)] = reduce_8(best, g, better);
     }
     __syncthreads();  // every warp's maxima are there
     // From here on thread i < kTiles kTokens also stands for canvas row i % kTokens of tile i / kTokens.
     const bool has_stats = thread < kTiles * kTokens;
     const int first_part = thread / kTokens * kTileWarps * kTokens + thread % kTokens;
-    int argmax = 0;
+    Best best{};
     if (has_stats) {
-        float best = part_max[first_part];
-        argmax = part_argmax[first_part];
-        for (int w = 1; w < kTileWarps; w++)
-            take_better(best, argmax, part_max[first_part + w * kTokens],
-                        part_argmax[first_part + w * kTokens]);
-        tile_max[thread] = best;
+        best = part_best[first_part];
+        for (int w = 1; w < kTileWarps; w++) best = better(best, part_best[first_part + w * kTokens]);
+        tile_max[thread] = best.z;
     }
-    __syncthreads();  // tile_max is complete, part_max has been read
+    __syncthreads();  // tile_max is complete, part_best has been read
 
-    auto* part_sum = reinterpret_cast<float*>(shared);
-    auto* part_weighted = part_sum + kWarps * kTokens;
-    UNROLL for (int n = 0; n < NT; n++) {
-        UNROLL for (int j = 0; j < 2; j++) {
-            const int row = 8 * n + 2 * t + j;
-            const float max = tile_max[warp / kTileWarps * kTokens + row];
-            float sum = 0, weighted = 0;
-            UNROLL for (int i = 0; i < 2 * MT; i++) {
-                const float v = acc[i / 2][n][i % 2 * 2 + j], d = v - max, e = expf(d);
-                if (e > 0) sum += e, weighted += d * e;
-                if (row < n_row && warp / kTileWarps < n_own) {
-                    T out = from_f32<T>(sizeof(T) == 4 ? v : d);
-                    if constexpr (sizeof(T) == 2)
-                        if (word(i) >= n_vocab) out.bits = 0xfc00;  // -inf
-                    z[int64_t{base + row} * vocab_stride(n_vocab) + word(i)] = out;
+    auto* const part_sums = reinterpret_cast<Sums*>(shared);
+    const bool has_tile = warp / kTileWarps < n_own;
+    z += int64_t{base} * vocab_stride(n_vocab);
+    UNROLL for (int first = 0; first < NT; first += 4) {
+        Sums sums[8] = {};
+        UNROLL for (int n = first; n < first + 4; n++) {
+            const float* const max = tile_max + warp / kTileWarps * kTokens + 8 * n + 2 * t;
+            UNROLL for (int m = 0; m < MT; m++) {
+                float d[2][2];
+                UNROLL for (int h = 0; h < 2; h++) {
+                    UNROLL for (int j = 0; j < 2; j++) {
+                        const float v = acc[m][n][2 * h + j];
+                        d[h][j] = v - max[j];
+                        const float e = exponential<T>(d[h][j]);
+                        Sums& own = sums[2 * (n - first) + j];
+                        if (e > 0) own = own + Sums{e, d[h][j] * e};
+                        const int row = 8 * n + 2 * t + j;
+                        if (sizeof(T) == 4 && has_tile && row < n_row)
+                            z[int64_t{row} * vocab_stride(n_vocab) + word(m, h)] = from_f32<T>(v);
+                    }
                 }
+                if constexpr (sizeof(T) == 2)
+                    store_tile(z + int64_t{8 * n + g} * vocab_stride(n_vocab) + word(m, 0) - g, d, t,
+                               has_tile && 8 * n + g < n_row);
             }
-            UNROLL for (int i = 4; i < 32; i *= 2) {
-                sum += __shfl_xor_sync(~0u, sum, i);
-                weighted += __shfl_xor_sync(~0u, weighted, i);
-            }
-            if (g == 0) part_sum[warp * kTokens + row] = sum, part_weighted[warp * kTokens + row] = weighted;
         }
+        part_sums[warp * kTokens + row_of_number(first, g)] =
+            reduce_8(sums, g, [](Sums a, Sums b) { return a + b; });
     }
     __syncthreads();  // every warp's sums are there
     if (has_stats && thread % kTokens < n_row && thread / kTokens < n_own) {
-        TileStats s{tile_max[thread], 0, 0, argmax};
-        for (int w = 0; w < kTileWarps; w++) {
-            s.sum += part_sum[first_part + w * kTokens];
-            s.weighted += part_weighted[first_part + w * kTokens];
-        }
-        stats[int64_t{base + thread % kTokens} * n_vocab_tile(n_vocab) + first_tile + thread / kTokens] = s;
+        Sums all{};
+        for (int w = 0; w < kTileWarps; w++) all = all + part_sums[first_part + w * kTokens];
+        stats[int64_t{base + thread % kTokens} * n_vocab_tile(n_vocab) + first_tile + thread / kTokens] = {
+            best.z, all.sum, all.weighted, best.id};
     }
 }
 

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
                     const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
                     if constexpr (GATED) {
                         const int i = own_tile * 8 + g;
-                        if (i < n_out) row[i] = from_f32<Y>(gelu_tanh(low) * high * scale);
+                        if (i < n_out) row[i] = from_f32<Y>(gelu_tanh<Y>(low) * high * scale);
                     } else {
                         const int i = own_tile * 16 + g;
                         if (i < n_out) row[i] = from_f32<Y>(low * scale);

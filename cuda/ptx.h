@@ -392,6 +392,18 @@ DEVICE uint16_t float_to_bfloat(float f) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(f));
 }
 
+// 2^x and 1 / x by one instruction, off by two units in the last place; what is denormal counts as 0.
+DEVICE float exp2_approx(float x) {
+    float d;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+DEVICE float reciprocal_approx(float x) {
+    float d;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+    return d;
+}
+
 }  // namespace easel
 
 #else
@@ -428,6 +440,16 @@ DEVICE float from_f32<float>(float v) {
 template <>
 DEVICE F16 from_f32<F16>(float v) {
     return {float_to_half(fabsf(v) > 65504.0f ? copysignf(65504.0f, v) : v)};
+}
+
+constexpr float kLog2e = 1.44269504f;
+
+// e^x; below -87.3, where it would be denormal, 0 as on the CPU. For results in F16: off by 2 + 1.2 |x| units
+// in the last place.
+template <class T>
+DEVICE float exponential(float x) {
+    if constexpr (sizeof(T) == 2) return exp2_approx(x * kLog2e);
+    return x < -87.3f ? 0 : expf(x);
 }
 
 // An unsigned that orders as the float does; -0 as 0.

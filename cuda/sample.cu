@@ -22,13 +22,6 @@ DEVICE float from_fixed(int64_t x) {
     return static_cast<float>(x) * 0x1p-40f;
 }
 
-// exp(d), d <= 0; below -87.3, where it would be denormal, 0 as on the CPU. F16 results need no better exp.
-template <class T>
-DEVICE float exponential(float d) {
-    if (d < -87.3f) return 0;
-    return sizeof(T) == 4 ? expf(d) : __expf(d);
-}
-
 // A lane's entries of a tile, one load; and back.
 template <class T>
 struct LaneOf {

@@ -268,14 +268,9 @@ inline float __fmul_rn(float a, float b) {
 inline float __fmaf_rn(float a, float b, float c) {
     return std::fma(a, b, c);
 }
-inline float __fdividef(float a, float b) {
-    return std::fabs(b) > 0x1p126f && std::isfinite(b) ? a * 0 : a / b;
-}
 inline float rsqrtf(float x) {
     return 1 / std::sqrt(x);
 }
-#define __expf(x) expf(x)  // the C library has functions of these names that are not for us
-#define __logf(x) logf(x)
 
 inline int __popc(unsigned x) {
     return std::popcount(x);

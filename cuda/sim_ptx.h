@@ -383,6 +383,17 @@ inline uint32_t pack_f16(float lo, float hi) {
 inline uint32_t pack_bf16(float lo, float hi) {
     return f32_to_bf16(lo) | static_cast<uint32_t>(f32_to_bf16(hi)) << 16;
 }
+namespace sim {
+inline float flush(float x) {  // .ftz
+    return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
+}
+}  // namespace sim
+inline float exp2_approx(float x) {
+    return sim::flush(std::exp2(sim::flush(x)));
+}
+inline float reciprocal_approx(float x) {
+    return sim::flush(1 / sim::flush(x));
+}
 inline float half_to_float(uint16_t h) {
     return f16_to_f32(h);
 }

@@ -13,8 +13,13 @@ namespace easel {
 template <Type TYPE, class X>
 constexpr bool has_product = std::is_same_v<X, float> == (TYPE == Type::F32);
 
+// For F16 as x / (1 + e^-2y), y what tanh is taken of.
+template <class T>
 DEVICE float gelu_tanh(float x) {
-    return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    constexpr float a = 0.79788456080286536f, b = 0.044715f;
+    if constexpr (sizeof(T) == 4) return 0.5f * x * (1 + tanhf(a * (x + b * x * x * x)));
+    constexpr float minus_2 = -2 * kLog2e;
+    return x * reciprocal_approx(1 + exp2_approx(x * fmaf(minus_2 * a * b, x * x, minus_2 * a)));
 }
 
 // acc = W x^T for one block: MT row tiles of 16 a warp, and up to 8 NT activation rows.

@@ -64,7 +64,7 @@ void check_head(Type type, int n_canvas, int n_vocab, int n_embd, float t) {
                 CHECK(std::fabs(stored - l[v] / t) <= (sizeof(T) == 4 ? 1e-5 : 1e-5 + std::fabs(d) / 2048));
             }
             CHECK(s.argmax == argmax);
-            CHECK(s.max == l[argmax] / t);
+            CHECK(s.max == (sizeof(T) == 4 ? l[argmax] / t : l[argmax] * (1 / t)));
             CHECK(std::fabs(s.sum - sum) < 1e-5 * sum);  // float32 sums of 128 terms
             CHECK(std::fabs(s.weighted - weighted) < 1e-5 * (1 + std::fabs(weighted)));
             for (int v = end; v < begin + kVocabTile; v++) CHECK(host_f32(z[r * stride + v]) == -INFINITY);

@@ -309,13 +309,13 @@ __global__ void integer_kernel(const uint32_t* x, uint32_t* out) {
     out[11] = static_cast<uint32_t>(min(static_cast<int>(x[1]), static_cast<int>(x[4])));
 }
 
-// x [n] -> out [6, n] bits: to an int, exp, 6 / x, the larger of x and 1, as a finite F16, order_key().
+// x [n] -> out [6, n] bits: to an int, exp, 1 / x, the larger of x and 1, as a finite F16, order_key().
 __global__ void float_kernel(const float* x, uint32_t* out, int n) {
     const int i = threadIdx.x;
     if (i >= n) return;
     out[i] = static_cast<uint32_t>(__float2int_rn(x[i]));
-    out[n + i] = __float_as_uint(__expf(x[i]));
-    out[2 * n + i] = __float_as_uint(__fdividef(6, x[i]));
+    out[n + i] = __float_as_uint(exponential<F16>(x[i]));
+    out[2 * n + i] = __float_as_uint(reciprocal_approx(x[i]));
     out[3 * n + i] = __float_as_uint(max(x[i], 1.0f));
     out[4 * n + i] = __float_as_uint(to_f32(from_f32<F16>(x[i])));
     out[5 * n + i] = order_key(x[i]);
@@ -664,18 +664,14 @@ TEST_CASE("ptx: floats at the ends of their range") {
             for (int k : {1, 2, 4}) CHECK(std::isnan(as_float(k)));
             continue;
         }
-        // Of __expf, 2 + 1.173 |x| units in the last place, of what may be denormal; of __fdividef, 2.
-        const double e = std::exp(v), got = as_float(1);
-        const double unit = std::ldexp(1.0, std::max(std::ilogb(e), -126) - 23);
-        if (e > 3.5e38 || e == 0)
-            CHECK(got == (e == 0 ? 0 : INFINITY));
-        else
-            CHECK(std::fabs(got - e) <= (2 + std::fabs(1.173 * v)) * unit);
-        const double quotient = std::fabs(v) > 0x1p126 ? 0 : 6 / v;
-        if (std::isinf(quotient))
-            CHECK(as_float(2) == quotient);
-        else
-            CHECK(std::fabs(as_float(2) - quotient) <= 2 * 0x1p-23 * std::fabs(quotient));
+        // Of exponential(), 2 + 1.173 |x| units in the last place, and 1 of a reciprocal; denormal is 0.
+        const auto close = [](double got, double expected, double units) {
+            if (std::fabs(expected) < 0x1p-126 || expected > 3.5e38 || std::isinf(expected))
+                return got == (std::fabs(expected) < 1 ? 0 : expected < 0 ? -INFINITY : INFINITY);
+            return std::fabs(got - expected) <= units * std::ldexp(1.0, std::ilogb(expected) - 23);
+        };
+        CHECK(close(as_float(1), std::exp(v), 2 + std::fabs(1.173 * v)));
+        CHECK(close(as_float(2), 1 / v, 1));
         const float f16 = f16_to_f32(f32_to_f16(std::clamp(x[i], -65504.0f, 65504.0f)));
         CHECK(as_float(4) == f16);
         for (int j = 0; j < n; j++)

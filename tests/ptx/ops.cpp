@@ -159,9 +159,6 @@ float fma_down(float a, float b, float c) {
     fesetround(mode);
     return result;
 }
-float flush(float x) {  // .ftz
-    return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x;
-}
 // Saturates, NaN is 0. x is an integer already.
 template <class D, class S>
 D to_integer(S x) {
@@ -492,14 +489,13 @@ Op approximate(const Words& w) {
         return RESULT(std::bit_cast<uint64_t>(1 / in<double>(t, i, 0)) & ~uint64_t{0xffffffff});
     if (w.back() != "f32") return nullptr;
     if (has(w, "ftz")) {
-        if (name == "ex2") return RESULT(flush(std::exp2(flush(in<float>(t, i, 0)))));
-        if (name == "rcp") return RESULT(flush(1 / flush(in<float>(t, i, 0))));
+        if (name == "ex2") return RESULT(exp2_approx(in<float>(t, i, 0)));
+        if (name == "rcp") return RESULT(reciprocal_approx(in<float>(t, i, 0)));
         return nullptr;
     }
     if (name == "ex2") return RESULT(std::exp2(in<float>(t, i, 0)));
     if (name == "rcp") return RESULT(1 / in<float>(t, i, 0));
     if (name == "rsqrt") return RESULT(static_cast<float>(1 / std::sqrt(in<float>(t, i, 0))));
-    if (name == "div") return RESULT(__fdividef(in<float>(t, i, 0), in<float>(t, i, 1)));
     return nullptr;
 }
 
