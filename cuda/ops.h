@@ -292,17 +292,17 @@ void permute(Stream stream, int* slot_of, int* token_of, ExpertSlots* experts, c
 // ---- head.cu ----------------------------------------------------------------------------------------------
 
 // Of one canvas row's z = softcapped logits / temperature over one tile of the vocabulary.
-struct TileStats {
+struct alignas(16) TileStats {  // one load or store
     float max;
     float sum;       // of exp(z - max)
     float weighted;  // of (z - max) exp(z - max)
     int32_t argmax;  // the lowest id of the largest z
 };
 
-// z [n_canvas, vocab_stride(n_vocab)]: softcapped logits / temperature of the step, as stored_z() has them;
-// -inf past n_vocab. stats [n_canvas, n_vocab_tile(n_vocab)]. x [n_canvas, n_embd], normed. logits [n_canvas,
-// n_vocab]: where the softcapped logits go as well, or null. live [n_vocab_tile(n_vocab)] becomes 0, for
-// sample().
+// z [n_canvas, vocab_stride(n_vocab)]: softcapped logits / temperature of the step, less z_offset<T>() of the
+// tile; -inf past n_vocab. stats [n_canvas, n_vocab_tile(n_vocab)]. x [n_canvas, n_embd], normed. logits
+// [n_canvas, n_vocab]: where the softcapped logits go as well, or null. live [n_vocab_tile(n_vocab)] becomes
+// 0, for sample().
 template <class T>
 void lm_head(Stream stream, T* z, TileStats* stats, uint8_t* live, float* logits, const T* x,
              const Weights& w, int n_canvas, float softcap, const LoopState* state);
