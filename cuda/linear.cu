@@ -56,14 +56,18 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     SHARED_ARRAY(int, row_of, kTokens);
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
     int begin = blockIdx.y * kTokens, end = min(begin + kTokens, n_token);
-    if (experts) {
+    if (N_TOKEN_TILE == kFew || experts) {
         wait_for_last_launch();
         const ExpertSlots own = experts[blockIdx.y];
         begin = own.begin, end = own.end, records += own.expert * expert_bytes;
     }
-    const int n_record = n_chunk / Record<TYPE>::n_chunk, part = blockIdx.z, n_part = gridDim.z;
-    const int first_record = n_record * part / n_part, n_own = n_record * (part + 1) / n_part - first_record;
-    out += int64_t{part} * n_token * ldo;
+    const int n_record = n_chunk / Record<TYPE>::n_chunk;
+    int first_record = 0, n_own = n_record;
+    if constexpr (N_TOKEN_TILE != kFew) {
+        const int part = blockIdx.z, n_part = gridDim.z;
+        first_record = n_record * part / n_part, n_own = n_record * (part + 1) / n_part - first_record;
+        out += int64_t{part} * n_token * ldo;
+    }
 
     for (int base = begin; base < end; base += kTokens) {
         const int n_row = min(kTokens, end - base);
@@ -76,23 +80,26 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
         Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of,
                        n_row, N_TOKEN_TILE != kFew && !experts);
 
+        // A warp's row tiles are four apart; of each a lane has output g, and g + 8 of one that is not gated.
+        constexpr int N_OUT = GATED ? 8 : 16;
+        const int first_out = (tile + Gemm::row_tile(thread / 32, 0)) * N_OUT + g;
+        Y* row = out + int64_t{base + 2 * t} * ldo + first_out;
         UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
+            if (n > 0 && 8 * n >= n_row) break;  // the same for all
             UNROLL for (int j = 0; j < 2; j++) {
-                const int slot = 8 * n + 2 * t + j;
-                if (slot >= n_row) continue;
-                Y* row = out + int64_t{base + slot} * ldo;
+                const bool counts = 8 * n + 2 * t + j < n_row;
                 UNROLL for (int m = 0; m < N_ROW_TILE; m++) {
-                    const int own_tile = tile + Gemm::row_tile(thread / 32, m);
                     const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
+                    const int i = 4 * N_OUT * m;
                     if constexpr (GATED) {
-                        const int i = own_tile * 8 + g;
-                        if (i < n_out) row[i] = from_f32<Y>(gelu_tanh<Y>(low) * high * scale);
+                        const Y y = from_f32<Y>(gelu_tanh<Y>(low) * high * scale);
+                        if (counts && first_out + i < n_out) row[i] = y;
                     } else {
-                        const int i = own_tile * 16 + g;
-                        if (i < n_out) row[i] = from_f32<Y>(low * scale);
-                        if (i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
+                        if (counts && first_out + i < n_out) row[i] = from_f32<Y>(low * scale);
+                        if (counts && first_out + i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
                     }
                 }
+                row += j == 0 ? ldo : 7 * ldo;
             }
         }
     }
