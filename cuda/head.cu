@@ -119,7 +119,9 @@ __global__ void __launch_bounds__(32 * kWarps)
     const auto word = [&](int m, int h) {  // of acc[m][.][2 h + .]
         return first_tile * kVocabTile + Gemm::row_tile(warp, m) * 16 + 8 * h + g;
     };
-    float outside[MT][2];  // added to z: past n_vocab it is -inf
+    // Added to z: past n_vocab it is -inf. What acc has there is a number, if the vocabulary tile has any
+    // word.
+    float outside[MT][2];
     UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) outside[m][h] =
         word(m, h) < n_vocab ? 0 : -INFINITY;
     // Canvas rows go by 32 at a time. Of these a lane has number k, n = k / 2 and j = k % 2 further on, in
