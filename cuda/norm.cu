@@ -194,11 +194,12 @@ namespace {
 // Launch: grid n_token (n_head + 2 n_head_kv) / 8, 256 threads.
 // Shared: none.
 // Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
-//         mixes are in its registers.
+//         mixes are in its registers. With registers for fewer blocks, for ptxas then has loads wait for
+//         each other.
 // Maths:  float32; the parts in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     qkv_norm_kernel(T* q_out, int ldq, KvLayer<T> cache, const float* q, const float* k, const float* v,
                     int n_part, const float* q_weight, const float* k_weight, const float* cos,
                     const float* sin, int n_token, AttentionShape shape, float eps, const LoopState* state) {
@@ -221,15 +222,14 @@ __global__ void __launch_bounds__(kThreads)
              : is_v ? cache.v + kv_row * n
                     : cache.k + kv_row * (cache.joint ? kJointRotated : n);
 
-    float a[N_PAIR], b[N_PAIR], sum = 0;
-    UNROLL for (int j = 0; j < N_PAIR; j++) {
-        const int i = lane + 32 * j;
-        a[j] = i < half ? x[i] : 0;
-        b[j] = i < half ? x[i + half] : 0;
-        for (int p = 1; i < half && p < n_part; p++)
-            a[j] += x[p * stride + i], b[j] += x[p * stride + i + half];
-        sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
+    float a[N_PAIR] = {}, b[N_PAIR] = {}, sum = 0;
+    NO_UNROLL for (int p = 0; p < n_part; p++) {  // the loads of a part do not wait for each other
+        UNROLL for (int j = 0; j < N_PAIR; j++) {
+            const int i = lane + 32 * j;
+            if (i < half) a[j] += x[p * stride + i], b[j] += x[p * stride + i + half];
+        }
     }
+    UNROLL for (int j = 0; j < N_PAIR; j++) sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
     const float scale = rms_scale(warp_sum(sum), n, eps);
     const float* weight = is_q ? q_weight : k_weight;
     cos += int64_t{row} * half;
@@ -283,24 +283,32 @@ namespace {
 // Tile:   a row a block.
 // Launch: grid n_row, 256 threads.
 // Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
-// Why:    three products want the same row under the same norm: one read of it.
+// Why:    three products want the same row under the same norm: one read of it. Registers as in
+//         qkv_norm_kernel.
 // Maths:  as rms_norm_kernel; the parts of o in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     post_attention_kernel(float* h, T* ffn_in, T* expert_in, float* router_in, int ldo, const float* x,
                           const float* o, int n_part, const float* post_attention, const float* ffn_norm,
                           const float* pre_ffw_norm_2, const float* router_scale, float router_factor, int n,
                           float eps) {
     wait_for_last_launch();
+    constexpr int N_FLIGHT = 4;  // loads that do not wait for each other
     SHARED_DYNAMIC(float, row);
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
+    const int64_t stride = int64_t{gridDim.x} * n;  // to the next part
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        auto own = load<V>(o + at + i);
-        for (int p = 1; p < n_part; p++) {
-            const auto part = load<V>(o + int64_t{p} * gridDim.x * n + at + i);
-            UNROLL for (int j = 0; j < V; j++) own.v[j] += part.v[j];
+        Values<float, V> own{};
+        NO_UNROLL for (int first = 0; first < n_part; first += N_FLIGHT) {
+            Values<float, V> part[N_FLIGHT];
+            UNROLL for (int p = 0; p < N_FLIGHT; p++) {
+                part[p] = {};
+                if (first + p < n_part) part[p] = load<V>(o + (first + p) * stride + at + i);
+            }
+            UNROLL for (int p = 0; p < N_FLIGHT; p++) UNROLL for (int j = 0; j < V; j++) own.v[j] +=
+                part[p].v[j];
         }
         store(row + i, own);
         sum = sum_of_squares(own, sum);
@@ -377,6 +385,7 @@ __global__ void __launch_bounds__(kThreads)
 
     float dense_sum = 0, mix_sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
+        const auto own_dense = load<V>(dense + at + i);  // beside the experts'
         Values<float, V> mix{};
         for (int first = 0; first < n_used; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];
@@ -391,7 +400,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         store(row + i, mix);
         mix_sum = sum_of_squares(mix, mix_sum);
-        dense_sum = sum_of_squares(load<V>(dense + at + i), dense_sum);
+        dense_sum = sum_of_squares(own_dense, dense_sum);
     }
     const float dense_scale = block_rms_scale(dense_sum, n, eps);
     const float mix_scale = block_rms_scale(mix_sum, n, eps);
