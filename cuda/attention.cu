@@ -152,9 +152,8 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 //         others, and multiplies those of all rows with its columns of v. As these are 32 rows, a fragment
 //         of k or v feeds four mma. The next tile is loaded meanwhile. All warps wait for one another once a
 //         tile, so that the softmax of one group goes beside the mma of others.
-// Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. A row's bits do not
-// depend
-//         on which warp has it.
+// Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. Which warp has a row
+//         does not matter to its bits.
 // Check:  tests/test_attention.cpp, against double.
 template <int HD, bool JOINT>
 __global__ void __launch_bounds__(kThreads, 1)

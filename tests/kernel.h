@@ -74,14 +74,6 @@ double distance(const std::vector<A>& a, const std::vector<B>& b) {
     return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
-// What a product in F16 may be off, where `error` is that of two operands rounded to 11 bits: on cards whose
-// sums are so too (kHalfSums: those with 99 KiB of shared memory a block) it is 3 roundings, 1.22 times. X:
-// float, or F16.
-template <class X>
-double allowed(double error) {
-    return sizeof(X) == 2 && max_shared_bytes() == 99 << 10 ? 1.25 * error : error;
-}
-
 // f() sets up buffers, launches and returns its outputs as a vector: in the simulator under several orders of
 // threads and poisons, on a GPU twice; all must be equal to the byte. Returns them.
 template <class F>

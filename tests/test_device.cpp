@@ -14,7 +14,6 @@
 #include "easel.h"
 #include "files.h"
 #include "golden.h"
-#include "kernel.h"
 #include "layout.h"
 
 using namespace easel;
@@ -92,7 +91,10 @@ TEST_CASE("device: exact logits and loops of transformers' models", "[slow]") {
 // of "mixed" have scales that are rounded as well). Where two experts' logits are closer than that, a row
 // takes another expert than on the CPU, and it and all that see it differ by far more. With random weights
 // that is not rare; hence the median over the rows of several canvases.
+// Where sums are rounded to 11 bits as both operands are (kHalfSums, cards with 99 KiB of shared memory a
+// block), that is 3 roundings instead of 2: 1.22 times the error.
 TEST_CASE("device: logits with 16-bit activations stay close to the CPU's", "[slow]") {
+    const double more = max_shared_bytes() == 99 << 10 ? 1.25 : 1;
     for (const auto& [name, tolerance] : {std::pair{"tiny", 1e-3}, {"mixed", 3.3e-3}}) {
         const auto model = load_model(fixture(std::string(name) + ".gguf"));
         const Config& c = model->config;
@@ -112,9 +114,9 @@ TEST_CASE("device: logits with 16-bit activations stay close to the CPU's", "[sl
         std::sort(errors.begin(), errors.end());
         const double median = errors[errors.size() / 2];
         INFO(name << ": median " << median << ", nine of ten below " << errors[errors.size() * 9 / 10]);
-        CHECK(median < allowed<F16>(tolerance));
+        CHECK(median < tolerance * more);
         CHECK(median > 1e-5);  // else it was not 16-bit
-        CHECK(errors[errors.size() * 9 / 10] < allowed<F16>(4e-3));
+        CHECK(errors[errors.size() * 9 / 10] < 4e-3 * more);
     }
 }
 

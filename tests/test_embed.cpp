@@ -219,7 +219,7 @@ TEST_CASE("soft_embedding in F16 agrees with double") {
             if (n_vocab == 5000 && n_canvas > 100) continue;
             INFO("n_vocab " << n_vocab << " n_canvas " << n_canvas << " n_embd " << n_embd);
             const Embedding e = make_embedding(Type::F32, Type::F16, n_vocab, n_embd, seed);
-            CHECK(soft_distance<F16>(e, n_canvas, seed++) < allowed<F16>(kF16Distance));
+            CHECK(soft_distance<F16>(e, n_canvas, seed++) < kF16Distance);
         }
 }
 
@@ -236,7 +236,7 @@ TEST_CASE("soft_embedding reads every type of records") {
                                 {Type::F16, 40}}) {
         INFO(type_info(type).name << " n_embd " << n_embd);
         const Embedding e = make_embedding(type, type, 700, n_embd, seed);
-        CHECK(soft_distance<F16>(e, 40, seed++) < allowed<F16>(kF16Distance));
+        CHECK(soft_distance<F16>(e, 40, seed++) < kF16Distance);
     }
 }
 
@@ -275,7 +275,7 @@ TEMPLATE_TEST_CASE("soft_embedding leaves out tiles of the vocabulary that are n
         INFO("kind " << kind);
         const auto out = from_rows(soft(e, stored, norm, 1e-6f, 1, live), n_embd);
         CHECK(distance(out, expected_soft(e, probs, norm, 1e-6)) <
-              allowed<T>(sizeof(T) == 4 ? kFloatDistance : kF16Distance));
+              (sizeof(T) == 4 ? kFloatDistance : kF16Distance));
     }
 }
 
@@ -303,7 +303,7 @@ TEST_CASE("soft_embedding in F16 has room for embeddings of up to 32") {
     CHECK(*std::max_element(row, row + n_embd) > 20);
     const auto out = soft(e, stored_probs<F16>(probs, n_vocab), std::vector<float>(n_embd, 1), 1e-6f, 3);
     CHECK(distance(from_rows(out, n_embd), expected_soft(e, probs, std::vector<float>(n_embd, 1), 1e-6)) <
-          allowed<F16>(kF16Distance));
+          kF16Distance);
 }
 
 TEST_CASE("the embedding refuses types that do not go with the activations") {

@@ -43,7 +43,7 @@ void check_head(Type type, int n_canvas, int n_vocab, int n_embd, float t) {
             expected[size_t(r) * n_vocab + v] = softcap * std::tanh(sum / softcap);
         }
     // Float32 sums; or weights rounded to F16, twice where a type has minima.
-    CHECK(distance(logits, expected) < allowed<T>(sizeof(T) == 4 ? 5e-7 : 8e-4));
+    CHECK(distance(logits, expected) < (sizeof(T) == 4 ? 5e-7 : 8e-4));
 
     // Everything else follows from these logits, whatever their own error.
     for (int r = 0; r < n_canvas; r++)
