@@ -18,9 +18,8 @@ constexpr int kRouteThreads = 256, kChooseThreads = 128;
 //   part    [n_part, n_token, n_expert]
 //   x       [n_token, n_embd]
 //   router  [n_expert, n_embd]
-// Tile:   64 tokens x 64 experts. Each pair of warps has every fourth four columns of them; a thread of it 8
-// x
-//         8, tokens t + 8 i and experts e + 8 j.
+// Tile:   64 tokens x 64 experts. Each pair of warps has every fourth four columns of them; a thread of it
+//         8 x 8, tokens t + 8 i and experts e + 8 j.
 // Launch: grid (n_token / 64, n_expert / 64, n_part), 256 threads.
 // Shared: 64 rows of x and of the router, 98 KiB, zeros where there are none; padded to an odd number of 16
 //         bytes, so that eight neighbouring rows have all banks. Then the sums of the four pairs.
