@@ -141,9 +141,14 @@ struct AttentionShape {
 
 // ---- peak.cu ----------------------------------------------------------------------------------------------
 
-// n_block blocks of 8 warps, each of which multiplies n_step times 16 pairs of matrices of ones, 16 x 16 and
-// 16 x 8; out [256 n_block]: the sum of a thread's share of the results, 1024 n_step each.
-void mma_peak(Stream stream, float* out, int n_block, int n_step);
+// n_block blocks of 8 warps, each of which multiplies n_step times, an even number, 16 pairs of matrices, 16
+// x 16 and 16 x 8, made of words [kPeakWords], two F16 each; out [256 n_block]: the sum of a thread's share
+// of the results. Steps take the first and the second kPeakWords / 6 words for their first matrices in turn.
+void mma_peak(Stream stream, float* out, int n_block, int n_step, const uint32_t* words);
+constexpr int kPeakWords = 6 * 1024;
+
+// n_block blocks read bytes, a multiple of 16, at p; out [n_block], combined: their words' exclusive or.
+void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes);
 
 // ---- repack.cu --------------------------------------------------------------------------------------------
 

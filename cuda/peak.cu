@@ -1,5 +1,7 @@
-// peak.cu: what the tensor cores do when nothing else is asked of them: the ceiling that `easel bench`
-// measures products against. Called by engine.cpp.
+// peak.cu: what `easel bench` measures beside: what the tensor cores do when nothing else is asked of them,
+// the ceiling of products, and a read of so much memory that nothing else remains in the cache. Called by
+// profile.cpp and kernels.cpp.
+#include "check.h"
 #include "ops.h"
 #include "tile.h"
 
@@ -8,53 +10,89 @@ namespace easel {
 namespace {
 
 constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not wait for each other
+constexpr int kWordsA = 2 * kThreads * 4;  // of kPeakWords, for the first operand: of even steps, of odd ones
 
 // out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16 a warp, so that
 // all are made: with wgmma where products with weights have it, else with mma, its sums in F16 where they
-// have those. Launch: any grid, 256 threads. Check:  tests/test_linear.cpp counts.
-__global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step) {
+// have those. words [kPeakWords]: the operands. Launch: any grid, 256 threads. Check: tests/test_linear.cpp
+// counts.
+__global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step, const uint32_t* words) {
     wait_for_last_launch();
+    const int thread = threadIdx.x;
     float acc[kChains][4] = {};
-    const uint32_t one = 0x3c003c00;  // 1, 1 in F16
+    uint32_t a[2][4];
+    UNROLL for (int i = 0; i < 2; i++) {
+        const uint4 v = load16(words + (i * kThreads + thread) * 4);
+        a[i][0] = v.x, a[i][1] = v.y, a[i][2] = v.z, a[i][3] = v.w;
+    }
+    words += kWordsA;
     if constexpr (kWgmma) {
-        SHARED_ARRAY(uint4, shared, 1024 / 16 + kChains * 1024 / 16);
-        uint4* const ones = shared + (-shared_address(shared) & 1023) / 16;
-        for (int i = threadIdx.x; i < kChains * 1024 / 16; i += kThreads) ones[i] = {one, one, one, one};
+        constexpr int N_LOAD = (kPeakWords - kWordsA) / 4;
+        static_assert(N_LOAD == kChains * 8 * 128 / 16);  // rows of 128 bytes
+        SHARED_ARRAY(uint4, shared, 1024 / 16 + N_LOAD);
+        uint4* const b = shared + (-shared_address(shared) & 1023) / 16;
+        for (int i = thread; i < N_LOAD; i += kThreads) b[i] = load16(words + 4 * i);
         fence_proxy_async();
         __syncthreads();  // all of the matrix is there
-        // Not constants, which the compiler would write anew while a product reads them.
-        const uint4 v = load16(ones);
-        const uint32_t a[4] = {v.x, v.y, v.z, v.w};
-        for (int i = 0; i < n_step; i++) {
-            wgmma_fence();
-            wgmma_k16_f16(acc, a, wgmma_matrix(ones));
-            wgmma_commit();
-            wgmma_wait<1>();
+        for (int i = 0; i < n_step; i += 2) {
+            UNROLL for (int j = 0; j < 2; j++) {
+                wgmma_fence();
+                wgmma_k16_f16(acc, a[j], wgmma_matrix(b));
+                wgmma_commit();
+                wgmma_wait<1>();
+            }
         }
         wgmma_wait<0>();
         wgmma_done(acc);
-    } else if constexpr (kHalfSums) {
-        const uint32_t a[4] = {one, one, one, one};
-        uint32_t sums[kChains][2] = {};
-        for (int i = 0; i < n_step; i++) {
-            UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16_sums(sums[c], a, one, one);
+    } else {
+        uint32_t b[kChains][2], sums[kChains][2] = {};
+        UNROLL for (int c = 0; c < kChains; c++) UNROLL for (int i = 0; i < 2; i++) b[c][i] =
+            words[(2 * c + i) * 32 + thread % 32];
+        for (int i = 0; i < n_step; i += 2) {
+            UNROLL for (int j = 0; j < 2; j++) {
+                UNROLL for (int c = 0; c < kChains; c++) {
+                    if constexpr (kHalfSums)
+                        mma_m16n8k16_f16_sums(sums[c], a[j], b[c][0], b[c][1]);
+                    else
+                        mma_m16n8k16_f16(acc[c], a[j], b[c][0], b[c][1]);
+                }
+            }
         }
         UNROLL for (int c = 0; c < kChains; c++) add_halves(acc[c], sums[c]);
-    } else {
-        const uint32_t a[4] = {one, one, one, one};
-        for (int i = 0; i < n_step; i++) {
-            UNROLL for (int c = 0; c < kChains; c++) mma_m16n8k16_f16(acc[c], a, one, one);
-        }
     }
     float sum = 0;
     UNROLL for (int c = 0; c < kChains; c++) sum += acc[c][0] + acc[c][1] + acc[c][2] + acc[c][3];
-    out[blockIdx.x * kThreads + threadIdx.x] = sum;
+    out[blockIdx.x * kThreads + thread] = sum;
+}
+
+// out[block] = all 16-byte pieces of p [n] combined by exclusive or. Launch: any grid, 256 threads. Check:
+// tests/test_linear.cpp.
+__global__ void __launch_bounds__(kThreads) read_kernel(uint32_t* out, const uint8_t* p, int64_t n) {
+    wait_for_last_launch();
+    SHARED_ARRAY(uint32_t, part, kThreads / 32);
+    uint32_t all = 0;
+    const int64_t stride = int64_t{gridDim.x} * kThreads;
+    for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n; i += stride) {
+        const uint4 v = load16(p + 16 * i);
+        all ^= v.x ^ v.y ^ v.z ^ v.w;
+    }
+    UNROLL for (int i = 16; i; i /= 2) all ^= __shfl_xor_sync(~0u, all, i);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = all;
+    __syncthreads();  // the parts are complete
+    if (threadIdx.x) return;
+    for (int w = 1; w < kThreads / 32; w++) all ^= part[w];
+    out[blockIdx.x] = all;
 }
 
 }  // namespace
 
-void mma_peak(Stream stream, float* out, int n_block, int n_step) {
-    EASEL_LAUNCH(mma_peak_kernel, n_block, kThreads, 0, stream, out, n_step);
+void mma_peak(Stream stream, float* out, int n_block, int n_step, const uint32_t* words) {
+    require(n_step % 2 == 0, "bug: an odd number of steps");
+    EASEL_LAUNCH(mma_peak_kernel, n_block, kThreads, 0, stream, out, n_step, words);
+}
+
+void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes) {
+    EASEL_LAUNCH(read_kernel, n_block, kThreads, 0, stream, out, p, bytes / 16);
 }
 
 }  // namespace easel

@@ -171,8 +171,28 @@ TEST_CASE("max_row_square: the longest row of all experts") {
 }
 
 TEST_CASE("mma_peak: makes as many products as it is asked for") {
-    const int n_block = 2, n_step = 3;
+    const int n_block = 2, n_step = 4;
     const DeviceArray<float> sums(256 * n_block);
-    mma_peak(Stream{}, sums.data(), n_block, n_step);
+    const uint32_t one = 0x3c003c00, half = 0x38003800;  // twice, in F16
+    std::vector<uint32_t> words(kPeakWords, one);
+    mma_peak(Stream{}, sums.data(), n_block, n_step, to_device(words).data());
     CHECK(to_host(sums) == std::vector<float>(256 * n_block, 1024 * n_step));
+    std::fill_n(words.begin() + kPeakWords / 6, kPeakWords / 6, half);  // every other step
+    mma_peak(Stream{}, sums.data(), n_block, n_step, to_device(words).data());
+    CHECK(to_host(sums) == std::vector<float>(256 * n_block, 1024 * n_step * 3 / 4));
+    CHECK_THROWS_AS(mma_peak(Stream{}, sums.data(), n_block, 3, nullptr), Error);
+}
+
+TEST_CASE("read_memory: reads every word") {
+    std::mt19937 random(1);
+    for (const int n : {4, 1000, 2'000'004}) {
+        std::vector<uint32_t> words(n);
+        uint32_t expected = 0, all = 0;
+        for (uint32_t& w : words) expected ^= w = random();
+        const auto device_words = to_device(words);
+        const DeviceArray<uint32_t> out(20);
+        read_memory(Stream{}, out.data(), 20, reinterpret_cast<const uint8_t*>(device_words.data()), 4 * n);
+        for (const uint32_t part : to_host(out)) all ^= part;
+        CHECK(all == expected);
+    }
 }
