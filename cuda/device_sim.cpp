@@ -266,7 +266,7 @@ void Graph::run(Stream stream) {
     flight->thread = std::thread([this, f = flight.get()] {
         try {
             for (auto& [value, at_start] : impl_->conditions) *value = at_start;
-            impl_->run();
+            if (sim::refusal != sim::Refusal::Silent) impl_->run();
         } catch (...) {
             f->error = std::current_exception();
         }

@@ -35,6 +35,7 @@ class DeviceBackend final : public Backend {
           room_(c_, options),
           n_offload_(options.n_offload),
           index_(options.index),
+          silence_(options.silence_ms),
           graph_loop_(options.graph_loop),
           memory_(arena_bytes()),
           ring_(c_.n_canvas) {
@@ -232,6 +233,7 @@ class DeviceBackend final : public Backend {
     void drain() noexcept {
         try {
             use_device(index_);  // in a thread that has none, freeing would start the first GPU
+            if (in_graph_) graph_ends(std::chrono::seconds(10), [] {});
             finish(stream_.s);
         } catch (...) {  // a failed launch: nothing left to save
         }
@@ -410,6 +412,7 @@ class DeviceBackend final : public Backend {
                 if (!whole_ || whole_in_order_ != LaunchesInOrder::any()) whole_ = make_graph();
                 whole_in_order_ = LaunchesInOrder::any();
                 whole_->run(stream_.s);
+                in_graph_ = true;
             });
         } catch (const DeviceError&) {
             throw;
@@ -421,15 +424,27 @@ class DeviceBackend final : public Backend {
         return graph_loop_;
     }
 
-    // The device says itself that it has ended: a driver may call a stream idle whose graph still loops (seen
-    // under WSL 2). It is asked for errors alone.
+    // Waits for the end of the graph. The device says itself that it has ended: a driver may call a stream
+    // idle whose graph still loops (seen under WSL 2). False: it is idle, and has said nothing for `silence`.
     template <class Poll>
-    void finish_graph(const Poll& poll) {
-        while (!ring_.ended()) {
-            finished(stream_.s);
+    bool graph_ends(std::chrono::milliseconds silence, const Poll& poll) {
+        auto heard = Clock::now();
+        for (uint32_t n_read = ring_.n_read(); !ring_.ended();) {
+            const bool idle = finished(stream_.s);
             poll();
+            if (!idle || ring_.n_read() != n_read) n_read = ring_.n_read(), heard = Clock::now();
+            if (Clock::now() - heard > silence) break;
             std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
+        in_graph_ = false;
+        return ring_.ended();
+    }
+    template <class Poll>
+    void finish_graph(const Poll& poll) {
+        require(graph_ends(silence_, poll),
+                "the GPU is idle, but the graph of the answer has not said for {} s that it has ended "
+                "(--host-loop does without this graph)",
+                static_cast<double>(silence_.count()) / 1e3);
     }
 
     // Without conditional nodes: the same captured step, launched by the host.
@@ -467,7 +482,8 @@ class DeviceBackend final : public Backend {
     const MemoryPlan plan_;
     const Room room_;
     const int n_offload_, index_;
-    bool graph_loop_;
+    const std::chrono::milliseconds silence_;
+    bool graph_loop_, in_graph_ = false;  // answers are graphs; one has begun and not said that it has ended
     OwnStream stream_;
     ArenaMemory memory_;
     HostRing ring_;

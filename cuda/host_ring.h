@@ -31,6 +31,9 @@ class HostRing {
     // Whether the device has written the answer's last frame.
     bool ended() { return word(&RingHeader::ended).load(std::memory_order_acquire) != 0; }
 
+    // Frames that have been read.
+    uint32_t n_read() { return word(&RingHeader::tail).load(); }
+
     // Calls take(frame) for every frame that has come since the last time.
     template <class F>
     void poll(F take) {
@@ -58,7 +61,9 @@ class HostRing {
     }
 
   private:
-    static constexpr int kHeader = 64, kSlots = 64;
+    // Of some answers: a reader that stops for a while should not have a kernel wait for it, which some
+    // drivers end after seconds.
+    static constexpr int kHeader = 64, kSlots = 1024;
     RingHeader* header() { return reinterpret_cast<RingHeader*>(memory_); }
     std::atomic_ref<uint32_t> word(uint32_t RingHeader::*member) {
         return std::atomic_ref(header()->*member);

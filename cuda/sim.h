@@ -728,8 +728,9 @@ struct Stream {
 // How often a stream outside of captures has been given something else than a launch. On a GPU a launch after
 // that begins when all before it has ended; one after a launch may begin before (wait_for_last_launch()).
 inline std::atomic<uint64_t> n_order = 0;
-// For tests: when graphs with loops and branches are refused, as by a driver that cannot make or run them.
-enum class Refusal { Never, Instantiate, Launch };
+// For tests: when graphs with loops and branches are refused, as by a driver that cannot make or run them;
+// Silent: they are not, and do not run.
+enum class Refusal { Never, Instantiate, Launch, Silent };
 inline Refusal refusal = Refusal::Never;
 
 // As launch(), or, if `stream` is recording, a step of the recording that launches with these arguments.

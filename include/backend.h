@@ -167,6 +167,7 @@ struct DeviceOptions {
     bool exact = false;        // float32 throughout, slow and large: for tests
     bool graph_loop = true;    // the whole answer in one graph; else the host launches each step
     bool overlap = true;       // launches begin while the ones before them end, on 9.0 and later
+    int silence_ms = 60'000;   // an answer's graph that is idle and says nothing for so long is given up
     LoadProgressFn on_load;
 };
 // What the CUDA backend takes on the device with these options, n_context and n_encode as they are. Its

@@ -296,6 +296,15 @@ TEST_CASE("memory: where a driver refuses the graph, the host launches the steps
     CHECK(answer.note.find("the host launches each step") == 0);
     CHECK(two_canvases(*backend, c) == expected);
 }
+
+TEST_CASE("memory: a graph that never says that it has ended is given up") {
+    const Config& c = tiny()->config;
+    const auto backend = device_backend(tiny(), {.n_context = 100, .silence_ms = 50});
+    sim::refusal = sim::Refusal::Silent;
+    check_has(error_of([&] { two_canvases(*backend, c); }), {"0.05 s", "--host-loop"});
+    sim::refusal = sim::Refusal::Never;
+    CHECK(two_canvases(*backend, c) == two_canvases(*device_backend(tiny(), {.n_context = 100}), c));
+}
 #endif
 
 // ---- from one request to the next -------------------------------------------------------------------------
