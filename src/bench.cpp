@@ -269,6 +269,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     const Config& c = model->config;
     DeviceOptions options;
     options.index = device.index;
+    options.n_offload = flags.n_offload;
     ProfilePlan plan;
     plan.step = asked("step");
     plan.kernels = asked("kernels");
@@ -293,6 +294,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
                              device.driver % 1000 / 10, name, profile_tables(p, c, plan)));
     Json j{{"device", device.name}, {"driver", device.driver}, {"built", backends()}, {"model", name}};
     if (flags.model.empty()) j["router_skew"] = flags.router_skew;
+    if (flags.n_offload) j["expert_offload"] = flags.n_offload;
     j.update(Json::parse(profile_json(p, c, plan)));
     return j;
 }
@@ -303,21 +305,26 @@ int run_bench(const BenchFlags& flags) {
             "--router-skew changes made-up weights, a model of a file has its own");
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
+    const std::string wanted = flags.device.empty() ? "cuda" : flags.device;
+    require(!cpu || flags.device.empty() || flags.device == "cpu",
+            "bench cpu measures the CPU, --device is {}", flags.device);
     std::vector<DeviceInfo> devices;
     auto device = devices.end();
     std::string missing;
-    if (!cpu && flags.device != "cpu") {
+    if (!cpu && wanted != "cpu") {
         std::string why;
         devices = cuda_devices(&why);
         device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
-            return flags.device == "cuda" || flags.device == fmt::format("cuda:{}", d.index);
+            return wanted == "cuda" || wanted == fmt::format("cuda:{}", d.index);
         });
-        missing = fmt::format("there is no device {}{}{}", flags.device, why.empty() ? "" : ": ", why);
+        missing = fmt::format("there is no device {}{}{}", wanted, why.empty() ? "" : ": ", why);
         require(device != devices.end() || all || prefill, "{}", missing);
     } else {
         require(cpu || all || prefill, "bench {} needs a GPU, --device is cpu", flags.what);
     }
     const bool on_gpu = device != devices.end();
+    require(on_gpu || !flags.n_offload, "--expert-offload is for a GPU: {}",
+            missing.empty() ? "the device is cpu" : missing);
     std::string path = flags.json.value_or("");
     if (flags.json && path.empty()) {
         std::filesystem::create_directories("bench/results");

@@ -92,6 +92,13 @@ int64_t parse_bytes(const std::string& text) {
 constexpr const char* kDeviceGroup = "Device and memory";
 constexpr const char* kDisplayGroup = "Display";
 
+void add_offload_flag(CLI::App& app, int& n_offload, const std::string& group) {
+    app.add_option(
+           "--expert-offload", n_offload,
+           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
+        ->check(in_range(0, 1 << 20))
+        ->group(group);
+}
 void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::string& group) {
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
     app.add_option_function<std::string>(
@@ -99,11 +106,7 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::
            "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
         ->type_name("BYTES")
         ->group(group);
-    app.add_option(
-           "--expert-offload", n_offload,
-           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
-        ->check(in_range(0, 1 << 20))
-        ->group(group);
+    add_offload_flag(app, n_offload, group);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
@@ -316,7 +319,8 @@ Command bench_command(CLI::App& app) {
                   "random weights only: an expert's share of the tokens falls as this power of its rank "
                   "(default: 0, all have the same)")
         ->check(in_range(0.0, 8.0));
-    c->add_option("--device", f.device, "cuda, cuda:N, or cpu (default: cuda)");
+    c->add_option("--device", f.device, "cuda, cuda:N, or cpu (default: cuda, if there is one)");
+    add_offload_flag(*c, f.n_offload, c->get_option("--device")->get_group());
     c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
                   "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")

@@ -23,6 +23,9 @@ if nvidia-smi -L >/dev/null 2>&1; then
 else
     for what in step kernels load; do error "bench $what" "there is no device cuda" bench $what; done
 fi
+error "bench cpu on a GPU" "bench cpu measures the CPU, --device is cuda:0" bench cpu --device cuda:0
+error "experts left in the host's memory, on a CPU" "--expert-offload is for a GPU: the device is cpu" \
+    bench prefill --device cpu --expert-offload 1
 error "bench kernels on a CPU" "needs a GPU, --device is cpu" bench kernels --device cpu
 error "bench of another shape" 'no synthetic model "big", expected toy, mid or 26b-a4b' bench cpu --synthetic big
 error "bench of two models" "both -m and --synthetic" bench cpu -m x --synthetic toy

@@ -448,7 +448,7 @@ struct GraphRun {
 
 }  // namespace
 
-TEST_CASE("a graph loops through canvases and waits for a slow host", "[accept]") {
+TEST_CASE("a graph loops through canvases and waits for a slow host", "[accept][waits]") {
     std::mt19937 random(6);
     for (int n_slot : {1, 3}) {
         const int n = n_slot == 1 ? 1000 : 24;
@@ -498,7 +498,7 @@ TEST_CASE("an answer of one canvas that holds still ends in its second step", "[
     CHECK(run.loop.ring.take().header.last == 1);
 }
 
-TEST_CASE("cancelling ends the wait for a host that takes no frames", "[accept]") {
+TEST_CASE("cancelling ends the wait for a host that takes no frames", "[accept][waits]") {
     std::mt19937 random(8);
     const auto rows = random_rows(16, 0, random);
     GraphRun run(16, make_state({}, 9, 4), 2, rows);
