@@ -140,6 +140,7 @@ $(BUILD)/obj/version.facts: FORCE
 
 # The library and all of the program for others. The headers are what easel.h includes.
 PREFIX ?= /usr/local
+override PREFIX := $(abspath $(PREFIX))
 ROOT := $(DESTDIR)$(PREFIX)
 HEADERS := easel.h backend.h chat.h error.h gguf.h model.h quant.h sampler.h tokenizer.h
 INSTALLED := bin/easel lib/libeasel.a lib/pkgconfig/easel.pc share/man/man1/easel.1 \
@@ -151,7 +152,7 @@ $(BUILD)/libeasel.a: $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
 	$(AR) rcs $@ $(filter %.o,$^)
 install: $(EASEL) $(BUILD)/libeasel.a
 	mkdir -p $(sort $(dir $(addprefix $(ROOT)/,$(INSTALLED))))
-	install -m 755 $(EASEL) $(ROOT)/bin/easel
+	install -s -m 755 $(EASEL) $(ROOT)/bin/easel
 	install -m 644 $(BUILD)/libeasel.a $(ROOT)/lib
 	install -m 644 $(addprefix include/,$(HEADERS)) $(ROOT)/include/easel
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: easel' 'Description: DiffusionGemma from GGUF files (C++20)' \
@@ -163,7 +164,7 @@ install: $(EASEL) $(BUILD)/libeasel.a
 	$(EASEL) completion fish >$(ROOT)/share/fish/vendor_completions.d/easel.fish
 uninstall:
 	rm -f $(addprefix $(ROOT)/,$(INSTALLED))
-	-rmdir $(ROOT)/include/easel
+	cd $(ROOT) && rmdir -p --ignore-fail-on-non-empty $(sort $(dir $(INSTALLED))) 2>/dev/null || true
 
 deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh

@@ -38,7 +38,7 @@ struct Reply {
 // closes, of a second channel and of literal <think>...</think>.
 Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids);
 
-// Cuts `text` before the first of the stop strings in it; false: there is none.
-bool cut_at_stop(std::string& text, std::span<const std::string> stop);
+// Cuts `text` before the first of the stop strings in it, which is returned; empty: there is none.
+std::string cut_at_stop(std::string& text, std::span<const std::string> stop);
 
 }  // namespace easel

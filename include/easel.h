@@ -84,6 +84,7 @@ struct Result {
     std::vector<int32_t> ids;              // before the first end-of-generation id, at most n_token
     std::vector<float> log_prob, entropy;  // of each id, nats, at its canvas' last step
     Finish finish = Finish::Length;
+    std::string stop;           // of Request::stop, the one that ended the text; empty: none has
     std::vector<Filled> holes;  // of Request::canvas
     uint64_t seed = 0;          // that gave this answer
     int n_try = 1;           // answers made. What follows is of the kept one, but the prompt's of the first

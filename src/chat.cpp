@@ -193,12 +193,13 @@ Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
     return reply;
 }
 
-bool cut_at_stop(std::string& text, std::span<const std::string> stop) {
-    size_t at = text.npos;
-    for (const std::string& s : stop) at = std::min(at, text.find(s));
-    if (at == text.npos) return false;
-    text.resize(at);
-    return true;
+std::string cut_at_stop(std::string& text, std::span<const std::string> stop) {
+    size_t first = text.npos;
+    std::string found;
+    for (const std::string& s : stop)
+        if (const size_t at = text.find(s); at < first) first = at, found = s;
+    if (!found.empty()) text.resize(first);
+    return found;
 }
 
 }  // namespace easel

@@ -315,8 +315,10 @@ class Chat {
                 best = distance;
             }
         }
-        fail("there is no command {}, the nearest is {} (a message that begins with / has a blank before it)",
-             name.substr(0, 40), nearest->name);
+        fail(
+            "there is no command {}{}; /help lists them (to send a message that begins with /, put a blank "
+            "before it)",
+            name.substr(0, 40), best <= 2 ? fmt::format(", the nearest is {}", nearest->name) : "");
     }
 
     void clear(std::string_view) {
@@ -326,13 +328,15 @@ class Chat {
     }
 
     void drop(std::string_view argument) {
-        size_t n = 1;
-        if (!argument.empty()) n = parse_number(argument, "/drop");
+        uint64_t n = 1;
         const size_t n_turn = turns_.size() / 2;
-        require(n >= 1 && n <= n_turn, "there are {} turns, /drop got {}", n_turn, n);
+        const bool is_number = argument.empty() || parse_number(argument, n);
+        require(n_turn > 0, "there are no turns to drop");
+        require(is_number && n >= 1 && n <= n_turn, "/drop got \"{}\", expected 1 to {}, the turns there are",
+                argument, n_turn);
         turns_.erase(turns_.begin(), turns_.begin() + static_cast<std::ptrdiff_t>(2 * n));
         n_used_ = 0;
-        note(fmt::format("{} turns left", n_turn - n));
+        note(counted(n_turn - n, "turn") + " left");
     }
 
     void system(std::string_view argument) {
@@ -350,7 +354,7 @@ class Chat {
     }
 
     void think(std::string_view argument) {
-        require(argument == "on" || argument == "off", "/think got \"{}\", expected on or off", argument);
+        require(argument == "on" || argument == "off", "/think got {}, expected on or off", given(argument));
         if (argument == "on") check_think();
         think_ = argument == "on";
         note(fmt::format("thinking is {}", argument));
@@ -360,25 +364,26 @@ class Chat {
                 "this model cannot think: its vocabulary lacks the token <|think|>");
     }
 
-    static uint64_t parse_number(std::string_view text, const char* command) {
-        uint64_t n = 0;
+    static std::string given(std::string_view argument) {
+        return argument.empty() ? "nothing" : fmt::format("\"{}\"", argument);
+    }
+    static bool parse_number(std::string_view text, uint64_t& n) {
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
-        require(error == std::errc() && end == text.data() + text.size() && !text.empty(),
-                "{} got \"{}\", expected 0 to 18446744073709551615", command, text);
-        return n;
+        return error == std::errc() && end == text.data() + text.size();
     }
     void seed(std::string_view argument) {
-        seed_ = parse_number(argument, "/seed");
+        require(parse_number(argument, seed_), "/seed got {}, expected 0 to {}", given(argument), UINT64_MAX);
         note(fmt::format("seed {}", seed_));
     }
 
     void save(std::string_view argument) {
         require(!argument.empty(), "/save got nothing, expected a file's name");
         const std::string path = file_path(argument);
+        require_other(path, engine_.model().file->name(), "the model itself");
         std::vector<Message> all = turns_;
         if (!system_.empty()) all.insert(all.begin(), {Role::System, system_});
         write_messages(path, all);
-        note(fmt::format("{} messages written to {}", all.size(), path));
+        note(fmt::format("{} written to {}", counted(all.size(), "message"), path));
     }
 
     void load(std::string_view argument) {
@@ -395,7 +400,7 @@ class Chat {
                     "{}: message {} is the {}'s, expected user and assistant in turn", path,
                     i + 1 + !system.empty(), role_name(all[i].role));
         require(all.size() % 2 == 0, "{}: the last message is the user's, expected an answer to it", path);
-        note(fmt::format("{} messages read from {}", all.size() + !system.empty(), path));
+        note(fmt::format("{} read from {}", counted(all.size() + !system.empty(), "message"), path));
         turns_ = std::move(all);
         system_ = std::move(system);
         n_used_ = 0;
@@ -404,7 +409,7 @@ class Chat {
     void stats(std::string_view) {
         const size_t n_turn = turns_.size() / 2;
         say(fmt::format(
-            "{} turns{}; seed {}, thinking {}", n_turn,
+            "{}{}; seed {}, thinking {}", counted(n_turn, "turn"),
             n_used_ ? fmt::format(", {} of {} tokens of context", n_used_, engine_.n_context()) : "", seed_,
             think_ ? "on" : "off"));
         if (last_.empty()) return;

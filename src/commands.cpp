@@ -42,8 +42,9 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& name) {
 }
 
 std::vector<int32_t> read_ids(const std::string& path) {
-    std::vector<int32_t> ids = parse_ids(read_file(path), path);
-    require(!ids.empty(), "{}: holds no token ids, expected at least one", path);
+    const std::string name = path == "-" ? "stdin" : path;
+    std::vector<int32_t> ids = parse_ids(read_input(path), name);
+    require(!ids.empty(), "{}: holds no token ids, expected at least one", name);
     return ids;
 }
 
@@ -89,8 +90,8 @@ Request make_request(const GenerateFlags& f) {
         r.prompt_ids = read_ids(f.prompt_ids);
     } else {
         std::string text = f.prompt.value_or("");
-        if (f.prompt == "-") text = without_mark(read_all(stdin, "stdin"));
-        if (!f.prompt_file.empty()) text = without_mark(read_file(f.prompt_file));
+        if (f.prompt == "-") text = without_mark(read_input("-"));
+        if (!f.prompt_file.empty()) text = without_mark(read_input(f.prompt_file));
         if (f.raw) {
             require(f.system.empty() && !f.think, "--raw goes without --system and --think");
             r.raw = std::move(text);
@@ -127,6 +128,7 @@ std::string result_json(const Result& r) {
     for (const Filled& f : r.holes)
         j["holes"].push_back({{"text", f.text}, {"ids", f.ids}, {"confidence", f.confidence}});
     j["finish_reason"] = finish_name(r.finish);
+    if (!r.stop.empty()) j["stop"] = r.stop;
     j["seed"] = r.seed;
     j["tries"] = r.n_try;
     j["prompt_tokens"] = r.n_prompt;
@@ -144,12 +146,13 @@ void print_statistics(const Result& r) {
     const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
     tell(fmt::format(
-        "prompt {} tokens, {:.0f} tok/s | {} canvases, {} steps, {:.2f} ms a step | answer {} tokens, "
-        "{:.0f} tok/s, "
-        "{:.1f} steps a canvas, {} | hash {:016x}\n",
-        r.n_prompt, rate(r.n_prompt - r.n_reused, r.encode_ms), r.steps.size(), n_step,
-        n_step ? r.denoise_ms / n_step : 0.0, r.ids.size(), rate(static_cast<double>(r.ids.size()), total_ms),
-        n_step / n_canvas, finish_name(r.finish), r.hash));
+        "prompt {}, {:.0f} tok/s | {}, {}, {:.2f} ms a step | answer {}, {:.0f} tok/s, {:.1f} steps a "
+        "canvas, {} | {}hash {:016x}\n",
+        counted(r.n_prompt, "token"), rate(r.n_prompt - r.n_reused, r.encode_ms),
+        counted(r.steps.size(), "canvas", "canvases"), counted(n_step, "step"),
+        n_step ? r.denoise_ms / n_step : 0.0, counted(r.ids.size(), "token"),
+        rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvas, finish_name(r.finish),
+        r.n_try > 1 ? fmt::format("seed {}, the best of {} | ", r.seed, r.n_try) : "", r.hash));
 }
 
 // A step's canvas on one line: what was accepted, and a dot for every token that is still noise.
@@ -182,6 +185,13 @@ bool write_stdout(std::string_view text) {
         std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
     require(ok || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
     return ok;
+}
+
+void write_output(const std::string& path, std::string_view text) {
+    if (path.empty() || path == "-")
+        write_stdout(text);
+    else
+        write_file(path, text);
 }
 
 Engine open_engine(EngineOptions options) {
@@ -219,6 +229,7 @@ static void print_memory(Engine& engine) {
 
 int run_generate(const GenerateFlags& flags) {
     require(!flags.show_steps || flags.view.view != "on", "--show-steps goes without --view on");
+    require(!flags.quiet || !flags.verbose, "--quiet goes without --verbose");
     require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
             "--trace goes without --best-of and --retry-empty: it is of one answer");
     Request request = make_request(flags);  // a wrong flag is told before a model is loaded
@@ -232,7 +243,7 @@ int run_generate(const GenerateFlags& flags) {
     if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();
     ViewFlags view_flags = flags.view;
-    if (flags.show_steps) view_flags.view = "off";
+    if (flags.show_steps || (flags.quiet && view_flags.view == "auto")) view_flags.view = "off";
     View view(engine.tokenizer(), view_flags, request.sampler->max_steps, request.ignore_eos);
     ProgressLine progress;
     Result result = engine.generate(
@@ -243,7 +254,7 @@ int run_generate(const GenerateFlags& flags) {
                 tell(step_line(engine.tokenizer(), f));
             else if (view.on())
                 view.frame(f);
-            else
+            else if (!flags.quiet)
                 progress.show(fmt::format("canvas {}, step {}, mean entropy {:.3f}", f.canvas + 1, f.step + 1,
                                           f.mean_entropy));
             return !interrupted;
@@ -251,7 +262,7 @@ int run_generate(const GenerateFlags& flags) {
         [&](int done, int total) {
             if (view.on())
                 view.encoding(done, total);
-            else if (done < total)
+            else if (done < total && !flags.quiet)
                 progress.show(fmt::format("encoding the prompt: {} of {} tokens", done, total));
             return !interrupted;
         });
@@ -269,18 +280,21 @@ int run_generate(const GenerateFlags& flags) {
     write_stdout(text);
     warn(engine.model());
     if (!result.note.empty()) tell(fmt::format("easel: {}\n", result.note));
-    print_statistics(result);
+    if (!flags.quiet) print_statistics(result);
     if (trace) trace->close();  // after the answer: a full disk does not lose it
     return result.finish == Finish::Cancelled ? kInterrupted : 0;
 }
 
 int run_logits(const LogitsFlags& flags) {
+    for (const std::string& input : {flags.canvas_ids, flags.prompt_ids, flags.prev_logits})
+        require_other(flags.output, input, "an input");
     const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
     std::vector<int32_t> prompt;
     if (!flags.prompt_ids.empty()) prompt = read_ids(flags.prompt_ids);
     EngineOptions options = flags.engine;  // a context that leaves room for the logits themselves
     if (!options.n_context) options.n_context = static_cast<int>(prompt.size() + canvas.size());
     Engine engine = open_engine(options);
+    require_other(flags.output, engine.model().file->name(), "the model itself");
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
     require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",
@@ -297,7 +311,7 @@ int run_logits(const LogitsFlags& flags) {
     }
     engine.backend().encode(prompt);
     engine.backend().logits({canvas, prev, flags.prev_temperature}, out);
-    write_file(flags.output, {reinterpret_cast<const char*>(out.data()), n * sizeof(float)});
+    write_output(flags.output, {reinterpret_cast<const char*>(out.data()), n * sizeof(float)});
     warn(engine.model());
     return 0;
 }
@@ -305,7 +319,7 @@ int run_logits(const LogitsFlags& flags) {
 int run_tokenize(const TokenizeFlags& flags) {
     const auto file = open_model(flags.model);
     const Tokenizer tokenizer(*file);
-    const std::string input = read_all(stdin, "stdin");
+    const std::string input = read_input("-");
     if (flags.decode)
         write_stdout(tokenizer.decode(parse_ids(input, "stdin"), flags.special));
     else

@@ -22,7 +22,7 @@ struct GenerateFlags {
     std::optional<std::string> prompt, canvas;
     std::vector<std::string> choices, stop;  // choices: "HOLE=A|B"
     std::string prompt_file, system, prompt_ids, print = "text";
-    bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false;
+    bool think = false, raw = false, ignore_eos = false, show_steps = false, verbose = false, quiet = false;
     std::optional<std::string> trace;  // file for every step (trace.h)
     uint64_t seed = 0;
     int n_token = 0, n_retry = 0, n_best = 1;
@@ -102,6 +102,8 @@ std::string version_text();    // version, commit, devices, compilers: a line ea
 
 // False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
 bool write_stdout(std::string_view text);
+// To stdout, if `path` is empty or "-", else to that file.
+void write_output(const std::string& path, std::string_view text);
 // What is odd about a model, to stderr.
 void warn(const Model& model);
 // "stop", "length" or "cancelled".

@@ -139,7 +139,8 @@ Source read_gguf(const std::string& path) {
         out.tensors.push_back(
             {std::string(t.name), {t.ne.begin(), t.ne.begin() + t.n_dims}, t.type, t.data, true});
     }
-    if (quantised) out.notes.push_back(path + " is quantised already: what that lost stays lost");
+    if (quantised)
+        out.notes.push_back(path + " is quantised already: converting cannot bring back what that lost");
     return out;
 }
 

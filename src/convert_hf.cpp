@@ -86,7 +86,6 @@ struct Shape {
 
 // What the text model could have and easel does not compute.
 void refuse_unsupported(const Section& top, const Section& text) {
-    top.only("model_type", "diffusion_gemma");
     top.only("tie_word_embeddings", true);
     text.only("tie_word_embeddings", true);
     text.only("hidden_activation", "gelu_pytorch_tanh");
@@ -408,6 +407,7 @@ Source read_hf_folder(const std::string& folder) {
     const Section top{config, (dir / "config.json").string() + ": "};
     require(config.is_object() && top.find("model_type"),
             "{}expected an object with model_type diffusion_gemma", top.where);
+    top.only("model_type", "diffusion_gemma");  // of another model, nothing that follows would be a reason
     const Shape s = read_shape(top);
     const Section text = top.section("text_config");
 

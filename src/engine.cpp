@@ -290,9 +290,9 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     const int64_t needed = static_cast<int64_t>(prompt.size()) + int64_t{params.n_canvas} * n_canvas_token;
     require(needed <= n_context_,
             "{} prompt tokens and {} canvases of {} tokens need {} places, the context has {}: shorten the "
-            "prompt or ask "
-            "for fewer tokens",
-            prompt.size(), params.n_canvas, n_canvas_token, needed, n_context_);
+            "prompt or ask for fewer tokens{}",
+            prompt.size(), params.n_canvas, n_canvas_token, needed, n_context_,
+            n_context_ < model_->config.n_context ? ", or for a larger context (-c)" : "");
 
     Result result;
     result.seed = seed;
@@ -327,7 +327,7 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     const auto frame_or_stop = [&](const Frame& f) {
         if (f.canvas > 0 && f.step == 0) {
             std::string text = split_reply(*tokenizer_, finished).answer;
-            stopped = cut_at_stop(text, request.stop);
+            stopped = !cut_at_stop(text, request.stop).empty();
         }
         if (f.last) finished.insert(finished.end(), f.argmax.begin(), f.argmax.end());
         return !stopped && (!on_frame || on_frame(f));
@@ -371,8 +371,8 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
         result.text = std::move(reply.answer);
         result.thought = std::move(reply.thought);
     }
-    if (cut_at_stop(result.text, request.stop) && result.finish != Finish::Cancelled)
-        result.finish = Finish::Stop;
+    result.stop = cut_at_stop(result.text, request.stop);
+    if (!result.stop.empty() && result.finish != Finish::Cancelled) result.finish = Finish::Stop;
     return result;
 }
 

@@ -23,6 +23,7 @@
 #include "models.h"
 #include "sha256.h"
 #include "text.h"
+#include "whole_file.h"
 
 extern char** environ;
 
@@ -201,7 +202,7 @@ class Curl {
         posix_spawn_file_actions_destroy(&actions);
         if (error) pid_ = -1;
         require(error != ENOENT,
-                "the program curl downloads and is not installed: install it, or put it on the PATH");
+                "downloading needs the program curl, which is not installed, or not on the PATH");
         require(error == 0, "the program curl cannot be started: {}", std::strerror(error));
     }
     ~Curl() {
@@ -278,18 +279,33 @@ bool is_here(const ModelEntry& e) {
     return true;
 }
 
-// Held for as long as the object lives; it goes with the process, however that ends.
-File lock(const ModelEntry& e) {
-    const std::string path = model_path(e) + ".lock";
-    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    require(fd >= 0, "{}: cannot be written: {}; EASEL_MODELS=FOLDER sets another folder", path,
-            std::strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return File(fd);
-    const int error = errno;
-    close(fd);
-    require(error != EWOULDBLOCK, "{} is being fetched by another easel at this moment", e.name);
-    fail("{}: cannot be locked: {}", path, std::strerror(error));
-}
+// NAME.gguf.lock, held for as long as the object lives; the lock goes with the process, however that ends.
+class Lock {
+  public:
+    explicit Lock(const ModelEntry& e) : path_(model_path(e) + ".lock"), file_(-1) {
+        do {  // until it is one that no other easel has just removed
+            file_.close();
+            file_.fd = open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+            require(file_.fd >= 0, "{}: cannot be written: {}; EASEL_MODELS=FOLDER sets another folder",
+                    path_, std::strerror(errno));
+            const bool held = flock(file_.fd, LOCK_EX | LOCK_NB) == 0;
+            require(held || errno != EWOULDBLOCK, "{} is being fetched by another easel at this moment",
+                    e.name);
+            require(held, "{}: cannot be locked: {}", path_, std::strerror(errno));
+        } while (!is_named(file_.fd, path_));
+        held_ = true;
+    }
+    ~Lock() {
+        if (held_) unlink(path_.c_str());
+    }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+  private:
+    std::string path_;
+    File file_;
+    bool held_ = false;
+};
 
 void check_space(const std::string& folder, const ModelEntry& e, int64_t here) {
     struct statvfs disk;
@@ -369,8 +385,12 @@ int list_models(const std::vector<ModelEntry>& models) {
         struct stat file, part;
         const std::string path = model_path(e);
         const bool here = stat(path.c_str(), &file) == 0;
+        const bool whole = here && (e.bytes == 0 || file.st_size == e.bytes);
         const bool begun = !here && stat((path + ".part").c_str(), &part) == 0 && part.st_size > 0;
-        const std::string state = here ? "here" : begun ? human_bytes(part.st_size) + " of it" : "not here";
+        const std::string state = whole   ? "here"
+                                  : here  ? "of wrong size"
+                                  : begun ? human_bytes(part.st_size) + " of it"
+                                          : "not here";
         const std::string line = fmt::format("  {:<{}}  {:>10}  {:<16} {}", e.name, width,
                                              e.bytes > 0 ? human_bytes(e.bytes) : "?", state, e.note);
         out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
@@ -400,7 +420,7 @@ int run_fetch(const FetchFlags& flags) {
     std::filesystem::create_directories(folder, error);
     require(!error, "{}: cannot be made: {}; EASEL_MODELS=FOLDER sets another folder", folder,
             error.message());
-    const File held = lock(e);
+    const Lock held(e);
     if (!is_here(e)) {  // another easel may have brought it just now
         Part part(path + ".part", e);
         check_space(folder, e, part.bytes());
@@ -417,8 +437,9 @@ int run_fetch(const FetchFlags& flags) {
         }
         if (!e.sha256.empty()) {
             const std::string found = part.sha256();
+            if (found != e.sha256) part.restart();  // and it is removed
             require(found == e.sha256,
-                    "{}: not used, its sha256 is {}, expected {}; `easel fetch {}` starts from zero",
+                    "{}: deleted, as its sha256 is {}, expected {}; `easel fetch {}` starts from zero",
                     part.path(), found, e.sha256, e.name);
         }
         part.move_to(path);

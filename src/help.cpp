@@ -153,13 +153,15 @@ class HelpFormatter : public CLI::FormatterBase {
 // The models that `easel fetch` lists, for all three shells.
 constexpr const char* kListModels = "easel fetch 2>/dev/null | sed -n 's/^  \\([^ ]*\\) .*/\\1/p'";
 
-enum class Values { None, Files, Models, Choices };
+enum class Values { None, Files, Models, Listed, Choices };
 
 Values values_of(const Described& d) {
-    return !d.choices.empty()  ? Values::Choices
-           : d.value == kModel ? Values::Models
-           : d.value == kFile  ? Values::Files
-                               : Values::None;
+    const bool file = d.value == kFile || d.value == kFileOrStream;
+    return !d.choices.empty()   ? Values::Choices
+           : d.value == kModel  ? Values::Models
+           : d.value == kListed ? Values::Listed
+           : file               ? Values::Files
+                                : Values::None;
 }
 
 std::string bash_values(const Described& d) {
@@ -168,6 +170,8 @@ std::string bash_values(const Described& d) {
             return fmt::format("COMPREPLY=($(compgen -W \"{}\" -- \"$cur\"))", join(d.choices, " "));
         case Values::Models:
             return "_easel_files; COMPREPLY+=($(compgen -W \"$(_easel_models)\" -- \"$cur\"))";
+        case Values::Listed:
+            return "COMPREPLY=($(compgen -W \"$(_easel_models)\" -- \"$cur\"))";
         case Values::Files:
             return "_easel_files";
         case Values::None:
@@ -228,13 +232,17 @@ std::string quoted(const std::string& text, std::string_view special, bool fish)
 
 std::string zsh_completion(const CLI::App& app) {
     std::string out = "#compdef easel\n# zsh completion of easel; made by `easel completion zsh`\n";
-    out += fmt::format("_easel_models() {{ compadd -- $({}); _files; }}\n", kListModels);
+    out +=
+        fmt::format("_easel_listed() {{ compadd -- $({}); }}\n_easel_models() {{ _easel_listed; _files; }}\n",
+                    kListModels);
     const auto action = [](const Described& d) {
         switch (values_of(d)) {
             case Values::Choices:
                 return "(" + join(d.choices, " ") + ")";
             case Values::Models:
                 return std::string("_easel_models");
+            case Values::Listed:
+                return std::string("_easel_listed");
             case Values::Files:
                 return std::string("_files");
             case Values::None:
@@ -276,6 +284,8 @@ std::string fish_completion(const CLI::App& app) {
                 return fmt::format(" -x -a '{}'", join(d.choices, " "));
             case Values::Models:
                 return fmt::format(" -r -F -a '({})'", quoted(kListModels, "\\", true));
+            case Values::Listed:
+                return fmt::format(" -x -a '({})'", quoted(kListModels, "\\", true));
             case Values::Files:
                 return " -r -F";
             case Values::None:

@@ -8,8 +8,9 @@
 
 namespace easel {
 
-// Type names that stand for a file, or for a file or a model's name: in --help, and for completion.
-constexpr const char *kFile = "FILE", *kModel = "MODEL";
+// Type names that stand for a file, for one or "-" as stdin or stdout, for a file or a model's name, for the
+// name of a model that can be fetched: in --help, and for completion.
+constexpr const char *kFile = "FILE", *kFileOrStream = "FILE|-", *kModel = "MODEL", *kListed = "NAME";
 
 // --help of the program and of a command, 80 columns wide. Options of a group of their own are only named:
 // the manual page tells what each does.

@@ -13,6 +13,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "check.h"
@@ -25,21 +26,33 @@ namespace {
 
 using namespace easel;
 
-constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo model)";
+constexpr const char* kDevices = "{auto,cpu,cuda,cuda:N}";  // help.cpp reads the words there
+constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo)";
+
+// A decimal number, all of s. CLI11, which reads what has been checked, would take 010 for 8, and 0x10 too.
+template <class T>
+std::optional<T> parse_decimal(const std::string& s) {
+    T value{};
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
+    const size_t first = s.starts_with('-');
+    const bool octal = std::is_integral_v<T> && s.size() > first + 1 && s[first] == '0';
+    if (error != std::errc() || end != s.data() + s.size() || octal) return std::nullopt;
+    return value;
+}
+template <class T>
+constexpr const char* number_text = std::is_integral_v<T> ? "whole number" : "number";
 
 // Checks that say what was given, in quotes, as it may be nothing, and what was expected.
 template <class T>
 std::string check_number(const std::string& s) {
-    T value{};
-    if (CLI::detail::lexical_cast(s, value)) return "";
-    return fmt::format("\"{}\" is no {}", s, std::is_same_v<T, int> ? "whole number of 32 bits" : "number");
+    return parse_decimal<T>(s) ? "" : fmt::format("\"{}\" is not a {}", s, number_text<T>);
 }
 template <class T>
 CLI::Validator in_range(T low, T high) {
     const auto check = [=](const std::string& s) {
-        T value{};
-        const bool fits = CLI::detail::lexical_cast(s, value) && value >= low && value <= high;
-        return fits ? "" : fmt::format("\"{}\" is not in range {} to {}", s, low, high);
+        const std::optional<T> value = parse_decimal<T>(s);
+        const bool fits = value && *value >= low && *value <= high;
+        return fits ? "" : fmt::format("\"{}\" is not a {} from {} to {}", s, number_text<T>, low, high);
     };
     return {check, ""};
 }
@@ -114,8 +127,8 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
         ->check(in_range(1, 1 << 30));
-    app.add_option("--device", e.device,
-                   "auto, cpu, cuda or cuda:N (default: auto, the first GPU, if the model fits)")
+    app.add_option("--device", e.device, "default: auto, the first GPU, if the model fits")
+        ->type_name(kDevices)
         ->group(kDeviceGroup);
     add_memory_flags(app, e.memory_limit, e.n_offload, kDeviceGroup);
     app.add_option_function<std::string>(
@@ -139,12 +152,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
 
 void add_seed_flag(CLI::App& app, uint64_t& seed) {
     app.add_option("--seed", seed, "random seed, 64 bits (default: 0)")
-        ->check([](const std::string& s) {  // CLI11 would take -1 and cap what is past 64 bits
-            constexpr const char* most = "18446744073709551615";
-            const bool fits = !s.empty() && s.find_first_not_of("0123456789") == std::string::npos &&
-                              (s.size() < 20 || (s.size() == 20 && s <= most));
-            return fits ? "" : fmt::format("\"{}\" is not in range 0 to {}", s, most);
-        });
+        ->check(in_range<uint64_t>(0, UINT64_MAX));
 }
 
 void add_view_flags(CLI::App& app, ViewFlags& v) {
@@ -174,11 +182,12 @@ Command generate_command(CLI::App& app) {
         app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
     add_engine_flags(*c, f.engine);
     c->add_option("-p,--prompt", f.prompt, "the prompt; - reads it from stdin");
-    c->add_option("-f,--file", f.prompt_file, "read the prompt from a file")->type_name(kFile);
-    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids, used as they are")->type_name(kFile);
+    c->add_option("-f,--file", f.prompt_file, "read the prompt from a file")->type_name(kFileOrStream);
+    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids, used as they are")
+        ->type_name(kFileOrStream);
     c->add_option("-s,--system", f.system, "system text");
     c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
-    c->add_flag("--raw", f.raw, "the prompt is plain text, not a chat turn")->disable_flag_override();
+    c->add_flag("--raw", f.raw, "the prompt as it is, control strings and all")->disable_flag_override();
     c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
         ->check(in_range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
@@ -193,6 +202,7 @@ Command generate_command(CLI::App& app) {
     c->add_flag("--show-steps", f.show_steps, "the canvas as it settles, a line a step")
         ->disable_flag_override()
         ->group(kDisplayGroup);
+    c->add_flag("-q,--quiet", f.quiet, "no progress and no statistics on stderr")->disable_flag_override();
     c->add_flag("-v,--verbose", f.verbose, "memory and time of loading, on stderr")->disable_flag_override();
     c->add_option("--trace", f.trace, "where to write each step, for easel trace")->type_name(kFile);
     c->add_option("--print", f.print, "what goes to stdout (default: text)")
@@ -273,15 +283,16 @@ Command logits_command(CLI::App& app) {
         app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
     add_engine_flags(*c, f.engine);
     c->get_option("--context")->description("tokens in all (default: those that are given)");
-    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")->type_name(kFile);
+    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")
+        ->type_name(kFileOrStream);
     c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas' token ids")
         ->required()
-        ->type_name(kFile);
+        ->type_name(kFileOrStream);
     c->add_option("--prev-logits", f.prev_logits, "an earlier output: the step before, for self-conditioning")
         ->type_name(kFile);
     c->add_option("--prev-temperature", f.prev_temperature, "that step's temperature")
         ->check(in_range(1e-3, 1e3));
-    c->add_option("-o,--output", f.output, "file to write")->required()->type_name(kFile);
+    c->add_option("-o,--output", f.output, "file to write")->required()->type_name(kFileOrStream);
     c->footer("easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32");
     return {c, [flags] { return run_logits(*flags); }};
 }
@@ -295,7 +306,9 @@ Command convert_command(CLI::App& app) {
         ->required()
         ->type_name(kModel);
     c->add_option("target", f.target, "GGUF file to write")->required()->type_name(kFile);
-    c->add_option("--type", f.type, "f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m")->required();
+    c->add_option("--type", f.type, "of the matrices")
+        ->required()
+        ->check(one_of({"f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"}));
     c->footer("easel convert FOLDER model.gguf --type q4_k_m");
     return {c, [flags] { return run_convert(*flags); }};
 }
@@ -313,13 +326,14 @@ Command bench_command(CLI::App& app) {
     c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
         ->type_name(kModel);
     c->add_option("--synthetic", f.synthetic,
-                  "26b-a4b, mid or toy, then :q4_k_m, :q8_0 ...: random weights of that shape (default: "
-                  "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)");
+                  "random weights of that shape, with :q4_k_m, :q8_0 ... for their type (default: "
+                  "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)")
+        ->type_name("{26b-a4b,mid,toy}");
     c->add_option("--router-skew", f.router_skew,
                   "random weights only: an expert's share of the tokens falls as this power of its rank "
                   "(default: 0, all have the same)")
         ->check(in_range(0.0, 8.0));
-    c->add_option("--device", f.device, "cuda, cuda:N, or cpu (default: cuda, if there is one)");
+    c->add_option("--device", f.device, "default: cuda, if there is one")->type_name("{cuda,cuda:N,cpu}");
     add_offload_flag(*c, f.n_offload, c->get_option("--device")->get_group());
     c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
@@ -349,7 +363,7 @@ Command fetch_command(CLI::App& app) {
     FetchFlags& f = *flags;
     CLI::App* c =
         app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
-    c->add_option("name", f.name, "a name of the list")->type_name(kModel);
+    c->add_option("name", f.name, "a name of the list")->type_name(kListed);
     c->add_option("--list", f.list, "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)")
         ->type_name(kFile);
     c->add_flag("-q,--quiet", f.quiet, "no progress on stderr")->disable_flag_override();
@@ -362,8 +376,10 @@ Command trace_command(CLI::App& app) {
     TraceFlags& f = *flags;
     CLI::App* c =
         app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
-    c->add_option("file", f.file, "file that generate --trace has written")->required()->type_name(kFile);
-    c->add_option("-o,--output", f.output, "file to write (default: stdout)")->type_name(kFile);
+    c->add_option("file", f.file, "file that generate --trace has written")
+        ->required()
+        ->type_name(kFileOrStream);
+    c->add_option("-o,--output", f.output, "file to write (default: stdout)")->type_name(kFileOrStream);
     c->add_flag("--svg", f.svg, "a figure of all steps as SVG instead of an HTML page")
         ->disable_flag_override();
     c->footer(
@@ -386,16 +402,49 @@ Command man_command(CLI::App& app) {
     return {c, [&app] { return write_stdout(manual_page(app, version_number())), 0; }};
 }
 
-// An empty name, of a variable that is not set perhaps, is not to stand for the default.
+// An empty name, of a variable that is not set perhaps, is not to stand for the default; nor is "-" a file's
+// name where it cannot be stdin or stdout, as in other programs.
 void require_name(const CLI::Option& o) {
-    const bool is_name = o.get_type_name() == kFile || o.get_type_name() == kModel;
-    if (!is_name || o.get_expected_min() == 0) return;
-    for (const std::string& value : o.results())
-        require(!value.empty(), "{}: the name is empty, expected that of a {}", o.get_name(),
-                o.get_type_name() == kFile ? "file" : "GGUF file or fetched model");
+    const std::string type = o.get_type_name();
+    const bool is_file = type == kFile || type == kFileOrStream;
+    if ((!is_file && type != kModel && type != kListed) || o.get_expected_min() == 0) return;
+    const char* expected = is_file ? "file" : "GGUF file or fetched model";
+    for (const std::string& value : o.results()) {
+        require(!value.empty(), "{}: the name is empty, expected that of a {}", o.get_name(), expected);
+        require(value != "-" || type == kFileOrStream, "{}: expected the name of a {}, which - is not",
+                o.get_name(), expected);
+    }
 }
 
-int run(int argc, char** argv) {
+// What is wrong with the command line, where CLI11's words are not for its user.
+std::string parse_error_text(const CLI::ParseError& e, const CLI::App& app,
+                             const std::vector<std::string>& words) {
+    std::string text = e.what();
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    const auto has = [&](const char* part) { return text.find(part) != text.npos; };
+    const std::string name = text.substr(0, text.find(':'));
+    if (dynamic_cast<const CLI::ArgumentMismatch*>(&e)) {
+        if (has("At Most")) return fmt::format("{} is given more than once", name);
+        if (has("missing")) return fmt::format("{} needs a value", name);
+    }
+    if (!dynamic_cast<const CLI::ExtrasError*>(&e)) return text;
+    const std::vector<std::string> extra = app.remaining(true);  // in any order; the first is enough
+    const auto first = std::find_first_of(words.begin(), words.end(), extra.begin(), extra.end());
+    if (first == words.end()) return text;
+    if (!first->starts_with('-'))
+        return fmt::format("\"{}\" was not expected{}", *first,
+                           words[0] == "generate" ? ": a prompt is given with -p TEXT" : "");
+    const std::string flag = first->substr(0, first->find('='));
+    std::string nearest;
+    int least = 3;  // letters that may differ
+    for (const CLI::Option* o : app.get_subcommands()[0]->get_options())
+        for (const std::string& known : o->get_lnames())
+            if (const int n = edit_distance(flag.substr(0, 40), "--" + known); n < least)
+                least = n, nearest = ", the nearest is --" + known;
+    return fmt::format("there is no flag {}{}", flag, nearest);
+}
+
+int run(std::vector<std::string> words) {
     CLI::App app{"DiffusionGemma from a GGUF file: denoises a canvas of tokens at once."};
     app.formatter(help_formatter());
     app.footer(
@@ -409,31 +458,33 @@ int run(int argc, char** argv) {
         tokenize_command(app), logits_command(app), convert_command(app),    bench_command(app),
         fetch_command(app),    trace_command(app),  completion_command(app), man_command(app)};
 
+    // What other programs have as commands.
+    if (!words.empty() && words[0] == "version") words[0] = "--version";
+    if (!words.empty() && words[0] == "help") {
+        words.erase(words.begin());
+        words.insert(words.begin() + !words.empty(), "--help");
+    }
     // CLI11 would only say that a subcommand is missing.
-    const auto named = [&](const Command& c) { return c.app->check_name(argv[1]); };
-    if (argc > 1 && !app.get_option_no_throw(argv[1]) &&
-        std::none_of(commands.begin(), commands.end(), named)) {
+    const auto named = [&](const Command& c) { return c.app->check_name(words[0]); };
+    if (words.empty() ||
+        (!app.get_option_no_throw(words[0]) && std::none_of(commands.begin(), commands.end(), named))) {
         std::vector<std::string> names;
         for (const Command& c : commands) names.push_back(c.app->get_name());
-        fail("there is no command \"{}\", expected one of {}", argv[1], fmt::join(names, ", "));
+        require(!words.empty(), "expected a command, one of {} (see easel --help)", fmt::join(names, ", "));
+        require(!words[0].starts_with('-'), "a command comes before {}, one of {}", words[0],
+                fmt::join(names, ", "));
+        fail("there is no command \"{}\", expected one of {}", words[0], fmt::join(names, ", "));
     }
     try {
-        app.parse(argc, argv);
+        app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // it takes them from the end
+    } catch (const CLI::CallForHelp&) {
+        return write_stdout(app.help()), 0;
+    } catch (const CLI::CallForVersion& e) {
+        return write_stdout(fmt::format("{}\n", e.what())), 0;
     } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() == 0) {  // --help, --version
-            app.exit(e);
-            require(std::cout.flush() || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
-            return 0;
-        }
-        std::string text = e.what();
-        std::replace(text.begin(), text.end(), '\n', ' ');
-        if (dynamic_cast<const CLI::ExtrasError*>(&e)) {  // has them in any order; the first is enough
-            const std::vector<std::string> extra = app.remaining(true);
-            const auto first = std::find_first_of(argv, argv + argc, extra.begin(), extra.end());
-            if (first != argv + argc)
-                text = fmt::format("The following argument was not expected: {}", *first);
-        }
-        throw Error(text + " (see easel --help)");
+        const bool in_command = !app.get_subcommands().empty();
+        throw Error(fmt::format("{} (see easel {}--help)", parse_error_text(e, app, words),
+                                in_command ? words[0] + " " : ""));
     }
     for (const CLI::Option* o : app.get_subcommands()[0]->get_options()) require_name(*o);
     const auto asked =
@@ -455,7 +506,7 @@ int main(int argc, char** argv) {
     hold_standard_streams();
     std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is seen as a failed write
     try {
-        return run(argc, argv);
+        return run({argv + 1, argv + argc});
     } catch (const std::bad_alloc&) {
         std::fprintf(stderr, "easel: out of memory\n");
     } catch (const std::exception& e) {

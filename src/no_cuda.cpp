@@ -4,7 +4,7 @@
 
 namespace easel {
 
-static const char* const kWhy = "this program was built without CUDA (no nvcc was found)";
+static const char* const kWhy = "this program was built without CUDA";
 
 std::string backends() {
     return "CPU";

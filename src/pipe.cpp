@@ -16,6 +16,7 @@
 #include "check.h"
 #include "commands.h"
 #include "text.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -336,6 +337,7 @@ class Server {
         if (!error.empty()) return write_error(item, error);
         if (!r.note.empty()) write_warning(item, r.note);
         OrderedJson extra = OrderedJson::object();
+        if (!r.stop.empty()) extra["stop"] = r.stop;
         for (const Filled& f : r.holes)
             extra["holes"].push_back({{"text", f.text}, {"confidence", f.confidence}});
         if (item.log_probs) extra["log_probs"] = r.log_prob, extra["entropies"] = r.entropy;
@@ -392,6 +394,7 @@ int run_pipe(const PipeFlags& flags) {
         return 0;
     }
     Engine engine = open_engine(flags.engine);
+    tell_reading_stdin();
     PipeOptions options;
     options.sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(options.sampler);

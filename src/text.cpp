@@ -92,6 +92,11 @@ int edit_distance(std::string_view a, std::string_view b) {
     return row.back();
 }
 
+std::string counted(size_t n, std::string_view noun, std::string_view plural) {
+    if (n == 1) return fmt::format("1 {}", noun);
+    return plural.empty() ? fmt::format("{} {}s", n, noun) : fmt::format("{} {}", n, plural);
+}
+
 void tell(std::string_view text) {
     std::fwrite(text.data(), 1, text.size(), stderr);  // fmt::print() would throw
 }

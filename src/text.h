@@ -33,6 +33,9 @@ std::string valid_utf8(std::string_view text);
 // Letters to insert, delete or change between two names; upper and lower case are the same.
 int edit_distance(std::string_view a, std::string_view b);
 
+// "1 step", "2 steps"; "2 canvases" with a plural of its own.
+std::string counted(size_t n, std::string_view noun, std::string_view plural = "");
+
 // To stderr. What cannot be written there is lost: a reader who has gone is no reason to end an answer.
 void tell(std::string_view text);
 

@@ -40,6 +40,7 @@ OrderedJson sampler_json(const SamplerConfig& s) {
         };
         std::visit(add, setting.member);
     }
+    if (s.self_cond_drop < 0) j.erase("self_cond_drop");  // the device's own
     return j;
 }
 
@@ -65,9 +66,7 @@ std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
 TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Request& request)
     : path_(path), tokenizer_(engine.tokenizer()), file_(nullptr, std::fclose) {
     const std::vector<int32_t> prompt = engine.prompt_ids(request);
-    std::error_code ignored;
-    require(!std::filesystem::equivalent(path, engine.model().file->name(), ignored),
-            "{}: is the model itself, expected another file to write the trace to", path);
+    require_other(path, engine.model().file->name(), "the model itself");
     file_.reset(open_alone(path, path));
     const Config& c = engine.model().config;
     OrderedJson j;

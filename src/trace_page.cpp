@@ -83,16 +83,10 @@ std::string trace_page(const Trace& t) {
 }
 
 int run_trace(const TraceFlags& flags) {
-    const Trace trace = read_trace(read_file(flags.file), flags.file);
+    const Trace trace = read_trace(read_input(flags.file), flags.file == "-" ? "stdin" : flags.file);
     const std::string out = flags.svg ? trace_svg(trace) : trace_page(trace);
-    if (flags.output.empty()) {
-        write_stdout(out);
-    } else {
-        std::error_code ignored;
-        require(!std::filesystem::equivalent(flags.file, flags.output, ignored),
-                "{}: is the trace itself, expected another file to write to", flags.output);
-        write_file(flags.output, out);
-    }
+    require_other(flags.output, flags.file, "the trace itself");
+    write_output(flags.output, out);
     if (trace.finish.empty())
         tell(fmt::format("easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,
                          trace.steps.size()));

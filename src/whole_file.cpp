@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "check.h"
+#include "text.h"
 
 namespace easel {
 
@@ -37,8 +38,23 @@ std::string read_file(const std::string& path, size_t most) {
     return read_all(in, path, most);
 }
 
-// Whether the name is that of the file which is open: another process may have moved it since.
-static bool is_named(int fd, const std::string& path) {
+void tell_reading_stdin() {
+    if (isatty(STDIN_FILENO)) tell("easel: reading stdin, Ctrl-D ends it\n");
+}
+
+std::string read_input(const std::string& path) {
+    if (path != "-") return read_file(path);
+    tell_reading_stdin();
+    return read_all(stdin, "stdin");
+}
+
+void require_other(const std::string& path, const std::string& other, const char* what) {
+    std::error_code absent;
+    require(!std::filesystem::equivalent(path, other, absent), "{}: is {}, expected another file to write to",
+            path, what);
+}
+
+bool is_named(int fd, const std::string& path) {
     struct stat opened, named;
     return fstat(fd, &opened) == 0 && stat(path.c_str(), &named) == 0 && opened.st_dev == named.st_dev &&
            opened.st_ino == named.st_ino;

@@ -14,6 +14,16 @@ constexpr size_t kMostBytes = INT32_MAX;
 std::string read_file(const std::string& path, size_t most = kMostBytes);
 std::string read_all(std::FILE* in, const std::string& name, size_t most = kMostBytes);
 
+// The same of "-", which is stdin, or of a file. Where stdin is a terminal, stderr says so.
+std::string read_input(const std::string& path);
+void tell_reading_stdin();
+
+// Error if `path`, which is to be written, is the file `other`, which messages call `what`.
+void require_other(const std::string& path, const std::string& other, const char* what);
+
+// Whether the name is that of the file which is open: another process may have moved it since.
+bool is_named(int fd, const std::string& path);
+
 // Opens a file to write, empty. Error where another process is writing it: it stays locked until it is
 // closed. Messages call it `name`.
 std::FILE* open_alone(const std::string& path, const std::string& name);

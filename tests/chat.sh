@@ -72,9 +72,9 @@ else
     skip "a thought's control characters" "needs python3"
 fi
 printf 'hello\nmore\n/drop\n/stats\n' | chat -m "$tiny" -n 8
-has "/stats after /drop has no old context" "1 turns; seed 0" "$dir/err"
+has "/stats after /drop has no old context" "1 turn; seed 0" "$dir/err"
 printf 'hello\n/system brief\n/stats\n' | chat -m "$tiny" -n 8
-has "/stats after /system neither" "1 turns; seed 0" "$dir/err"
+has "/stats after /system neither" "1 turn; seed 0" "$dir/err"
 printf 'hello\n/seed 7\n/clear\nhello\n' | chat -m "$tiny" -n 8
 "$easel" generate --device cpu -t 1 -m "$tiny" -n 8 -p hello --seed 7 2>/dev/null >"$dir/expected"
 tail -n 1 "$dir/out" >"$dir/second"
@@ -105,7 +105,7 @@ a command of capitals|/QUIT|the nearest is /quit
 /think what|/think maybe|expected on or off
 /seed what|/seed -1|/seed got "-1", expected 0 to 18446744073709551615
 /seed past 64 bits|/seed 18446744073709551616|expected 0 to
-/drop too many|/drop 1|there are 0 turns
+/drop without a turn|/drop 1|there are no turns
 /clear takes nothing|/clear all|takes nothing after it
 /save without a name|/save|expected a file's name
 /save to no folder|/save DIR/none/x|/none/x: cannot be written: No such file

@@ -55,15 +55,28 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 
 # ---- The command line
 
-error "no command" "subcommand" # nothing else
+error "no command" "expected a command, one of generate, chat" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
-error "a flag before the command" 'no command "-m", expected one of generate, chat, pipe' -m "$tiny" generate -p hi
-error "an unknown flag instead of one" 'no command "--frobnicate"' --frobnicate
+error "a flag before the command" 'a command comes before -m, one of generate, chat, pipe' -m "$tiny" generate -p hi
+error "an unknown flag instead of one" 'a command comes before --frobnicate' --frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
-error "steps that are no whole number" '--max-steps: "2.0" is no whole number' generate -m "$tiny" -p hi --max-steps 2.0
-error "nor one of 32 bits" '--top-k: "99999999999" is no whole number of 32 bits' generate -m "$tiny" -p hi --top-k 99999999999
-error "a temperature that is no number" '--t-max: "hot" is no number' generate -m "$tiny" -p hi --t-max hot
-error "arguments that nobody takes: the first" "not expected: --load (" chat --load file
+works "help of a command" help generate
+has "is the command's" "usage: easel generate" "$dir/out"
+works "version" version
+has "is --version" "built by" "$dir/out"
+error "a flag that is spelt wrong" "there is no flag --sede, the nearest is --seed (see easel generate --help)" generate --sede=3
+error "a prompt without -p" "\"Hello\" was not expected: a prompt is given with -p TEXT" generate Hello
+error "two prompts" "--prompt is given more than once" generate -p a -p b
+error "a flag without its value" "--model needs a value (see easel tokenize --help)" tokenize -m
+error "octal" '--tokens: "010" is not a whole number' generate -p hi -n 010
+error "hexadecimal" '--tokens: "0x10" is not a whole number' generate -p hi -n 0x10
+error "- for a file that is written" "--trace: expected the name of a file, which - is not" generate -p hi --trace -
+error "a model's name for logits" "is the model itself" logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$tiny"
+error "an input's name for logits" "is an input" logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$dir/canvas"
+error "steps that are no whole number" '--max-steps: "2.0" is not a whole number' generate -m "$tiny" -p hi --max-steps 2.0
+error "nor one of 32 bits" '--top-k: "99999999999" is not a whole number' generate -m "$tiny" -p hi --top-k 99999999999
+error "a temperature that is no number" '--t-max: "hot" is not a number' generate -m "$tiny" -p hi --t-max hot
+error "arguments that nobody takes: the first" "there is no flag --load (see easel chat --help)" chat --load file
 # A variable that is not set is not to mean the built-in model, or a file without a name.
 error "an empty model" "--model: the name is empty, expected that of a GGUF file" generate -m "" -p hi
 error "an empty model, info" "--model: the name is empty" info ""
@@ -87,9 +100,9 @@ error "seed below 0" "seed" generate -m "$tiny" -p hi --seed -1
 error "seed past 64 bits" "seed" generate -m "$tiny" -p hi --seed 18446744073709551616
 error "unknown arithmetic" '"int4" is none of float, int8' generate -m "$tiny" -p hi --cpu-math int4
 error "no threads" "--threads" generate -m "$tiny" -p hi -t 0
-error "many threads" '--threads: "5000" is not in range 1 to 4096 (' generate -m "$tiny" -p hi -t 5000
-error "an empty number of threads" '--threads: "" is not in range 1 to 4096 (' generate -m "$tiny" -p hi -t ""
-error "an empty seed" '--seed: "" is not in range 0 to 1844674407370955' generate -m "$tiny" -p hi --seed ""
+error "many threads" '--threads: "5000" is not a whole number from 1 to 4096 (' generate -m "$tiny" -p hi -t 5000
+error "an empty number of threads" '--threads: "" is not a whole number from 1 to 4096 (' generate -m "$tiny" -p hi -t ""
+error "an empty seed" '--seed: "" is not a whole number from 0 to 1844674407370955' generate -m "$tiny" -p hi --seed ""
 error "no tokens" "--tokens" generate -m "$tiny" -p hi -n 0
 error "tokens below 0" "--tokens" generate -m "$tiny" -p hi -n -5
 error "no context" "context" generate -m "$tiny" -p hi -c 0
@@ -130,7 +143,7 @@ error "context below 0" "context" generate -m "$tiny" -p hi -c -1
 error "context of more than the model's" "context is 5000, expected 1 to 4096" generate -m "$tiny" -p hi -c 5000
 error "wrong --print" '--print: "xml" is none of text, ids, json (' generate -m "$tiny" -p hi --print xml
 error "an empty --print" '--print: "" is none of text, ids, json (' generate -m "$tiny" -p hi --print ""
-error "wrong --prev-temperature" '--prev-temperature: "0" is not in range 0.001 to 1000 (' \
+error "wrong --prev-temperature" '--prev-temperature: "0" is not a number from 0.001 to 1000 (' \
     logits -m "$tiny" --canvas-ids "$dir/canvas" --prev-temperature 0 -o "$dir/x"
 error "logits without a canvas" "--canvas-ids is required" logits -m "$tiny" -o "$dir/x"
 error "logits without an output" "--output is required" logits -m "$tiny" --canvas-ids "$dir/canvas"
@@ -357,6 +370,20 @@ check "-n cuts inside a canvas" "$(wc -w <"$dir/out")" -eq 30
 cut -d ' ' -f 1-30 "$dir/threads1" >"$dir/first30"
 same "and keeps what comes before" "$dir/out" "$dir/first30"
 
+stdin="$dir/prompt"
+generate --prompt-ids - -n 30 --seed 9 --ignore-eos --print ids
+same "--prompt-ids - reads stdin" "$dir/out" "$dir/first30"
+stdin=/dev/null
+generate --prompt-ids "$dir/prompt" -n 30 --seed 9 --ignore-eos --print ids --quiet
+check "--quiet tells no figures" "$(grep -c hash "$dir/err")" -eq 0
+same "and gives the same answer" "$dir/out" "$dir/first30"
+run logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$dir/logits"
+run logits -m "$tiny" --canvas-ids "$dir/canvas" -o -
+same "logits -o - are those of a file" "$dir/out" "$dir/logits"
+run generate -p "Count to 12." --stop 5 --print json
+has "the text that ended the answer" '"finish_reason":"stop","stop":"5"' "$dir/out"
+run generate -p "What is 47 + 35?" --best-of 3
+has "which of several answers it is" "the best of 3 |" "$dir/err"
 generate --prompt-ids "$dir/prompt" -n 48 --seed 9 --ignore-eos --print json
 check "--print json is one line" "$(wc -l <"$dir/out")" -eq 1
 for part in '"text":' '"ids":[' '"finish_reason":"length"' '"seed":9' '"prompt_tokens":40' '"canvases":2' \

@@ -168,14 +168,16 @@ same "and gives the file" "$models/noranges.gguf" $demo
 
 # ---- Files that are not the right ones
 
-error "a wrong sha256" "not used, its sha256 is $sum, expected $wrong" fetch wrong
-check "is kept as a part" "$(wc -c <"$models/wrong.gguf.part")" -eq "$n"
-check "and not used" ! -e "$models/wrong.gguf"
-error "and refused again" "not used, its sha256" fetch wrong
-has "after starting from zero" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
-error "a wrong sha256, size not known" "not used, its sha256" fetch wrong_unknown
-error "is refused again" "not used, its sha256" fetch wrong_unknown
-has "after starting from zero too" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
+error "a wrong sha256" "deleted, as its sha256 is $sum, expected $wrong" fetch wrong
+check "nothing of it is left" "$(ls "$models" | grep -c '^wrong')" -eq 0
+cp $demo "$models/wrong.gguf.part"
+error "a part of it all" "deleted, as its sha256" fetch wrong
+has "is not kept either" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
+error "a wrong sha256, size not known" "deleted, as its sha256" fetch wrong_unknown
+cp $demo "$models/wrong_unknown.gguf.part"
+error "a part of it all, too" "deleted, as its sha256" fetch wrong_unknown
+has "is not kept either, then" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
+check "no lock is left" "$(ls "$models" | grep -c 'lock$')" -eq 0
 cp $demo "$models/cut.gguf.part" && rm "$models/cut.gguf" && echo x | dd of="$models/cut.gguf.part" bs=1 seek=500 \
     conv=notrunc 2>/dev/null
 error "a spoilt part" "the download stopped at 1000000" fetch cut
@@ -198,7 +200,7 @@ error "offline: nobody listens" "cannot connect to 127.0.0.1:1: is this machine 
 error "offline: no such host" "cannot find easel.invalid: is this machine online?" fetch nohost
 error "a full disk" "free, 9000000.00 TB needed for huge" fetch huge
 mkdir "$dir/empty"
-with "PATH=$dir/empty" error "no curl" "the program curl downloads and is not installed" fetch gone
+with "PATH=$dir/empty" error "no curl" "downloading needs the program curl, which is not installed" fetch gone
 mkdir "$dir/fake"
 printf '#!/bin/sh\necho "$@" >"%s/words"\nexit 7\n' "$dir" >"$dir/fake/curl"
 chmod +x "$dir/fake/curl"

@@ -76,6 +76,10 @@ try easel generate -m q4
 try easel info src/de
 try easel pipe --un
 try easel completion f
+try easel convert --type q8
+try easel generate --device c
+try easel fetch q4
+try easel fetch src/de
 END
     bash "$dir/complete.bash" "$root" >"$dir/out" 2>"$dir/err"
     check "bash takes the completion ($(head -n 1 "$dir/err"))" ! -s "$dir/err"
@@ -88,6 +92,10 @@ easel generate -m q4 -> q4_k_m
 easel info src/de -> src/demo.cpp src/demo.gguf
 easel pipe --un -> --unordered
 easel completion f -> fish
+easel convert --type q8 -> q8_0
+easel generate --device c -> cpu cuda cuda:N
+easel fetch q4 -> q4_k_m
+easel fetch src/de ->
 END
     # Each flag that a command's --help shows is one that is completed.
     for command in $commands; do
@@ -175,6 +183,8 @@ compiled "and the first ones again" 5
 
 install uninstall
 check "make uninstall" $? -eq 0
-check "leaves no file" -z "$(find "$root" -type f)"
+check "leaves nothing" -z "$(find "$root" -mindepth 1)"
+install uninstall
+check "make uninstall again ($(tail -n 1 "$dir/log"))" $? -eq 0
 
 end

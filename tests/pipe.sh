@@ -84,7 +84,7 @@ pipe --queue 0 </dev/null
 check "a queue of nothing is refused" $? -eq 1
 "$easel" pipe --schema >"$dir/out"
 check "--schema" $? -eq 0
-for key in prompt_ids messages ignore_eos self_cond_top_k cancel reused_tokens "holes, a list" warning; do
+for key in prompt_ids messages ignore_eos self_cond_top_k cancel reused_tokens "with canvas: holes" warning; do
     has "the schema tells $key" "$key" "$dir/out"
 done
 

@@ -254,8 +254,8 @@ TEST_CASE("chat: a reply splits into thought and answer", "[chat]") {
 TEST_CASE("stop strings cut before the first of them", "[chat]") {
     const std::vector<std::string> stop = {"two", "one"};
     std::string text = "zero one two";
-    CHECK(cut_at_stop(text, stop));
+    CHECK(cut_at_stop(text, stop) == "one");
     CHECK(text == "zero ");
-    CHECK(!cut_at_stop(text, stop));
-    CHECK(!cut_at_stop(text, {}));
+    CHECK(cut_at_stop(text, stop).empty());
+    CHECK(cut_at_stop(text, {}).empty());
 }

@@ -92,6 +92,10 @@ cp "$dir/demo.jsonl" "$dir/x"
 error "the trace as the output" "easel: $dir/x: is the trace itself" trace "$dir/x" -o "$dir/x"
 same "is left alone" "$dir/x" "$dir/demo.jsonl"
 error "no folder for the page" "easel: $dir/none/x: cannot be written: No such file" trace "$dir/demo.jsonl" -o "$dir/none/x"
+run trace "$dir/demo.jsonl"
+cp "$dir/out" "$dir/page"
+$limit "$easel" trace - -o - <"$dir/demo.jsonl" >"$dir/out"
+same "trace - -o - is a file's page" "$dir/out" "$dir/page"
 error "no trace named" "easel: file is required" trace
 
 if [ -c /dev/full ]; then
