@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "convert_source.h"
+#include "json_depth.h"
 #include "safetensors.h"
 
 namespace easel {
@@ -16,7 +17,7 @@ nlohmann::json read_json(const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     require(in.good(), "{}: cannot open, expected a JSON file", path);
     try {
-        return nlohmann::json::parse(in);
+        return nlohmann::json::parse(in, refuse_deep(path));
     } catch (const nlohmann::json::exception& e) {
         fail("{}: not JSON: {}", path, e.what());
     }

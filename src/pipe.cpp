@@ -25,14 +25,14 @@ using OrderedJson = nlohmann::ordered_json;
 
 // ---- The queue
 
-void PipeQueue::push(std::unique_ptr<PipeItem> item) {
+void PipeQueue::push(std::shared_ptr<PipeItem> item) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
         const bool room = items_.size() < n_max_ && n_bytes_ + item->n_bytes <= max_bytes_;
         return room || items_.empty() || stopped_;
     });
     if (item->error.empty() && item->cancel.is_null()) {
-        const auto [place, is_new] = live_.try_emplace(item->id.dump(), item.get());
+        const auto [place, is_new] = live_.try_emplace(item->id.dump(), item);
         if (!is_new) {
             item->error =
                 fmt::format("id {} is waiting or running already, expected another", shown(item->id));
@@ -60,13 +60,13 @@ size_t PipeQueue::pick(const std::vector<int32_t>& cached) {
     return best;
 }
 
-std::unique_ptr<PipeItem> PipeQueue::pop(const std::vector<int32_t>* cached) {
+std::shared_ptr<PipeItem> PipeQueue::pop(const std::vector<int32_t>* cached) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return !items_.empty() || ended_; });
     if (items_.empty()) return nullptr;
     const size_t i = cached ? pick(*cached) : 0;
     n_passed_over_ = i ? n_passed_over_ + 1 : 0;
-    std::unique_ptr<PipeItem> item = std::move(items_[i]);
+    std::shared_ptr<PipeItem> item = std::move(items_[i]);
     items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(i));
     n_bytes_ -= item->n_bytes;
     changed_.notify_all();

@@ -72,10 +72,10 @@ class PipeQueue {
     explicit PipeQueue(size_t n_max, size_t max_bytes = kQueueBytes) : n_max_(n_max), max_bytes_(max_bytes) {}
 
     // Waits for room, unless stop() was called. An id that is waiting or running makes the item an error.
-    void push(std::unique_ptr<PipeItem> item);
+    void push(std::shared_ptr<PipeItem> item);
     // The next item in order, or null when all is answered and end() was called. With `cached`: first what
     // costs nothing, then the prompt that shares the longest beginning with it.
-    std::unique_ptr<PipeItem> pop(const std::vector<int32_t>* cached);
+    std::shared_ptr<PipeItem> pop(const std::vector<int32_t>* cached);
     void answered(const PipeItem& item);  // its id may come again
     // Marks a waiting or running request. False: the id is neither, nor among those answered lately.
     bool cancel(const nlohmann::json& id);
@@ -89,9 +89,10 @@ class PipeQueue {
     const size_t n_max_, max_bytes_;
     mutable std::mutex mutex_;
     std::condition_variable changed_;
-    std::deque<std::unique_ptr<PipeItem>> items_;
-    std::unordered_map<std::string, PipeItem*> live_;  // by the id's JSON text
-    std::deque<size_t> answered_;                      // hashes of these texts, the last kRemembered
+    std::deque<std::shared_ptr<PipeItem>> items_;
+    // By the id's JSON text; also those that were popped, until answered(): a cancel still finds them.
+    std::unordered_map<std::string, std::shared_ptr<PipeItem>> live_;
+    std::deque<size_t> answered_;  // hashes of these texts, the last kRemembered
     size_t n_bytes_ = 0, n_passed_over_ = 0;
     bool ended_ = false, stopped_ = false;
 };

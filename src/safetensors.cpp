@@ -12,11 +12,12 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "check.h"
+#include "convert_source.h"
+#include "json_depth.h"
 #include "mapping.h"
 
 namespace easel {
@@ -33,7 +34,8 @@ constexpr size_t kMaxDims = 8;
 json parse_header(const std::string& path, const char* begin, const char* end) {
     std::set<std::string> seen;
     std::string twice;
-    const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    const auto watch = [&, shallow = refuse_deep(path)](int depth, json::parse_event_t event, json& parsed) {
+        shallow(depth, event, parsed);
         if (depth == 1 && event == json::parse_event_t::key && !seen.insert(parsed.get<std::string>()).second)
             twice = parsed.get<std::string>();
         return true;
@@ -111,14 +113,7 @@ void require_no_overlap(const std::string& path, const std::vector<SafeTensor>& 
 
 // Shard file name -> the tensors that the index places there.
 std::map<std::string, std::set<std::string>> read_index(const std::string& path) {
-    std::ifstream in(path);
-    require(in.good(), "{}: cannot open: {}", path, std::strerror(errno));
-    json index;
-    try {
-        index = json::parse(in);
-    } catch (const json::exception& e) {
-        fail("{}: not JSON: {}", path, e.what());
-    }
+    const json index = read_json(path);
     const json* map = index.is_object() && index.contains("weight_map") ? &index["weight_map"] : nullptr;
     require(map && map->is_object() && !map->empty(), "{}: expected an object weight_map with tensor names",
             path);

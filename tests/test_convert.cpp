@@ -502,6 +502,17 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
 
     const TempDir dir;
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }), {"config.json"});
+    HfFolder().write(dir.path(), 1);
+    const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+    std::ofstream(dir / "tokenizer.json") << "{\"normalizer\":" << deep << "}";
+    check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+              {"tokenizer.json", "100 deep"});
+    const std::string header = "{\"a\":{\"shape\":" + deep + "}}";
+    const uint64_t n = header.size();
+    std::ofstream(dir / "model.safetensors").write(reinterpret_cast<const char*>(&n), 8) << header;
+    check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+              {"model.safetensors", "100 deep"});
+    fs::remove(dir / "model.safetensors");
     HfFolder().write(dir.path(), 2);
     fs::remove(dir / "model-00002-of-00002.safetensors");
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),

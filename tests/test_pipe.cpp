@@ -251,6 +251,7 @@ TEST_CASE("pipe: the queue keeps the order and the ids", "[pipe]") {
     CHECK(queue.cancel(1));  // late, but it was there
     queue.push(item(1));
     CHECK(queue.pop(nullptr)->error == "");
+    CHECK(queue.cancel(1));  // whose item nobody else holds any more
     queue.end();
     CHECK(queue.pop(nullptr) == nullptr);
 }
@@ -268,7 +269,7 @@ TEST_CASE("pipe: the queue holds the reader back", "[pipe]") {
         queue.end();
     });
     int n = 0, most_ahead = 0;
-    for (std::unique_ptr<PipeItem> i; (i = queue.pop(nullptr)); n++) {
+    for (std::shared_ptr<PipeItem> i; (i = queue.pop(nullptr)); n++) {
         CHECK(i->id == n);
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
         CHECK(queue.size() <= (n < 9 ? 2u : 1u) + (n == 8));

@@ -268,6 +268,9 @@ TEST_CASE("trace: files that are none say what is wrong", "[trace]") {
     check_has(header(R"("choices":["a"])"), {"line 1: key choices is array, expected an object"});
     check_has(header(R"("choices":{"x":["a"]})"), {"line 1: choices has a key that is not a hole's number"});
     check_has(header(R"("choices":{"1":7})"), {"line 1: key choices has 7, expected a list of strings"});
+    const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
+    check_has(header("\"stop\":" + deep), {"file line 1: JSON nested more than 100 deep"});
+    check_has(changed(1, ":18446744073709551615", ":" + deep), {"line 1: JSON nested more than 100 deep"});
     check_has(error_with(2, "{"), {"file line 2: is not a JSON object"});
     check_has(error_with(2, "\xff"), {"file line 2: is not a JSON object"});
     check_has(changed(2, "[3,5]", "[3]"), {"line 2: key argmax has 1 items, expected 2 numbers"});
