@@ -111,6 +111,8 @@ class Engine {
     const Model& model() const { return *model_; }
     const Tokenizer& tokenizer() const { return *tokenizer_; }
     int n_context() const { return n_context_; }
+    // Tokens of an answer that fit after such a prompt: whole canvases, 0 if not even one does.
+    int room(size_t n_prompt) const;
 
     // The request's prompt as ids. Error on an empty prompt, on text that is not UTF-8, on ids out of range.
     std::vector<int32_t> prompt_ids(const Request& request) const;
@@ -125,8 +127,14 @@ class Engine {
     const std::string& note() const { return note_; }
 
   private:
+    struct Job;
     Result answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
                   const ProgressFn& on_progress);
+    // Its parts.
+    Job prepare(const Request& request) const;
+    bool encode(const std::vector<int32_t>& prompt, const ProgressFn& on_progress, Result& result);
+    Answer denoise(const Job& job, const Request& request, const FrameFn& on_frame);
+    void read_answer(Answer answer, const Job& job, const Request& request, Result& result) const;
     void open_backend(const EngineOptions& options);
 
     std::shared_ptr<const Model> model_;

@@ -241,7 +241,8 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
         const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
         const bool cancelled = r.finish == Finish::Cancelled;
         const bool likelier = r.mean_log_prob() > best.mean_log_prob();
-        if (i == 0 || (best_empty && !empty) || (best_empty == empty && likelier)) {
+        // An answer that was cut is no better than a whole one.
+        if (i == 0 || (best_empty && !empty) || (!cancelled && best_empty == empty && likelier)) {
             best = std::move(r);
             best_empty = empty;
         }
@@ -255,50 +256,65 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     return best;
 }
 
-// One answer.
-Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
-                      const ProgressFn& on_progress) {
-    const int n_canvas_token = model_->config.n_canvas;
+// What answer() asks the backend for.
+struct Engine::Job {
+    std::vector<int32_t> prompt;
+    int n_token = 0;  // of the answer at most
+    CanvasTokens canvas;
     GenerateParams params;
+};
+
+int Engine::room(size_t n_prompt) const {
+    const int n_canvas_token = model_->config.n_canvas;
+    return std::max(0, n_context_ - static_cast<int>(n_prompt)) / n_canvas_token * n_canvas_token;
+}
+
+// The request in tokens. Error on what is wrong with it, or does not fit the context.
+Engine::Job Engine::prepare(const Request& request) const {
+    const int n_canvas_token = model_->config.n_canvas;
+    Job job;
+    GenerateParams& params = job.params;
     params.sampler = request.sampler.value_or(model_->config.sampler);
     check_sampler(params.sampler);
-    params.seed = seed;
     require(request.n_token >= 0, "the answer's length is {}, expected 1 or more tokens", request.n_token);
     for (const std::string& s : request.stop)
         require(!s.empty(), "a stop string is empty, expected some text");
     if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
-    CanvasTokens canvas;
     if (request.canvas) {
         require(!request.think, "a canvas with holes goes without a thought");
         size_t at = 0;
         require(is_utf8(*request.canvas, &at), "the canvas is not valid UTF-8: offset {}", at);
-        canvas = place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas_token);
-        params.given = canvas.given;
+        job.canvas =
+            place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas_token);
+        params.given = job.canvas.given;
         params.end_tokens.clear();  // where it ends is known, or looked for after the last of the given text
     } else {
         require(request.choices.empty(), "there are choices, but no canvas with holes that they are for");
     }
 
-    const std::vector<int32_t> prompt = prompt_ids(request);
-    const int room =
-        std::max(0, n_context_ - static_cast<int>(prompt.size())) / n_canvas_token * n_canvas_token;
-    const int n_token = request.canvas ? n_canvas_token
-                        : request.n_token
-                            ? request.n_token
-                            : std::clamp(room, n_canvas_token, std::max(n_canvas_token, kDefaultTokens));
-    params.n_canvas = static_cast<int>((int64_t{n_token} + n_canvas_token - 1) / n_canvas_token);
-    const int64_t needed = static_cast<int64_t>(prompt.size()) + int64_t{params.n_canvas} * n_canvas_token;
+    job.prompt = prompt_ids(request);
+    const size_t n_prompt = job.prompt.size();
+    if (request.canvas)
+        job.n_token = n_canvas_token;
+    else if (request.n_token)
+        job.n_token = request.n_token;
+    else
+        job.n_token = std::clamp(room(n_prompt), n_canvas_token, std::max(n_canvas_token, kDefaultTokens));
+    params.n_canvas = static_cast<int>((int64_t{job.n_token} + n_canvas_token - 1) / n_canvas_token);
+    const int64_t needed = static_cast<int64_t>(n_prompt) + int64_t{params.n_canvas} * n_canvas_token;
     require(needed <= n_context_,
             "{} prompt tokens and {} canvases of {} tokens need {} places, the context has {}: shorten the "
             "prompt or ask for fewer tokens{}",
-            prompt.size(), params.n_canvas, n_canvas_token, needed, n_context_,
+            n_prompt, params.n_canvas, n_canvas_token, needed, n_context_,
             n_context_ < model_->config.n_context ? ", or for a larger context (-c)" : "");
+    return job;
+}
 
-    Result result;
-    result.seed = seed;
-    result.n_prompt = static_cast<int>(prompt.size());
+// Encodes what the cache does not share with the prompt. False: cancelled.
+bool Engine::encode(const std::vector<int32_t>& prompt, const ProgressFn& on_progress, Result& result) {
     const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());
     const int n_shared = static_cast<int>(end - prompt.begin());
+    result.n_prompt = static_cast<int>(prompt.size());
     result.n_reused = backend_->truncate(n_shared);
     result.n_lost = n_shared - result.n_reused;
     if (result.n_lost > kWorthTelling)
@@ -308,20 +324,21 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
             result.n_lost);
     cached_.resize(result.n_reused);
 
-    auto start = std::chrono::steady_clock::now();
+    const auto start = std::chrono::steady_clock::now();
     while (cached_.size() < prompt.size()) {
         const size_t n = std::min<size_t>(backend_->n_encode(), prompt.size() - cached_.size());
         const auto chunk = std::span(prompt).subspan(cached_.size(), n);
         backend_->encode(chunk);
         cached_.insert(cached_.end(), chunk.begin(), chunk.end());
-        if (on_progress && !on_progress(static_cast<int>(cached_.size()), result.n_prompt)) {
-            result.finish = Finish::Cancelled;
-            return result;
-        }
+        result.encode_ms = ms_since(start);
+        if (on_progress && !on_progress(static_cast<int>(cached_.size()), result.n_prompt)) return false;
     }
-    result.encode_ms = ms_since(start);
+    return true;
+}
 
-    // A stop string that the finished canvases have cancels the next one, with its first step.
+// Denoises canvases after the prompt. A stop string that the finished ones have cancels the next one, with
+// its first step.
+Answer Engine::denoise(const Job& job, const Request& request, const FrameFn& on_frame) {
     std::vector<int32_t> finished;
     bool stopped = false;
     const auto frame_or_stop = [&](const Frame& f) {
@@ -332,38 +349,46 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
         if (f.last) finished.insert(finished.end(), f.argmax.begin(), f.argmax.end());
         return !stopped && (!on_frame || on_frame(f));
     };
-    Answer answer = backend_->generate(params, request.stop.empty() ? on_frame : FrameFn(frame_or_stop));
+    Answer answer = backend_->generate(job.params, request.stop.empty() ? on_frame : FrameFn(frame_or_stop));
     if (stopped) {
         answer.finish = Finish::Stop;
         answer.steps.pop_back();  // of the canvas that was begun
     }
     // The canvases that were committed may be part of the next prompt, a chat's next turn.
-    const size_t n_committed = std::min<size_t>(backend_->n_cached() - prompt.size(), answer.tokens.size());
+    const size_t n_committed =
+        std::min<size_t>(backend_->n_cached() - job.prompt.size(), answer.tokens.size());
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
-    if (!answer.note.empty()) result.note = answer.note;
     require(
         std::all_of(answer.entropy.begin(), answer.entropy.end(), [](float x) { return std::isfinite(x); }),
         "the model computed what is no number (NaN or infinity): its weights are damaged, or they overflow "
         "in 16 bits, which a GPU computes in without --exact");
-    if (request.canvas && answer.finish != Finish::Cancelled) {
+    return answer;
+}
+
+// The backend's answer as text: cut where its canvas, its length or a stop string ends it.
+void Engine::read_answer(Answer answer, const Job& job, const Request& request, Result& result) const {
+    const CanvasTokens& canvas = job.canvas;
+    const bool infilled = request.canvas && answer.finish != Finish::Cancelled;
+    if (infilled) {
         const auto is_end = [&](int32_t id) { return tokenizer_->is_end(id); };
         const auto text_end = answer.tokens.begin() + canvas.n_token;
         const auto end = canvas.open ? std::find_if(text_end, answer.tokens.end(), is_end) : text_end;
         answer.finish = canvas.open && end == answer.tokens.end() ? Finish::Length : Finish::Stop;
         answer.tokens.erase(end, answer.tokens.end());
     }
-    result.ids = answer.tokens;
-    if (static_cast<int>(result.ids.size()) > n_token) result.ids.resize(n_token);
-    result.log_prob.assign(answer.log_prob.begin(), answer.log_prob.begin() + result.ids.size());
-    result.entropy.assign(answer.entropy.begin(), answer.entropy.begin() + result.ids.size());
+    const size_t n = std::min(answer.tokens.size(), static_cast<size_t>(job.n_token));
     // An end past the tokens asked for is not an end that the user sees.
-    const bool cut = static_cast<int>(answer.tokens.size()) > n_token;
-    result.finish = answer.finish == Finish::Stop && cut ? Finish::Length : answer.finish;
-    result.steps = answer.steps;
+    result.finish =
+        answer.finish == Finish::Stop && n < answer.tokens.size() ? Finish::Length : answer.finish;
+    result.ids.assign(answer.tokens.begin(), answer.tokens.begin() + n);
+    result.log_prob.assign(answer.log_prob.begin(), answer.log_prob.begin() + n);
+    result.entropy.assign(answer.entropy.begin(), answer.entropy.begin() + n);
+    result.steps = std::move(answer.steps);
     result.denoise_ms = answer.denoise_ms;
     result.commit_ms = answer.commit_ms;
     result.hash = hash_ids(result.ids);
-    if (request.canvas && result.finish != Finish::Cancelled) {
+    if (!answer.note.empty()) result.note = std::move(answer.note);
+    if (infilled) {
         result.text = tokenizer_->decode(result.ids, false);
         result.holes = filled_holes(canvas, result, *tokenizer_);
     } else {
@@ -373,6 +398,19 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     }
     result.stop = cut_at_stop(result.text, request.stop);
     if (!result.stop.empty() && result.finish != Finish::Cancelled) result.finish = Finish::Stop;
+}
+
+// One answer.
+Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
+                      const ProgressFn& on_progress) {
+    Job job = prepare(request);
+    job.params.seed = seed;
+    Result result;
+    result.seed = seed;
+    if (encode(job.prompt, on_progress, result))
+        read_answer(denoise(job, request, on_frame), job, request, result);
+    else
+        result.finish = Finish::Cancelled;
     return result;
 }
 
