@@ -207,14 +207,11 @@ class Chat {
         Request r = request(text);
         r.prompt_ids = engine_.prompt_ids(r);
         r.messages.clear();
-        const int n_prompt = static_cast<int>(r.prompt_ids.size()),
-                  n_canvas = engine_.model().config.n_canvas;
-        const int room = std::max(0, engine_.n_context() - n_prompt) / n_canvas * n_canvas;
+        const int room = engine_.room(r.prompt_ids.size());
         require(room > 0 || turns_.empty(),
                 "the context of {} tokens is full: this message would make {}, and an answer takes {}; /drop "
-                "forgets "
-                "the oldest turn, /clear all of them",
-                engine_.n_context(), n_prompt, n_canvas);
+                "forgets the oldest turn, /clear all of them",
+                engine_.n_context(), r.prompt_ids.size(), engine_.model().config.n_canvas);
         if (room > 0) r.n_token = std::min(r.n_token, room);  // else the engine says what is too long
 
         View view(engine_.tokenizer(), flags_.view, sampler_.max_steps, false);
@@ -328,12 +325,9 @@ class Chat {
     }
 
     void drop(std::string_view argument) {
-        uint64_t n = 1;
         const size_t n_turn = turns_.size() / 2;
-        const bool is_number = argument.empty() || parse_number(argument, n);
         require(n_turn > 0, "there are no turns to drop");
-        require(is_number && n >= 1 && n <= n_turn, "/drop got \"{}\", expected 1 to {}, the turns there are",
-                argument, n_turn);
+        const size_t n = argument.empty() ? 1 : parse_number(argument, "/drop", 1, n_turn);
         turns_.erase(turns_.begin(), turns_.begin() + static_cast<std::ptrdiff_t>(2 * n));
         n_used_ = 0;
         note(counted(n_turn - n, "turn") + " left");
@@ -367,12 +361,16 @@ class Chat {
     static std::string given(std::string_view argument) {
         return argument.empty() ? "nothing" : fmt::format("\"{}\"", argument);
     }
-    static bool parse_number(std::string_view text, uint64_t& n) {
+    static uint64_t parse_number(std::string_view text, const char* command, uint64_t low, uint64_t high) {
+        uint64_t n = 0;
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
-        return error == std::errc() && end == text.data() + text.size();
+        const bool is_number = error == std::errc() && end == text.data() + text.size();
+        require(is_number && n >= low && n <= high, "{} got {}, expected {} to {}", command, given(text), low,
+                high);
+        return n;
     }
     void seed(std::string_view argument) {
-        require(parse_number(argument, seed_), "/seed got {}, expected 0 to {}", given(argument), UINT64_MAX);
+        seed_ = parse_number(argument, "/seed", 0, UINT64_MAX);
         note(fmt::format("seed {}", seed_));
     }
 

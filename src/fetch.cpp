@@ -173,12 +173,12 @@ class Part {
 class Curl {
   public:
     Curl(const std::string& url, int64_t offset) {
-        std::vector<std::string> words = {
-            "curl",          "--silent",  "--show-error",      "--fail",
-            "--location",    "--globoff", "--proto",           "=http,https",
-            "--output",      "-",         "--speed-time",      std::to_string(kStallSeconds),
-            "--speed-limit", "1000",      "--connect-timeout", std::to_string(kStallSeconds),
-            "--url",         url};
+        // Without ~/.curlrc, which could put headers into the file, or the file elsewhere.
+        std::vector<std::string> words = {"curl",   "--disable",  "--silent", "--show-error",
+                                          "--fail", "--location", "--globoff"};
+        const std::string seconds = std::to_string(kStallSeconds);
+        words.insert(words.end(), {"--proto", "=http,https", "--speed-limit", "1000", "--speed-time", seconds,
+                                   "--connect-timeout", seconds, "--output", "-", "--url", url});
         if (offset > 0) words.insert(words.end(), {"--continue-at", std::to_string(offset)});
         // What is asked for encrypted does not come otherwise.
         if (url.starts_with("https://")) words.insert(words.end(), {"--proto-redir", "=https"});

@@ -77,11 +77,12 @@ CanvasText parse_canvas(std::string_view text, const std::map<int, std::vector<s
 CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, int n_canvas) {
     CanvasTokens out;
     std::vector<int32_t>& tokens = out.given.tokens;
+    size_t n_text = 0, n_free = 0;
     const auto add_text = [&](const std::string& s) {
         const std::vector<int32_t> ids = tokenizer.encode(s, Specials::None);
         tokens.insert(tokens.end(), ids.begin(), ids.end());
+        n_text += ids.size();
     };
-    size_t n_free = 0;
     for (size_t i = 0; i < text.holes.size(); i++) {
         add_text(text.text[i]);
         const Hole& hole = text.holes[i];
@@ -116,7 +117,7 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
     require(!tokens.empty() || out.open, "the canvas is empty, expected text with holes such as [[8]]");
     require(tokens.size() + out.open <= size_t(n_canvas),
             "the canvas text has {} tokens, {} of them in holes; a canvas of this model has {}",
-            tokens.size(), n_free, n_canvas);
+            n_text + n_free, n_free, n_canvas);
     out.n_token = static_cast<int>(tokens.size());
     if (!out.open && out.n_token < n_canvas)
         tokens.push_back(tokenizer.find("<turn|>").value_or(tokenizer.eos));

@@ -71,6 +71,16 @@ std::string history_path() {
     return home && *home ? std::string(home) + "/.local/state/easel/history" : "";
 }
 
+// Adds to a file that is its owner's alone from the beginning. False: errno says why not.
+static bool append(const std::string& path, const std::string& text) {
+    const int fd = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    const bool whole = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+    const int problem = errno;
+    if (fd >= 0) close(fd);
+    errno = problem;
+    return whole;
+}
+
 std::deque<std::string> HistoryFile::load() const {
     std::deque<std::string> lines;
     if (path_.empty()) return lines;
@@ -84,13 +94,12 @@ std::deque<std::string> HistoryFile::load() const {
     }
     in.close();
     if (n < 2 * kKept) return lines;
+    std::string text;
+    for (const std::string& line : lines) text += line + "\n";
     const std::string part = path_ + ".part";
-    std::ofstream out(part, std::ios::binary);
-    for (const std::string& line : lines) out << line << '\n';
-    out.close();
-    chmod(part.c_str(), 0600);
-    std::filesystem::rename(part, path_, error);
-    if (!out || error) std::filesystem::remove(part, error);
+    std::filesystem::remove(part, error);  // one that is there may be open to others
+    const bool whole = append(part, text) && rename(part.c_str(), path_.c_str()) == 0;
+    if (!whole) std::filesystem::remove(part, error);
     return lines;
 }
 
@@ -99,12 +108,8 @@ std::string HistoryFile::add(const std::string& line) {
     std::error_code error;
     const std::filesystem::path folder = std::filesystem::path(path_).parent_path();
     if (std::filesystem::create_directories(folder, error)) chmod(folder.c_str(), 0700);
-    const int fd = open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
-    const std::string text = line + "\n";
-    broken_ = fd < 0 || ::write(fd, text.data(), text.size()) != static_cast<ssize_t>(text.size());
-    const int problem = errno;
-    if (fd >= 0) close(fd);
-    return broken_ ? fmt::format("{}: the history cannot be kept: {}", path_, std::strerror(problem)) : "";
+    broken_ = !append(path_, line + "\n");
+    return broken_ ? fmt::format("{}: the history cannot be kept: {}", path_, std::strerror(errno)) : "";
 }
 
 // ---- Editing

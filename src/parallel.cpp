@@ -6,9 +6,12 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "check.h"
 
 namespace easel {
 
@@ -32,9 +35,12 @@ class Pool {
         for (auto& t : threads_) t.join();
         threads_.clear();
         quit_ = false;
-        for (int i = 1; i < n; i++)
-            threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
-        size_ = std::max(n, 1);
+        try {
+            for (size_ = 1; size_ < n; size_++)
+                threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
+        } catch (const std::system_error& e) {  // those that there are can be used
+            fail("{} threads cannot be started, only {}: {}", n, size_.load(), e.code().message());
+        }
     }
     int size() const { return size_; }
 

@@ -331,6 +331,7 @@ class Server {
             }
         } else {
             r.finish = Finish::Cancelled;
+            r.seed = item.request.seed;
             r.n_prompt = static_cast<int>(item.request.prompt_ids.size());
         }
         queue_.answered(item);

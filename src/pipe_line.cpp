@@ -225,7 +225,8 @@ void parse_line(std::string_view text, PipeItem& item) {
         const std::string& system = read_text(object["system"], "system");
         require(!object.contains("prompt_ids"), "key system goes without prompt_ids");
         require(messages[0].role != Role::System, "there are key system and a system message, expected one");
-        messages.insert(messages.begin(), {Role::System, system});
+        if (!system.empty())
+            messages.insert(messages.begin(), {Role::System, system});  // "": none, as with -s
     }
     require(!item.request.think || !messages.empty(), "key think goes without prompt_ids");
     check_sampler(*item.request.sampler);

@@ -207,6 +207,10 @@ chmod +x "$dir/fake/curl"
 echo "secure $n $sum https://127.0.0.1:1/demo.gguf" >"$dir/secure.txt"
 with "PATH=$dir/fake:$PATH" error "https" "cannot connect to 127.0.0.1:1" fetch --list "$dir/secure.txt" secure
 has "is not redirected to http" "--proto-redir =https" "$dir/words"
+echo include >"$HOME/.curlrc"  # headers before the file
+works "a .curlrc changes nothing" fetch --list "$dir/list.txt" unknown
+check "nor the file" "$(wc -c <"$models/unknown.gguf")" = "$n"
+rm "$HOME/.curlrc" "$models/unknown.gguf"
 : >"$dir/file"
 with "EASEL_MODELS=$dir/file/models" error "a folder below a file" "$dir/file/models: cannot be made: Not a directory" \
     fetch demo

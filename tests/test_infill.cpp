@@ -98,8 +98,8 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
           "the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[32]][[*]]", 32) ==
           "the canvas text has 32 tokens, 32 of them in holes; a canvas of this model has 32");
-    CHECK(place_message("[[2000000000]][[2000000000]]", 32).find("4000000000 of them in holes") !=
-          std::string::npos);
+    CHECK(place_message("[[2000000000]][[2000000000]]", 32)
+              .find("4000000000 tokens, 4000000000 of them in holes") != std::string::npos);
     CHECK(place_message("", 32) == "the canvas is empty, expected text with holes such as [[8]]");
     CHECK(place_message("[[a|]]", 32) == "hole 1 has an empty choice, expected some text");
     CHECK(place_message("[[1]][[7|10]]", 32) ==
@@ -400,6 +400,18 @@ TEST_CASE("stop strings cut each of several answers before they are compared", "
         r.stop = {whole[i].text.substr(0, 3)};
         REQUIRE(!whole[1 - i].text.starts_with(r.stop[0]));
         CHECK(engine.generate(r).seed == 1u - i);
+    }
+    // Cancelled in its second canvas, an answer is not kept instead of a whole one.
+    r.stop = {};
+    for (r.seed = 0; r.seed < 4; r.seed++) {
+        r.n_best = 1;
+        const Result first = engine.generate(r);
+        int n = 0;
+        r.n_best = 2;
+        const Result kept =
+            engine.generate(r, [&](const Frame& f) { return n++ < first.n_step() || f.canvas == 0; });
+        CHECK(kept.finish == Finish::Cancelled);
+        CHECK(kept.ids == first.ids);
     }
     // Cancelled is what the caller does, and an empty string stops nothing.
     CHECK(engine.generate(r, [](const Frame&) { return false; }).finish == Finish::Cancelled);

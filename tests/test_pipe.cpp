@@ -73,6 +73,12 @@ TEST_CASE("pipe: lines of a stream", "[pipe]") {
     CHECK(lines.n_kept() < 100);
 }
 
+TEST_CASE("pipe: an empty system text is none", "[pipe]") {
+    const auto i = parse(R"({"prompt": "hi", "system": ""})");
+    REQUIRE(i->error == "");
+    CHECK(i->request.messages.size() == 1);
+}
+
 TEST_CASE("pipe: every key of a line", "[pipe]") {
     const auto i = parse(
         R"({"id": "a", "prompt": "hi", "system": "be brief", "think": true, "max_tokens": 5,
