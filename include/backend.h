@@ -14,16 +14,16 @@ namespace easel {
 
 // One denoise step, as it has just ended. All spans have n_canvas items and live until the callback returns.
 struct Frame {
-    int canvas, step;  // both from 0
-    std::span<const int32_t>
-        tokens;  // the canvas that the next step reads: accepted draws, fresh noise elsewhere
+    int canvas, step;                 // both from 0
+    std::span<const int32_t> tokens;  // what the next step reads: accepted draws, fresh noise elsewhere
     std::span<const int32_t> argmax;  // what would be committed now
     std::span<const float> entropy;   // nats
     std::span<const float> log_prob;  // of argmax, nats
     std::span<const uint8_t> accepted;
-    float mean_entropy, temperature;  // the mean over positions whose token is not given
-    float dropped;                    // probability left out of self-conditioning, of a position at most
-    bool last;                        // the canvas ends with this step
+    float mean_entropy;  // over positions whose token is not given
+    float temperature;
+    float dropped;  // probability left out of self-conditioning, of a position at most
+    bool last;      // the canvas ends with this step
 };
 // Returns false to cancel: the answer then ends with the canvases committed so far.
 using FrameFn = std::function<bool(const Frame&)>;
@@ -46,10 +46,10 @@ struct GenerateParams {
 };
 
 enum class Finish {
-    Stop,
-    Length,
-    Cancelled
-};  // an end-of-generation id; all canvases used; the callback said so
+    Stop,       // an end-of-generation id
+    Length,     // all canvases are used
+    Cancelled,  // the callback said so
+};
 
 struct Answer {
     std::vector<int32_t> tokens;  // argmax canvases one after the other, up to the first end-of-generation id

@@ -45,9 +45,8 @@ struct EngineOptions {
 
 struct Request {
     // The prompt: exactly one of these.
-    std::vector<Message> messages;  // chat turns
-    std::optional<std::string>
-        raw;  // text as it is; control strings in it are recognised, nothing is added but bos
+    std::vector<Message> messages;    // chat turns
+    std::optional<std::string> raw;   // text with control strings in it; nothing is added but bos
     std::vector<int32_t> prompt_ids;  // ids as they are
 
     bool think = false;                    // chat only: ask for a thought before the answer
@@ -64,8 +63,7 @@ struct Request {
     // (equally long in tokens), [[*]] at the end whatever follows; \[[ stands for [[. It has to fit one
     // canvas; n_token and ignore_eos do not count, think goes without it.
     std::optional<std::string> canvas;
-    std::map<int, std::vector<std::string>>
-        choices;  // texts for holes by number, from 1, instead of their own
+    std::map<int, std::vector<std::string>> choices;  // texts for holes by number, from 1, not their own
 
     int n_retry = 0;  // where the answer is empty: more tries, with seeds seed + 1, seed + 2 ..
     int n_best = 1;   // answers, with such seeds too, of which the one with the best mean_log_prob() is kept
@@ -75,8 +73,8 @@ struct Request {
 struct Filled {
     std::string text;
     std::vector<int32_t> ids;
-    float
-        confidence;  // geometric mean of its tokens' probabilities; of [[A|B]]: the probability of the choice
+    // Geometric mean of its tokens' probabilities; of [[A|B]]: the probability of the choice.
+    float confidence;
 };
 
 struct Result {
@@ -144,8 +142,5 @@ class Engine {
     int n_context_;
     std::vector<int32_t> cached_;  // ids whose K and V the backend holds
 };
-
-// Whether `text` is valid UTF-8; else *at is the offset of the first byte that is not.
-bool is_utf8(std::string_view text, size_t* at);
 
 }  // namespace easel

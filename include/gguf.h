@@ -21,8 +21,6 @@ namespace easel {
 enum class ValueType : uint32_t { U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64 };
 
 const char* value_type_name(ValueType type);
-// Text from a file for a message: control characters and stray bytes as \x1b, and not a page of it.
-std::string shown(std::string_view text);
 
 // One key's value: a view into the mapped file.
 struct Value {

@@ -40,6 +40,4 @@ std::string find_model(const std::string& model);
 // Opens it; empty: the demo model that is part of the program.
 std::shared_ptr<const Gguf> open_model(const std::string& model);
 
-std::string human_bytes(int64_t n);  // "16.81 GB"
-
 }  // namespace easel

@@ -113,11 +113,6 @@ RowStats sample_row(std::span<float> logits, float t, float u, int top_k, bool t
 // rescaled.
 void keep_largest(std::span<float> probs, int k);
 
-struct Acceptance {
-    int n_accepted = 0;
-    float mean_entropy = 0;
-};
-
 // Sets probabilities of probs [n_vocab] below drop / n_vocab to 0. Returns what they add up to: less than
 // `drop`.
 float drop_unlikely(std::span<float> probs, float drop);
@@ -135,6 +130,11 @@ struct Choice {
 // the drawn one, and equal shares of the entropy and of the log probability.
 void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, float t, float u,
                    std::span<RowStats> stats);
+
+struct Acceptance {
+    int n_accepted = 0;
+    float mean_entropy = 0;
+};
 
 // Positions in ascending order of entropy (ties: by position) are accepted while the entropies before them
 // add up to at most `bound`; the first always is. The mean is over n_free positions: all but those whose

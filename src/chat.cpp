@@ -173,8 +173,8 @@ Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
     const std::optional<int32_t> open = tokenizer.find(kOpen), close = tokenizer.find(kClose);
     Reply reply;
     bool in_channel = false;
-    std::vector<int32_t>
-        answer;  // decoded in one piece: a character's bytes may lie on both sides of a channel
+    // Decoded in one piece: a character's bytes may lie on both sides of a channel.
+    std::vector<int32_t> answer;
     while (!ids.empty()) {
         // Markers that change nothing, such as a second opening one, are dropped.
         const auto mark =

@@ -342,8 +342,7 @@ class Chat {
         note(system_.empty() ? "no system text" : fmt::format("system text: {}", terminal_text(system_)));
     }
     void set_system(std::string text) {
-        size_t at = 0;
-        require(is_utf8(text, &at), "the system text is not valid UTF-8 at byte {}", at);
+        require_utf8(text, "the system text");
         system_ = std::move(text);
     }
 

@@ -221,8 +221,7 @@ static void print_memory(Engine& engine) {
     const double gb = static_cast<double>(s.bytes) / 1e9;
     tell(fmt::format(
         "loaded {} in {:.2f} s ({:.1f} GB/s): the host read for {:.2f} s and waited for {:.2f} s, the "
-        "bus took "
-        "{:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
+        "bus took {:.2f} s ({:.1f} GB/s), repacking {:.2f} s\n",
         human_bytes(s.bytes), s.total_ms / 1e3, gb * 1e3 / s.total_ms, s.read_ms / 1e3, s.wait_ms / 1e3,
         s.copy_ms / 1e3, gb * 1e3 / s.copy_ms, s.repack_ms / 1e3));
 }
@@ -397,8 +396,7 @@ static std::string model_text(const Model& model, const InfoFlags& flags) {
         std::count_if(c.layers.begin(), c.layers.end(), [](const LayerShape& l) { return l.global; });
     std::string out = fmt::format(
         "model: {} layers ({} global), width {}, {} experts of {} ({} used), dense {}, canvas {}, window {}, "
-        "vocabulary {}, "
-        "{:.2f} M parameters\n",
+        "vocabulary {}, {:.2f} M parameters\n",
         c.n_layer, n_global, c.n_embd, c.n_expert, c.n_ff_exp, c.n_expert_used, c.n_ff, c.n_canvas, c.window,
         c.n_vocab, static_cast<double>(model.n_parameters()) / 1e6);
     out += memory_text(model, flags);

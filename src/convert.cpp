@@ -100,8 +100,8 @@ uint32_t plan_types(std::string_view type, std::span<TensorPlan> tensors) {
     const Scheme& scheme = find_scheme(type);
     int64_t n_layer = 0;
     bool has_output = false;
-    std::vector<int64_t>
-        attn_v;  // blocks that have one: the global layers do not, and the rule counts what is there
+    // Blocks that have one: the global layers do not, and the rule counts what is there.
+    std::vector<int64_t> attn_v;
     for (const TensorPlan& t : tensors) {
         n_layer = std::max(n_layer, block_of(t.name) + 1);
         has_output |= t.name == "output.weight";

@@ -89,18 +89,6 @@ void check_device(const EngineOptions& o) {
 
 }  // namespace
 
-bool is_utf8(std::string_view s, size_t* at) {
-    for (size_t i = 0; i < s.size();) {
-        const auto [c, n] = first_char(s.substr(i));
-        if (c == 0xfffd && n == 1) {  // a stray byte; U+FFFD itself has three
-            *at = i;
-            return false;
-        }
-        i += n;
-    }
-    return true;
-}
-
 Engine::Engine(const EngineOptions& options) {
     if (!options.make_backend) check_device(options);
     set_threads(options.n_thread);
@@ -114,22 +102,6 @@ Engine::Engine(const EngineOptions& options) {
     require(options.n_context >= 0 && options.n_context <= c.n_context, "context is {}, expected 1 to {}",
             options.n_context, c.n_context);
     open_backend(options);
-}
-
-int fit_cpu(const Model& model, int n_context, int64_t limit) {
-    const Config& c = model.config;
-    const auto needed = [&](int n) {
-        const MemoryPlan p = plan_cpu(model, n);
-        return p.kv + p.scratch;
-    };
-    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
-    const int largest = largest_that_fits(least, c.n_context, [&](int n) { return needed(n) <= limit; });
-    const int asked = n_context ? n_context : std::max(largest, least);
-    if (needed(asked) <= limit) return asked;
-    const std::string needs = fmt::format("a context of {} needs {} beside the mapped file, the limit is {}",
-                                          asked, human_bytes(needed(asked)), human_bytes(limit));
-    require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
-    fail("{}: no context fits", needs);
 }
 
 // The device that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
@@ -186,23 +158,18 @@ void Engine::open_backend(const EngineOptions& options) {
 }
 
 std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
-    const auto check_text = [](std::string_view text) {
-        size_t at = 0;
-        const bool valid = is_utf8(text, &at);
-        require(valid, "the prompt is not valid UTF-8: byte 0x{:02x} at offset {}",
-                at < text.size() ? static_cast<unsigned char>(text[at]) : 0, at);
-    };
     std::vector<int32_t> ids;
     if (!request.prompt_ids.empty()) {
         ids = request.prompt_ids;
     } else if (request.raw) {
         require(!request.raw->empty(), "the prompt is empty, expected some text");
-        check_text(*request.raw);
+        require_utf8(*request.raw, "the prompt");
         ids = tokenizer_->encode(*request.raw, Specials::All);
         if (tokenizer_->bos >= 0 && (ids.empty() || ids[0] != tokenizer_->bos))
             ids.insert(ids.begin(), tokenizer_->bos);
     } else {
-        for (const Message& m : request.messages) check_text(m.content);
+        for (const Message& m : request.messages)
+            require_utf8(m.content, m.role == Role::System ? "the system text" : "the prompt");
         const bool blank = request.messages.empty() ||
                            request.messages.back().content.find_first_not_of(" \t\r\n") == std::string::npos;
         require(!blank, "the prompt is empty, expected some text");
@@ -282,8 +249,7 @@ Engine::Job Engine::prepare(const Request& request) const {
     if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
     if (request.canvas) {
         require(!request.think, "a canvas with holes goes without a thought");
-        size_t at = 0;
-        require(is_utf8(*request.canvas, &at), "the canvas is not valid UTF-8: offset {}", at);
+        require_utf8(*request.canvas, "the canvas");
         job.canvas =
             place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas_token);
         params.given = job.canvas.given;
@@ -412,29 +378,6 @@ Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_f
     else
         result.finish = Finish::Cancelled;
     return result;
-}
-
-int cpu_sliding_rows(const Config& c, int n_context) {
-    const int64_t n = int64_t{c.window} - 1 + kCpuReserve + kCpuEncode + std::max(kCpuEncode, c.n_canvas);
-    return static_cast<int>(std::min<int64_t>(n_context, n));
-}
-
-MemoryPlan plan_cpu(const Model& model, int n_context) {
-    const Config& c = model.config;
-    const int64_t n = std::max(kCpuEncode, c.n_canvas);  // tokens of the largest pass
-    const int64_t n_sliding = cpu_sliding_rows(c, n_context);
-    int64_t q = 0, kv = 0;
-    for (const LayerShape& l : c.layers) {
-        q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
-        kv += 2 * int64_t{l.n_head_kv} * l.head_dim * (l.global ? n_context : n_sliding);
-    }
-    const int64_t n_ff = std::max(c.n_ff, c.n_ff_self_cond);
-    const int64_t angles = 2 * int64_t{c.max_head_dim()};  // cos and sin, of global and of sliding layers
-    const int64_t per_token = 5 * int64_t{c.n_embd} + q + angles + 2 * n_ff +
-                              int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
-    const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
-    const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;
-    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs + scores), 0, static_cast<int>(n)};
 }
 
 }  // namespace easel

@@ -198,10 +198,6 @@ struct Gguf::Part {
     }
 };
 
-std::string shown(std::string_view s) {
-    return safe_line(s.substr(0, 64)) + (s.size() > 64 ? "..." : "");
-}
-
 const char* value_type_name(ValueType type) {
     static const char* const names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                         "bool", "string", "array", "u64", "i64", "f64"};

@@ -378,8 +378,7 @@ std::string manual_page(const CLI::App& app, std::string_view version) {
         roff(version), "run DiffusionGemma models from GGUF files");
     out += roff(app.get_description()) +
            "\nThe text goes to stdout and everything else to stderr. Without \\fB\\-m\\fR the built\\-in "
-           "demo model is "
-           "used.\n";
+           "demo model is used.\n";
     out += roff_options(app) + roff_example(app.get_footer()) + ".SH COMMANDS\n";
     for (const CLI::App* c : commands_of(app))
         out += ".SS easel " + roff(c->get_name()) + "\n" + roff(c->get_description()) + "\n" +
@@ -392,12 +391,10 @@ std::string manual_page(const CLI::App& app, std::string_view version) {
            ".TP\n\\fB130\\fR\nStopped with Ctrl\\-C; \\fB143\\fR: \\fBeasel pipe\\fR, with SIGTERM.\n"
            ".SH ENVIRONMENT\n"
            ".TP\n\\fBEASEL_MODELS\\fR\nThe folder of fetched models; else \\fI$XDG_CACHE_HOME/easel\\fR, "
-           "else "
-           "\\fI~/.cache/easel\\fR.\n"
+           "else \\fI~/.cache/easel\\fR.\n"
            ".TP\n\\fBEASEL_MODELS_TXT\\fR\nA file that lists models in place of the built\\-in list.\n"
            ".TP\n\\fBXDG_STATE_HOME\\fR\nIts \\fIeasel/history\\fR, else "
-           "\\fI~/.local/state/easel/history\\fR, "
-           "keeps what is typed into \\fBeasel chat\\fR.\n"
+           "\\fI~/.local/state/easel/history\\fR, keeps what is typed into \\fBeasel chat\\fR.\n"
            ".TP\n\\fBNO_COLOR\\fR\nIf set and not empty, there are no colours unless \\fB\\-\\-color\\fR "
            "asks for them.\n";
 }

@@ -39,9 +39,9 @@ Int8Codes int8_codes(Type type);
 // 256 columns of 16 rows, ready to be multiplied: W[r, c] = scale * code + min. Exact: scale and min are
 // floats that the block's own fields multiply to without rounding.
 struct Int8Panel {
-    alignas(
-        64) uint8_t codes[kInt8Cols * kInt8Rows];  // [64][16][4]: four columns of 16 rows, then the next four
-    float scale[16][kInt8Rows];                    // a row of 16 for every 16 or 32 columns
+    // [64][16][4]: four columns of 16 rows, then the next four.
+    alignas(64) uint8_t codes[kInt8Cols * kInt8Rows];
+    float scale[16][kInt8Rows];  // a row of 16 for every 16 or 32 columns
     float min[16][kInt8Rows];
 };
 

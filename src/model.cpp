@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "check.h"
+#include "text.h"
 
 namespace easel {
 

@@ -163,12 +163,4 @@ std::shared_ptr<const Gguf> open_model(const std::string& model) {
                                                       : Gguf::open(find_model(model)));
 }
 
-std::string human_bytes(int64_t n) {
-    static const char* const units[] = {"B", "kB", "MB", "GB", "TB"};
-    double v = static_cast<double>(n);
-    int u = 0;
-    while (v >= 1000 && u < 4) v /= 1000, u++;
-    return u ? fmt::format("{:.2f} {}", v, units[u]) : fmt::format("{} B", n);
-}
-
 }  // namespace easel

@@ -251,10 +251,7 @@ std::unique_ptr<PipeItem> parse_pipe_line(std::string_view text, int64_t line,
     item->read_at = std::chrono::steady_clock::now();
     item->request.sampler = defaults;
     try {
-        size_t at = 0;
-        const bool valid = is_utf8(text, &at);
-        require(valid, "the line is not valid UTF-8: byte 0x{:02x} at offset {}",
-                at < text.size() ? static_cast<unsigned char>(text[at]) : 0, at);
+        require_utf8(text, "the line");
         parse_line(text, *item);
     } catch (const Json::exception& e) {
         item->error = "the line is not valid JSON: " + parse_error(e.what());

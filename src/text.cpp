@@ -1,14 +1,14 @@
 // text.cpp: see text.h.
 #include "text.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <numeric>
 #include <utility>
 #include <vector>
+
+#include "check.h"
 
 namespace easel {
 
@@ -26,6 +26,26 @@ Char first_char(std::string_view s) {
     constexpr char32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     if (c < least[n] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return {0xfffd, 1};
     return {c, n};
+}
+
+// The offset of the first byte that is not UTF-8, or the text's size.
+static size_t stray_byte(std::string_view text) {
+    for (size_t i = 0; i < text.size();) {
+        const auto [c, n] = first_char(text.substr(i));
+        if (c == 0xfffd && n == 1) return i;  // U+FFFD itself has three bytes
+        i += n;
+    }
+    return text.size();
+}
+
+bool is_utf8(std::string_view text) {
+    return stray_byte(text) == text.size();
+}
+
+void require_utf8(std::string_view text, std::string_view what) {
+    if (const size_t at = stray_byte(text); at < text.size())
+        fail("{} is not valid UTF-8: byte 0x{:02x} at offset {}", what, static_cast<unsigned char>(text[at]),
+             at);
 }
 
 std::string_view without_mark(std::string_view text) {
@@ -52,6 +72,10 @@ std::string safe_line(std::string_view text) {
     return out;
 }
 
+std::string shown(std::string_view s) {
+    return safe_line(s.substr(0, 64)) + (s.size() > 64 ? "..." : "");
+}
+
 std::string terminal_text(std::string_view text) {
     std::string out;
     while (!text.empty()) {
@@ -74,6 +98,14 @@ std::string valid_utf8(std::string_view text) {
         out += next.c == 0xfffd ? kReplacement : text.substr(0, n);
     }
     return out;
+}
+
+std::string human_bytes(int64_t n) {
+    static const char* const units[] = {"B", "kB", "MB", "GB", "TB"};
+    double v = static_cast<double>(n);
+    int u = 0;
+    while (v >= (u ? 999.995 : 1000) && u < 4) v /= 1000, u++;  // 999.995 would be shown as 1000.00
+    return u ? fmt::format("{:.2f} {}", v, units[u]) : fmt::format("{} B", n);
 }
 
 int edit_distance(std::string_view a, std::string_view b) {

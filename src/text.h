@@ -1,6 +1,7 @@
 // text.h: UTF-8, and text from files and models for a terminal: no byte of it may move the cursor or be a
 // command. Used by whatever prints such text or puts it into a message.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -15,6 +16,10 @@ struct Char {
 };
 Char first_char(std::string_view s);
 
+bool is_utf8(std::string_view text);
+// Error with the first byte that is not UTF-8, if there is one. Its text begins with `what`, "the prompt".
+void require_utf8(std::string_view text, std::string_view what);
+
 // The text without the byte-order mark that some programs begin a file with.
 std::string_view without_mark(std::string_view text);
 
@@ -24,11 +29,15 @@ bool is_control(char32_t c);
 // A part of one line, whatever is in it: control characters, newlines among them, and stray bytes become
 // \x1b.
 std::string safe_line(std::string_view text);
+// Text from a file for a message: a part of one line, and not a page of it.
+std::string shown(std::string_view text);
 // A model's text for a terminal: control characters other than newline and tab, and stray bytes, become
 // U+FFFD.
 std::string terminal_text(std::string_view text);
 // The text as valid UTF-8: stray bytes become U+FFFD.
 std::string valid_utf8(std::string_view text);
+
+std::string human_bytes(int64_t n);  // "16.81 GB"
 
 // Letters to insert, delete or change between two names; upper and lower case are the same.
 int edit_distance(std::string_view a, std::string_view b);

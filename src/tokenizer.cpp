@@ -407,8 +407,8 @@ Tokenizer::Tokenizer(const Gguf& file) {
     require(!tokens.empty() && tokens.size() <= INT32_MAX,
             "{}: tokenizer.ggml.tokens has {} items, expected 1 to {}", file.name(), tokens.size(),
             INT32_MAX);
-    if (const Value* scores =
-            file.find("tokenizer.ggml.scores"))  // not used, but a wrong one tells of a broken file
+    // Scores are not used, but wrong ones tell of a broken file.
+    if (const Value* scores = file.find("tokenizer.ggml.scores"))
         require(scores->is_array() && scores->item != ValueType::String && scores->count == tokens.size(),
                 "{}: tokenizer.ggml.scores: expected an array of {} numbers, one a token, found {} of {}",
                 file.name(), tokens.size(), scores->count,

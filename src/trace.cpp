@@ -14,6 +14,7 @@
 #include "commands.h"
 #include "json_depth.h"
 #include "sampler_settings.h"
+#include "text.h"
 #include "whole_file.h"
 
 namespace easel {
@@ -53,9 +54,8 @@ std::string entropy_text(float nats) {
 
 std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
     const std::string bytes = tokenizer.decode({&id, 1}, false);
-    size_t at = 0;
     if (bytes.empty()) return dump({{"control", std::string(tokenizer.text(id))}});
-    if (is_utf8(bytes, &at)) return dump(bytes);
+    if (is_utf8(bytes)) return dump(bytes);
     return fmt::format("{{\"bytes\":[{}]}}",
                        fmt::join(std::vector<uint8_t>(bytes.begin(), bytes.end()), ","));
 }

@@ -25,9 +25,8 @@ using Json = nlohmann::json;
 namespace {
 
 Json piece_json(const TracePiece& piece) {
-    size_t at = 0;
     if (piece.control) return {{"control", piece.bytes}};
-    if (is_utf8(piece.bytes, &at)) return piece.bytes;
+    if (is_utf8(piece.bytes)) return piece.bytes;
     return {{"bytes", std::vector<uint8_t>(piece.bytes.begin(), piece.bytes.end())}};
 }
 

@@ -32,9 +32,8 @@ std::string shade(const Rgb& low, const Rgb& high, int level) {
 // A token's text for a label: at most 10 characters, blanks made visible, what XML cannot have replaced.
 std::string label(const TracePiece& piece) {
     constexpr int kShown = 10;
-    size_t at = 0;
     std::string out;
-    if (!is_utf8(piece.bytes, &at)) {
+    if (!is_utf8(piece.bytes)) {
         for (size_t i = 0; i < std::min<size_t>(piece.bytes.size(), 4); i++)
             out += fmt::format("{:02X}", static_cast<unsigned char>(piece.bytes[i]));
         return out;

@@ -11,11 +11,11 @@ namespace easel {
 // x = n ln 2 + r, |r| <= ln(2)/2; Taylor polynomial of degree 7 in r; n goes into the exponent.
 inline float exp_approx(float x) {
     const float y = x > 88.0f ? 88.0f : (x < -87.3f ? -87.3f : x);
-    const float shifted =
-        y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are round(y / ln 2)
+    // 1.5 * 2^23: the sum's low bits are round(y / ln 2).
+    const float shifted = y * 1.44269504f + 12582912.0f;
     const float n = shifted - 12582912.0f;
-    const float r =
-        (y - n * 0.693145751953125f) - n * 1.42860682e-6f;  // ln 2 in two parts: the first product is exact
+    // ln 2 in two parts: the first product is exact.
+    const float r = (y - n * 0.693145751953125f) - n * 1.42860682e-6f;
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
     p = p * r + 1.0f / 120;

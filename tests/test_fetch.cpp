@@ -7,6 +7,7 @@
 #include "files.h"
 #include "models.h"
 #include "sha256.h"
+#include "text.h"
 
 using namespace easel;
 
@@ -194,6 +195,8 @@ TEST_CASE("models: what -m means", "[fetch]") {
 TEST_CASE("models: bytes as people read them", "[fetch]") {
     CHECK(human_bytes(0) == "0 B");
     CHECK(human_bytes(999) == "999 B");
+    CHECK(human_bytes(999994) == "999.99 kB");
+    CHECK(human_bytes(999999) == "1.00 MB");
     CHECK(human_bytes(2132192) == "2.13 MB");
     CHECK(human_bytes(16806810336) == "16.81 GB");
 }

@@ -1,0 +1,51 @@
+// cpu_memory.cpp: what the CPU backend takes, and the context that fits a limit; cuda/layout.cpp has the same
+// for a GPU. Called by the engine, by reference.cpp and by `easel info`.
+#include <algorithm>
+
+#include "backend.h"
+#include "check.h"
+#include "parallel.h"
+#include "text.h"
+
+namespace easel {
+
+int cpu_sliding_rows(const Config& c, int n_context) {
+    const int64_t n = int64_t{c.window} - 1 + kCpuReserve + kCpuEncode + std::max(kCpuEncode, c.n_canvas);
+    return static_cast<int>(std::min<int64_t>(n_context, n));
+}
+
+MemoryPlan plan_cpu(const Model& model, int n_context) {
+    const Config& c = model.config;
+    const int64_t n = std::max(kCpuEncode, c.n_canvas);  // tokens of the largest pass
+    const int64_t n_sliding = cpu_sliding_rows(c, n_context);
+    int64_t q = 0, kv = 0;
+    for (const LayerShape& l : c.layers) {
+        q = std::max(q, int64_t{c.n_head + l.n_head_kv} * 2 * l.head_dim);
+        kv += 2 * int64_t{l.n_head_kv} * l.head_dim * (l.global ? n_context : n_sliding);
+    }
+    const int64_t n_ff = std::max(c.n_ff, c.n_ff_self_cond);
+    const int64_t angles = 2 * int64_t{c.max_head_dim()};  // cos and sin, of global and of sliding layers
+    const int64_t per_token = 5 * int64_t{c.n_embd} + q + angles + 2 * n_ff +
+                              int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
+    const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
+    const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;
+    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs + scores), 0, static_cast<int>(n)};
+}
+
+int fit_cpu(const Model& model, int n_context, int64_t limit) {
+    const Config& c = model.config;
+    const auto needed = [&](int n) {
+        const MemoryPlan p = plan_cpu(model, n);
+        return p.kv + p.scratch;
+    };
+    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
+    const int largest = largest_that_fits(least, c.n_context, [&](int n) { return needed(n) <= limit; });
+    const int asked = n_context ? n_context : std::max(largest, least);
+    if (needed(asked) <= limit) return asked;
+    const std::string needs = fmt::format("a context of {} needs {} beside the mapped file, the limit is {}",
+                                          asked, human_bytes(needed(asked)), human_bytes(limit));
+    require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
+    fail("{}: no context fits", needs);
+}
+
+}  // namespace easel
