@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -108,7 +109,7 @@ using KeyValue = std::variant<bool, uint32_t, int32_t, uint64_t, float, std::str
 // file.
 class GgufWriter {
   public:
-    explicit GgufWriter(std::string path);
+    explicit GgufWriter(const std::string& path);  // a link: the file that it names
     ~GgufWriter();
     GgufWriter(const GgufWriter&) = delete;
     GgufWriter& operator=(const GgufWriter&) = delete;
@@ -120,8 +121,9 @@ class GgufWriter {
     void begin();
     // The next bytes of the current tensor, any piece size; padding is added after its last byte.
     void write(std::span<const uint8_t> bytes);
-    // Error unless every declared byte was written, or on a full disk.
-    void finish();
+    // Gives the file its name. Error unless every declared byte was written, on a full disk, or where
+    // check(path) throws one, which sees the whole file where it is until then.
+    void finish(const std::function<void(const std::string& path)>& check = {});
     uint64_t total_bytes() const { return total_bytes_; }  // of all tensors, after begin()
 
   private:
@@ -133,7 +135,7 @@ class GgufWriter {
     };
     void put(const void* data, size_t bytes);
 
-    std::string path_, part_path_;
+    std::string path_, target_, part_path_;
     std::FILE* file_ = nullptr;
     std::map<std::string, size_t> key_idx_;
     std::vector<std::pair<std::string, std::string>> keys_;  // name, encoded type and value

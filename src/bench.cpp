@@ -209,9 +209,12 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
         models.push_back({"demo", std::make_shared<Model>(demo)});
     }
     models.push_back(named_model(flags, "mid"));
+    const Config& largest = models.back().model->config;
+    if (denoise && flags.n_prefix)
+        require_room(largest, flags.n_prefix + largest.n_canvas, "the prefix and a canvas");
     std::vector<int> prompts;
     if (prefill && flags.n_prefix) {
-        require_room(models.back().model->config, flags.n_prefix, "the prompt");
+        require_room(largest, flags.n_prefix, "the prompt");
         prompts = {flags.n_prefix};
     } else if (prefill) {
         prompts = {128, 512, 2048};
@@ -306,6 +309,10 @@ int run_bench(const BenchFlags& flags) {
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
     const std::string wanted = flags.device.empty() ? "cuda" : flags.device;
+    const bool is_number = wanted.starts_with("cuda:") && wanted.size() > 5 &&
+                           wanted.find_first_not_of("0123456789", 5) == wanted.npos;
+    require(is_number || wanted == "cuda" || wanted == "cpu", "device is {}, expected cuda, cuda:N or cpu",
+            wanted);
     require(!cpu || flags.device.empty() || flags.device == "cpu",
             "bench cpu measures the CPU, --device is {}", flags.device);
     std::vector<DeviceInfo> devices;

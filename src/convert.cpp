@@ -16,8 +16,10 @@
 
 #include "check.h"
 #include "convert_source.h"
+#include "model.h"
 #include "parallel.h"
 #include "text.h"
+#include "tokenizer.h"
 
 namespace easel {
 
@@ -295,7 +297,15 @@ bool convert(const std::string& source, const std::string& target, const Convert
     for (size_t i = 0; i < plan.size(); i++)
         if (!write_tensor(out, from.tensors[i], plan[i])) return false;
     out.wait();
-    writer.finish();
+    writer.finish([&](const std::string& part) {
+        try {
+            const auto file = std::make_shared<const Gguf>(Gguf::open(part));
+            const Model model(file);
+            const Tokenizer tokenizer(*file);
+        } catch (const Error& e) {
+            fail("{}: not written, as easel itself would refuse it: {}", target, e.what());
+        }
+    });
     return true;
 }
 

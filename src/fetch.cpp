@@ -35,7 +35,7 @@ namespace {
 constexpr int kNoHost = 6, kNoConnection = 7, kHttpError = 22, kNoRange = 33;
 constexpr int kStallSeconds = 60;  // without 1000 bytes a second: the connection is dead
 
-volatile std::sig_atomic_t stopped = 0;  // Ctrl-C
+volatile std::sig_atomic_t stopped = 0;  // by this signal
 
 struct File {
     int fd = -1;
@@ -152,6 +152,13 @@ class Part {
         bytes_ = 0;
         hash_ = {};
     }
+    // An error page, say, is none; it is removed.
+    void require_model() {
+        char magic[5] = {};
+        if (pread(file_.fd, magic, 4, 0) == 4 && std::string_view(magic) == "GGUF") return;
+        restart();
+        fail("{}: deleted, as it begins with \"{}\", expected a GGUF file", path_, shown(magic));
+    }
     void move_to(const std::string& path) {
         require(fsync(file_.fd) == 0 && std::rename(path_.c_str(), path.c_str()) == 0,
                 "{}: cannot be written: {}", path, std::strerror(errno));
@@ -259,9 +266,10 @@ class Curl {
     std::string message_;
 };
 
-std::string host_of(const std::string& url) {
+std::string host_of(const std::string& url) {  // without a name and a password
     const size_t begin = url.find("://") + 3;
-    return url.substr(begin, url.find_first_of("/?#", begin) - begin);
+    const std::string host = url.substr(begin, url.find_first_of("/?#", begin) - begin);
+    return host.substr(host.rfind('@') + 1);
 }
 
 std::string amount(int64_t bytes, int64_t of) {
@@ -424,16 +432,17 @@ int run_fetch(const FetchFlags& flags) {
     if (!is_here(e)) {  // another easel may have brought it just now
         Part part(path + ".part", e);
         check_space(folder, e, part.bytes());
-        std::signal(SIGINT, [](int) {  // a second one ends the program at once
-            stopped = 1;
-            std::signal(SIGINT, SIG_DFL);
-        });
+        for (int number : {SIGINT, SIGTERM})
+            std::signal(number, [](int by) {  // a second one ends the program at once
+                stopped = by;
+                std::signal(by, SIG_DFL);
+            });
         complete(e, part, progress);
         progress.clear();
         if (stopped) {
             progress.note(fmt::format("stopped after {}; `easel fetch {}` goes on from there",
                                       amount(part.bytes(), e.bytes), e.name));
-            return kInterrupted;
+            return 128 + stopped;
         }
         if (!e.sha256.empty()) {
             const std::string found = part.sha256();
@@ -442,6 +451,7 @@ int run_fetch(const FetchFlags& flags) {
                     "{}: deleted, as its sha256 is {}, expected {}; `easel fetch {}` starts from zero",
                     part.path(), found, e.sha256, e.name);
         }
+        part.require_model();
         part.move_to(path);
     }
     write_stdout(path + "\n");

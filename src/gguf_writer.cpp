@@ -74,8 +74,17 @@ uint64_t padded(uint64_t n, uint64_t alignment) {
 
 }  // namespace
 
-GgufWriter::GgufWriter(std::string path)
-    : path_(std::move(path)), part_path_(path_ + ".part"), file_(open_alone(part_path_, path_)) {}
+// Where a link leads; a device is no file to replace, and the move to it fails.
+static std::string target_of(const std::string& path) {
+    const std::string file = replaced(path);
+    return file.empty() ? path : file;
+}
+
+GgufWriter::GgufWriter(const std::string& path)
+    : path_(path),
+      target_(target_of(path)),
+      part_path_(target_ + ".part"),
+      file_(open_alone(part_path_, path_)) {}
 
 GgufWriter::~GgufWriter() {
     if (!file_) return;
@@ -192,12 +201,14 @@ void GgufWriter::write(std::span<const uint8_t> bytes) {
     current_done_ = 0;
 }
 
-void GgufWriter::finish() {
+void GgufWriter::finish(const std::function<void(const std::string& path)>& check) {
     // The one without a shape is begin()'s.
     require(file_ && !tensors_.empty() && tensors_.back().ne.empty(), "{}: finish() without begin()", path_);
     require(current_ + 1 == tensors_.size(), "{}: tensor {} has {} of {} bytes", path_,
             tensors_[current_].name, current_done_, tensors_[current_].bytes);
-    move_into_place(std::exchange(file_, nullptr), part_path_, path_);
+    require(std::fflush(file_) == 0, "{}: cannot be written: {}", path_, std::strerror(errno));
+    if (check) check(part_path_);
+    move_into_place(std::exchange(file_, nullptr), part_path_, target_);
 }
 
 void GgufWriter::put(const void* data, size_t bytes) {

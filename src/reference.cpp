@@ -276,6 +276,8 @@ class CpuBackend final : public Backend {
 
     // Sliding layers: what lies kCpuReserve before the window goes, some passes' worth at a time.
     void drop_oldest() {
+        if (std::all_of(c_.layers.begin(), c_.layers.end(), [](const LayerShape& l) { return l.global; }))
+            return;
         const int n = n_cached_ - (c_.window - 1) - kCpuReserve - first_kept_;
         if (n < kCpuEncode) return;
         for (int l = 0; l < c_.n_layer; l++)

@@ -209,6 +209,11 @@ termios terminal_modes;
 
 constexpr int kLeaving[] = {SIGTERM, SIGHUP, SIGQUIT, SIGTSTP};
 
+// Not where it is ignored, as nohup has it.
+void catch_signal(int number, void (*handler)(int)) {
+    if (std::signal(number, handler) == SIG_IGN) std::signal(number, SIG_IGN);
+}
+
 void leave_on_signal(int signal) {
     const int saved = errno;
     abandon_view();
@@ -220,8 +225,13 @@ void leave_on_signal(int signal) {
 // Keys that are pressed while the canvas is drawn would move it.
 void begin_drawing() {
     if (drawing) return;
-    for (int signal : kLeaving)
-        if (std::signal(signal, leave_on_signal) == SIG_IGN) std::signal(signal, SIG_IGN);
+    sigset_t leaving, before;  // none of these between the terminal's change and what tells of it
+    sigemptyset(&leaving);
+    for (int signal : kLeaving) {
+        catch_signal(signal, leave_on_signal);
+        sigaddset(&leaving, signal);
+    }
+    pthread_sigmask(SIG_BLOCK, &leaving, &before);
     // A program in the background may not change modes: it would be stopped.
     if (tcgetpgrp(STDERR_FILENO) == getpgrp() && tcgetattr(STDERR_FILENO, &terminal_modes) == 0) {
         termios quiet = terminal_modes;
@@ -230,13 +240,13 @@ void begin_drawing() {
         tcsetattr(STDERR_FILENO, TCSANOW, &quiet);
     }
     drawing = 1;
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 void end_drawing() {
     if (!drawing) return;
     abandon_view();
-    for (int signal : kLeaving)
-        if (std::signal(signal, SIG_DFL) == SIG_IGN) std::signal(signal, SIG_IGN);
+    for (int signal : kLeaving) catch_signal(signal, SIG_DFL);
 }
 
 // The terminal may be slow, or gone: what cannot be written is dropped.

@@ -91,8 +91,7 @@ void move_into_place(std::FILE* file, const std::string& part, const std::string
     require_written(ok, path, problem);
 }
 
-// The file that is replaced, which a link may name; empty: none is, but `path` is written to.
-static std::string replaced(const std::string& path) {
+std::string replaced(const std::string& path) {
     struct stat there;
     if (stat(path.c_str(), &there) != 0) return path;
     require_written(!S_ISDIR(there.st_mode), path, EISDIR);

@@ -31,6 +31,9 @@ std::FILE* open_alone(const std::string& path, const std::string& name);
 // that fails; then the part is gone, and `path` as it was.
 void move_into_place(std::FILE* file, const std::string& part, const std::string& path);
 
+// The file that a write to `path` replaces, which a link may name; empty: none is, as `path` is a device or
+// the like. Error if it is a folder or must not be written.
+std::string replaced(const std::string& path);
 // Error if write_file() could not write there; changes nothing.
 void check_writable(const std::string& path);
 // A regular file is replaced when all is written, to `path`.part; anything else, such as a device, is written

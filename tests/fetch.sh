@@ -66,6 +66,7 @@ short $n $sum $url/short/50000/demo.gguf
 long 1000 - $url/ok/demo.gguf
 slow $n $sum $url/slow/300000/demo.gguf
 gone $n $sum $url/ok/absent.gguf
+page - - $url/ok/trace.html
 offline $n $sum http://127.0.0.1:1/demo.gguf
 nohost $n $sum http://easel.invalid/demo.gguf
 huge 9000000000000000000 - $url/ok/demo.gguf
@@ -178,6 +179,8 @@ cp $demo "$models/wrong_unknown.gguf.part"
 error "a part of it all, too" "deleted, as its sha256" fetch wrong_unknown
 has "is not kept either, then" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
 check "no lock is left" "$(ls "$models" | grep -c 'lock$')" -eq 0
+error "a page where a model should be" 'deleted, as it begins with "<!do", expected a GGUF file' fetch page
+check "is not kept" "$(ls "$models" | grep -c '^page')" -eq 0
 cp $demo "$models/cut.gguf.part" && rm "$models/cut.gguf" && echo x | dd of="$models/cut.gguf.part" bs=1 seek=500 \
     conv=notrunc 2>/dev/null
 error "a spoilt part" "the download stopped at 1000000" fetch cut
@@ -271,6 +274,14 @@ check "Ctrl-C exits with 130" $status -eq 130
 check "Ctrl-C takes at most 2 seconds ($took ms)" $took -le 2000
 check "Ctrl-C keeps the part" -s "$models/slow.gguf.part"
 has "Ctrl-C says how to go on" '`easel fetch slow` goes on from there' "$dir/err"
+part=$(wc -c <"$models/slow.gguf.part")
+"$easel" fetch slow </dev/null >"$dir/out" 2>"$dir/err" &
+pid=$!
+wait_for pgrep -f "continue-at $part" >/dev/null
+kill -TERM $pid
+wait $pid
+check "SIGTERM exits with 143" $? -eq 143
+check "its curl has ended" -z "$(pgrep -f "continue-at $part")"
 part=$(wc -c <"$models/slow.gguf.part")
 works "and the next run does" fetch --quiet slow
 check "from there" "$(requests "bytes=$part-")" -eq 1

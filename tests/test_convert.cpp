@@ -467,6 +467,11 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
                   f.tokenizer["model"]["merges"] = json::array({json::array({"a b", "c"})});
               }),
               {"the merge [\"a b\",\"c\"] cannot be written"});
+    // What only easel's own limits refuse is found before the file has its name.
+    check_has(with([](HfFolder&, json& t) { t["final_logit_softcapping"] = 0; }),
+              {"out.gguf: not written", "final_logit_softcapping is 0"});
+    check_has(with([](HfFolder& f, json&) { f.generation["max_denoising_steps"] = 1000000000; }),
+              {"out.gguf: not written", "1000000000"});
     // What a config leaves out: every sixth layer is global, with heads of 512.
     check_has(with([](HfFolder&, json& t) {
                   t.erase("layer_types");
@@ -600,11 +605,13 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     // Of a split file the parts become one.
     const auto write_part = [&](const char* architecture) {
         GgufWriter writer(dir / "part.gguf");
+        for (const auto& [key, value] : from.values()) writer.copy(key, value);
         writer.set("general.architecture", std::string(architecture));
         writer.set("split.count", uint32_t{1});
-        writer.declare("t", Type::F32, std::vector<int64_t>{1});
+        for (const Tensor& t : from.tensors())
+            writer.declare(std::string(t.name), t.type, std::span(t.ne).first(t.n_dims));
         writer.begin();
-        writer.write(std::vector<uint8_t>(4));
+        for (const Tensor& t : from.tensors()) writer.write({t.data, t.bytes});
         writer.finish();
     };
     write_part("gemma4");
@@ -612,8 +619,15 @@ TEST_CASE("a GGUF file becomes one of another precision") {
               {"general.architecture is gemma4"});
     write_part("diffusion-gemma");
     convert(dir / "part.gguf", dir / "r.gguf", as("f16"));
-    CHECK(Gguf::open(dir / "r.gguf").tensors().size() == 1);
+    CHECK(Gguf::open(dir / "r.gguf").tensors().size() == from.tensors().size());
     CHECK(!Gguf::open(dir / "r.gguf").find("split.count"));
+
+    // Of a link, the file that it names is replaced.
+    std::ofstream(dir / "old.gguf") << "old";
+    fs::create_symlink(dir / "old.gguf", dir / "to-old.gguf");
+    convert(source, dir / "to-old.gguf", as("q8_0"));
+    CHECK(fs::is_symlink(dir / "to-old.gguf"));
+    CHECK(Gguf::open(dir / "old.gguf").tensors().size() == from.tensors().size());
 
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "q.gguf", as("f16")); }),
               {"overwrite the source"});
