@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kMaxCanvas)
             state->finish = static_cast<int>(Finish::Cancelled);
         else if (has_end)
             state->finish = static_cast<int>(Finish::Stop);
-        else if (state->canvas + 1 >= state->n_canvas)
+        else if (state->canvas + 1 >= state->max_canvases)
             state->finish = static_cast<int>(Finish::Length);
         else {
             state->done = 0;

@@ -135,7 +135,7 @@ class DeviceBackend final : public Backend {
         } catch (...) {      // CUDA's error, or one of the callback's
             ring_.cancel();  // or the device would wait for a reader of its frames, for ever
             drain();
-            written(n_cached_ + params.n_canvas * c_.n_canvas);
+            written(n_cached_ + params.max_canvases * c_.n_canvas);
             throw;
         }
         copy_to_host(stream_.s, &state, b_.state, sizeof state);
@@ -199,7 +199,7 @@ class DeviceBackend final : public Backend {
         LoopState s{};
         s.sampler = params.sampler;
         s.seed = params.seed;
-        s.n_canvas = params.n_canvas;
+        s.max_canvases = params.max_canvases;
         require(params.end_tokens.size() <= kMaxEndTokens, "{} end tokens, expected at most {}",
                 params.end_tokens.size(), kMaxEndTokens);
         s.n_end = static_cast<int>(params.end_tokens.size());

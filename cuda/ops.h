@@ -53,7 +53,7 @@ struct LoopState {
     // The request.
     SamplerConfig sampler;
     uint64_t seed;
-    int n_canvas;   // canvases at most
+    int max_canvases;
     int n_free;     // positions of a canvas whose token is not given
     int has_given;  // whether GivenTokens counts
     int n_end;      // of end_tokens

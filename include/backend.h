@@ -40,9 +40,9 @@ constexpr int kMaxChoices = 64, kMaxOptions = 512, kMaxOptionTokens = 8192;  // 
 struct GenerateParams {
     SamplerConfig sampler;
     uint64_t seed = 0;
-    int n_canvas = 1;                 // canvases at most; whole ones are always computed
+    int max_canvases = 1;             // whole ones are always computed
     std::vector<int32_t> end_tokens;  // end-of-generation ids; empty: none ends the answer
-    Given given;                      // of the only canvas: n_canvas is 1 then
+    Given given;                      // of the only canvas: max_canvases is 1 then
 };
 
 enum class Finish {
@@ -94,7 +94,7 @@ struct Backend {
     virtual ~Backend() = default;
     // Causal pass over `tokens`, appended to the KV cache. Error past the context.
     virtual void encode(std::span<const int32_t> tokens) = 0;
-    // Denoises up to n_canvas canvases after what is cached; commits (encodes) every one it moves past.
+    // Denoises up to max_canvases canvases after what is cached; commits (encodes) every one it moves past.
     virtual Answer generate(const GenerateParams& params, const FrameFn& on_frame) = 0;
     // Forgets the cache past n_token, or all of it where what n_token needs is gone: sliding layers keep
     // their window and some tokens more (see kCpuReserve, and n_encode on a GPU). Returns the tokens that are
@@ -114,7 +114,7 @@ struct Backend {
 // Requests that no backend can serve: each throws Error, with what was asked for and what there is.
 void check_tokens(const Config& config, std::span<const int32_t> tokens);
 void check_append(int n_cached, size_t n_token, int n_context);
-void check_room(const Config& config, int n_cached, int n_canvas, int n_context);
+void check_room(const Config& config, int n_cached, int max_canvases, int n_context);
 void check_truncate(int n_cached, int n_token);
 void check_given(const Config& config, const GenerateParams& params);
 void check_generate(const Config& config, const GenerateParams& params, int n_cached, int n_context);

@@ -16,11 +16,11 @@ void check_append(int n_cached, size_t n_token, int n_context) {
             "{} tokens after {} cached ones exceed the context of {}", n_token, n_cached, n_context);
 }
 
-void check_room(const Config& c, int n_cached, int n_canvas, int n_context) {
-    const int64_t needed = n_cached + int64_t{n_canvas} * c.n_canvas;
+void check_room(const Config& c, int n_cached, int max_canvases, int n_context) {
+    const int64_t needed = n_cached + int64_t{max_canvases} * c.n_canvas;
     require(needed <= n_context,
             "{} tokens of prompt and {} canvases of {} need {} places, the context has {}", n_cached,
-            n_canvas, c.n_canvas, needed, n_context);
+            max_canvases, c.n_canvas, needed, n_context);
 }
 
 void check_truncate(int n_cached, int n_token) {
@@ -31,8 +31,8 @@ void check_truncate(int n_cached, int n_token) {
 void check_given(const Config& c, const GenerateParams& params) {
     const Given& g = params.given;
     if (g.tokens.empty() && g.choices.empty()) return;
-    require(params.n_canvas == 1, "{} canvases asked for where tokens are given, expected 1",
-            params.n_canvas);
+    require(params.max_canvases == 1, "{} canvases asked for where tokens are given, expected 1",
+            params.max_canvases);
     require(g.tokens.size() == size_t(c.n_canvas), "tokens given for {} positions, the canvas has {}",
             g.tokens.size(), c.n_canvas);
     for (int32_t id : g.tokens)
@@ -68,8 +68,8 @@ void check_given(const Config& c, const GenerateParams& params) {
 void check_generate(const Config& c, const GenerateParams& params, int n_cached, int n_context) {
     check_sampler(params.sampler);
     check_given(c, params);
-    require(params.n_canvas >= 1, "{} canvases asked for, expected 1 or more", params.n_canvas);
-    check_room(c, n_cached, params.n_canvas, n_context);
+    require(params.max_canvases >= 1, "{} canvases asked for, expected 1 or more", params.max_canvases);
+    check_room(c, n_cached, params.max_canvases, n_context);
 }
 
 void check_logits_request(const Config& c, const LogitsRequest& request, size_t n_out) {

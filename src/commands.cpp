@@ -143,7 +143,7 @@ std::string result_json(const Result& r) {
 
 void print_statistics(const Result& r) {
     const int n_step = r.n_step();
-    const double n_canvas = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
+    const double n_canvases = static_cast<double>(std::max<size_t>(r.steps.size(), 1));
     const double total_ms = r.encode_ms + r.denoise_ms + r.commit_ms;
     tell(fmt::format(
         "prompt {}, {:.0f} tok/s | {}, {}, {:.2f} ms a step | answer {}, {:.0f} tok/s, {:.1f} steps a "
@@ -151,7 +151,7 @@ void print_statistics(const Result& r) {
         counted(r.n_prompt, "token"), rate(r.n_prompt - r.n_reused, r.encode_ms),
         counted(r.steps.size(), "canvas", "canvases"), counted(n_step, "step"),
         n_step ? r.denoise_ms / n_step : 0.0, counted(r.ids.size(), "token"),
-        rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvas, finish_name(r.finish),
+        rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvases, finish_name(r.finish),
         r.n_try > 1 ? fmt::format("seed {}, the best of {} | ", r.seed, r.n_try) : "", r.hash));
 }
 

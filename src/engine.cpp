@@ -232,13 +232,13 @@ struct Engine::Job {
 };
 
 int Engine::room(size_t n_prompt) const {
-    const int n_canvas_token = model_->config.n_canvas;
-    return std::max(0, n_context_ - static_cast<int>(n_prompt)) / n_canvas_token * n_canvas_token;
+    const int n_canvas = model_->config.n_canvas;
+    return std::max(0, n_context_ - static_cast<int>(n_prompt)) / n_canvas * n_canvas;
 }
 
 // The request in tokens. Error on what is wrong with it, or does not fit the context.
 Engine::Job Engine::prepare(const Request& request) const {
-    const int n_canvas_token = model_->config.n_canvas;
+    const int n_canvas = model_->config.n_canvas;
     Job job;
     GenerateParams& params = job.params;
     params.sampler = request.sampler.value_or(model_->config.sampler);
@@ -250,8 +250,7 @@ Engine::Job Engine::prepare(const Request& request) const {
     if (request.canvas) {
         require(!request.think, "a canvas with holes goes without a thought");
         require_utf8(*request.canvas, "the canvas");
-        job.canvas =
-            place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas_token);
+        job.canvas = place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas);
         params.given = job.canvas.given;
         params.end_tokens.clear();  // where it ends is known, or looked for after the last of the given text
     } else {
@@ -261,17 +260,17 @@ Engine::Job Engine::prepare(const Request& request) const {
     job.prompt = prompt_ids(request);
     const size_t n_prompt = job.prompt.size();
     if (request.canvas)
-        job.n_token = n_canvas_token;
+        job.n_token = n_canvas;
     else if (request.n_token)
         job.n_token = request.n_token;
     else
-        job.n_token = std::clamp(room(n_prompt), n_canvas_token, std::max(n_canvas_token, kDefaultTokens));
-    params.n_canvas = static_cast<int>((int64_t{job.n_token} + n_canvas_token - 1) / n_canvas_token);
-    const int64_t needed = static_cast<int64_t>(n_prompt) + int64_t{params.n_canvas} * n_canvas_token;
+        job.n_token = std::clamp(room(n_prompt), n_canvas, std::max(n_canvas, kDefaultTokens));
+    params.max_canvases = static_cast<int>((int64_t{job.n_token} + n_canvas - 1) / n_canvas);
+    const int64_t needed = static_cast<int64_t>(n_prompt) + int64_t{params.max_canvases} * n_canvas;
     require(needed <= n_context_,
             "{} prompt tokens and {} canvases of {} tokens need {} places, the context has {}: shorten the "
             "prompt or ask for fewer tokens{}",
-            n_prompt, params.n_canvas, n_canvas_token, needed, n_context_,
+            n_prompt, params.max_canvases, n_canvas, needed, n_context_,
             n_context_ < model_->config.n_context ? ", or for a larger context (-c)" : "");
     return job;
 }

@@ -228,7 +228,7 @@ class CpuBackend final : public Backend {
         check_generate(c_, params, n_cached_, n_context_);
         Answer answer;
         std::vector<int32_t> commit;
-        for (int canvas = 0; canvas < params.n_canvas; canvas++) {
+        for (int canvas = 0; canvas < params.max_canvases; canvas++) {
             auto start = std::chrono::steady_clock::now();
             const auto lap = [&start] {
                 const auto now = std::chrono::steady_clock::now();

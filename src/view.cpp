@@ -144,7 +144,7 @@ std::vector<Row> wrap_pieces(std::span<const Piece> pieces, int width, bool colo
 }
 
 std::string status_text(const ViewStatus& s, int width) {
-    const std::string parts[] = {fmt::format("accepted {}/{}", s.n_accepted, s.n_canvas_token),
+    const std::string parts[] = {fmt::format("accepted {}/{}", s.n_accepted, s.n_canvas),
                                  fmt::format("entropy {:.3f}", s.mean_entropy),
                                  fmt::format("{:.0f} tok/s", s.tokens_per_s)};
     const size_t room = static_cast<size_t>(std::max(width, 0));

@@ -31,7 +31,7 @@ struct Piece {
 
 struct ViewStatus {
     int canvas = 0, step = 0, max_steps = 0;  // both from 0
-    int n_accepted = 0, n_canvas_token = 0;
+    int n_accepted = 0, n_canvas = 0;
     float mean_entropy = 0;  // nats
     double tokens_per_s = 0;
 };

@@ -86,7 +86,7 @@ inline void check_generation(const std::string& file, easel::Backend& backend, c
     easel::GenerateParams params;
     params.sampler = model.config.sampler;
     params.seed = golden["seed"];
-    params.n_canvas = golden["n_canvases"];
+    params.max_canvases = golden["n_canvases"];
     params.end_tokens = easel::Tokenizer(*model.file).end_of_generation;
     size_t row = 0;
     const easel::Answer answer = backend.generate(params, [&](const easel::Frame& f) {
@@ -101,7 +101,7 @@ inline void check_generation(const std::string& file, easel::Backend& backend, c
     });
     CHECK(row == golden["steps"].size());
     CHECK(answer.tokens == tokens);
-    const bool whole = tokens.size() == size_t(params.n_canvas) * model.config.n_canvas;
+    const bool whole = tokens.size() == size_t(params.max_canvases) * model.config.n_canvas;
     CHECK(answer.finish == (whole ? easel::Finish::Length : easel::Finish::Stop));
 }
 
@@ -111,7 +111,7 @@ inline void check_stopped(easel::Backend& backend, easel::Backend& fresh) {
     const std::vector<int32_t> prompt{2, 5, 9};
     backend.encode(prompt);
     easel::GenerateParams params;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     params.sampler.max_steps = 3;
     int n = 0;
     const easel::Answer a = backend.generate(params, [&](const easel::Frame&) { return ++n < 2; });
@@ -123,7 +123,7 @@ inline void check_stopped(easel::Backend& backend, easel::Backend& fresh) {
     const auto enough = [](const easel::Frame&) -> bool { throw easel::Error("enough"); };
     CHECK_THROWS_WITH(backend.generate(params, enough), "enough");
     CHECK(backend.n_cached() == 3);
-    params.n_canvas = 1;
+    params.max_canvases = 1;
     fresh.encode(prompt);
     CHECK(backend.generate(params, {}).tokens == fresh.generate(params, {}).tokens);
 }

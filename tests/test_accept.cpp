@@ -83,11 +83,11 @@ struct HostRing {
     Mapped header_memory, slot_memory;
 };
 
-LoopState make_state(const SamplerConfig& sampler, uint64_t seed = 5, int n_canvas = 1) {
+LoopState make_state(const SamplerConfig& sampler, uint64_t seed = 5, int max_canvases = 1) {
     LoopState s{};
     s.sampler = sampler;
     s.seed = seed;
-    s.n_canvas = n_canvas;
+    s.max_canvases = max_canvases;
     return s;
 }
 

@@ -205,7 +205,7 @@ TEST_CASE("device: a self-conditioning MLP wider than the layers'") {
     GenerateParams params;
     params.sampler = model->config.sampler;
     params.seed = 3;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     std::vector<std::vector<int32_t>> answers;
     for (const std::shared_ptr<const Model>& m :
          {std::shared_ptr<const Model>(model), std::shared_ptr<const Model>(wide)}) {
@@ -241,7 +241,7 @@ TEST_CASE("device: an answer is the same again, in the graph, by the host, after
     const std::vector<int32_t> short_prompt{2, 9, 30};
     GenerateParams params;
     params.sampler.max_steps = 6;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     const auto graph = device_backend(model, {}), host = device_backend(model, {.graph_loop = false});
     const auto first = answer(*graph, prompt, params);
     params.seed = 5;

@@ -186,7 +186,7 @@ TEST_CASE("given tokens never change and count for nothing in the mean", "[infil
         }
         return std::string("no error");
     };
-    CHECK(message([](GenerateParams& p) { p.n_canvas = 2; }) ==
+    CHECK(message([](GenerateParams& p) { p.max_canvases = 2; }) ==
           "2 canvases asked for where tokens are given, expected 1");
     CHECK(message([](GenerateParams& p) { p.given.tokens.pop_back(); }) ==
           fmt::format("tokens given for {} positions, the canvas has {}", n - 1, n));

@@ -64,7 +64,7 @@ std::vector<int32_t> two_canvases(Backend& backend, const Config& c) {
     backend.truncate(0);
     backend.encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     params.sampler.max_steps = 2;
     return backend.generate(params, {}).tokens;
 }
@@ -288,7 +288,7 @@ TEST_CASE("memory: where a driver refuses the graph, the host launches the steps
     const auto backend = device_backend(tiny(), {.n_context = 100});
     backend->encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     params.sampler.max_steps = 2;
     const Answer answer = backend->generate(params, {});
     sim::refusal = sim::Refusal::Never;
@@ -316,14 +316,14 @@ TEST_CASE("memory: on the device, an answer as long as a pass can be taken back"
         device_backend(tiny(), {.n_context = 200, .n_encode = 2 * c.n_canvas, .exact = true});
     const auto expected = logits_after(*backend, c, prompt, prompt.size());
     GenerateParams params;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     params.sampler.max_steps = 2;
     backend->generate(params, {});
     CHECK(backend->truncate(40) == 40);
     std::vector<float> logits(expected.size());
     backend->logits({random_ids(c.n_canvas, 2, c.n_vocab), {}, 1}, logits);
     CHECK(logits == expected);
-    params.n_canvas = 3;
+    params.max_canvases = 3;
     backend->generate(params, {});
     CHECK(backend->truncate(40) == 0);  // of a longer one, the window is lost
 }

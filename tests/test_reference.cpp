@@ -150,7 +150,7 @@ TEST_CASE("the same seed gives the same answer again, another seed another") {
     const auto answer = [&](uint64_t seed) {
         GenerateParams params;
         params.seed = seed;
-        params.n_canvas = 2;
+        params.max_canvases = 2;
         const Answer a = backend->generate(params, {});
         backend->truncate(static_cast<int>(prompt.size()));
         return a.tokens;

@@ -200,7 +200,7 @@ TEST_CASE("cudart: an answer by the host, by a graph, and with offloaded experts
     GenerateParams params;
     params.sampler = model->config.sampler;
     params.sampler.max_steps = 1;
-    params.n_canvas = 2;
+    params.max_canvases = 2;
     std::vector<int32_t> expected;
     for (const DeviceOptions& options : {DeviceOptions{.n_context = 60, .graph_loop = false},
                                          {.n_context = 60},
