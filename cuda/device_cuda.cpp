@@ -154,8 +154,7 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
                 p.name, p.major, p.minor, EASEL_ARCHS);
             continue;
         }
-        out.push_back({i, p.name, 10 * p.major + p.minor, p.multiProcessorCount,
-                       static_cast<int64_t>(p.totalGlobalMem), driver});
+        out.push_back({i, p.name, 10 * p.major + p.minor, static_cast<int64_t>(p.totalGlobalMem), driver});
     }
     if (why) *why = reason.empty() && out.empty() ? "there is no NVIDIA GPU" : reason;
     return out;

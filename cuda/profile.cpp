@@ -162,7 +162,7 @@ LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool gra
     for (int i = 0; i < 3; i++) {
         const double start = thread_ms();
         const Answer answer = m.answer(params, graph);
-        n = std::max(1, answer.n_step());
+        n = answer.steps.at(0);
         step.push_back(answer.denoise_ms / n);
         host.push_back((thread_ms() - start) / n);
     }

@@ -58,12 +58,6 @@ struct Answer {
     std::vector<int> steps;  // a number a canvas, the cancelled one included
     double denoise_ms = 0, commit_ms = 0;
     std::string note;  // what the user should know about how it was computed, or nothing
-
-    int n_step() const {
-        int n = 0;
-        for (int s : steps) n += s;
-        return n;
-    }
 };
 
 struct LogitsRequest {
@@ -146,7 +140,6 @@ struct DeviceInfo {
     int index = 0;
     std::string name;    // "NVIDIA H200"
     int capability = 0;  // 90: compute capability 9.0
-    int n_sm = 0;
     int64_t total_bytes = 0;
     int driver = 0;  // the CUDA version that the driver has: 12040 for 12.4
 };

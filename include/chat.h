@@ -31,11 +31,10 @@ std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view ch
 
 struct Reply {
     std::string thought, answer;
-    bool thought_unfinished = false;  // the channel was never closed: all of it is thought
 };
 
 // `ids` may hold an end-of-generation id; what follows the first is ignored. Tolerant of a channel that never
-// closes, of a second channel and of literal <think>...</think>.
+// closes (all of it is thought), of a second channel and of literal <think>...</think>.
 Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids);
 
 // Cuts `text` before the first of the stop strings in it, which is returned; empty: there is none.

@@ -51,8 +51,6 @@ struct Config {
     SamplerConfig sampler;  // what the file asks for
 
     int max_head_dim() const;
-    // float32 K and V of one token in all layers.
-    int64_t kv_bytes_per_token() const;
 };
 
 struct Layer {

@@ -45,7 +45,6 @@ class Tokenizer {
     std::string decode(std::span<const int32_t> ids, bool show_control) const;
 
     int n_vocab() const;
-    TokenType type(int32_t id) const;
     std::string_view text(int32_t id) const;                   // as the file spells it
     std::optional<int32_t> find(std::string_view text) const;  // the id of exactly this token text
 

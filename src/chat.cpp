@@ -161,7 +161,6 @@ void split_literal_think(Reply& reply) {
     if (!text.starts_with(open)) return;
     const size_t end = text.find(close);
     add_thought(reply.thought, text.substr(open.size(), end == text.npos ? end : end - open.size()));
-    reply.thought_unfinished |= end == text.npos;
     reply.answer = end == text.npos ? "" : std::string(trim(text.substr(end + close.size())));
 }
 
@@ -187,7 +186,6 @@ Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
         if (mark != ids.end()) in_channel = *mark == open;
         ids = ids.subspan(part.size() + (mark != ids.end()));
     }
-    reply.thought_unfinished = in_channel;
     reply.answer = tokenizer.decode(answer, false);
     split_literal_think(reply);
     return reply;

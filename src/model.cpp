@@ -223,12 +223,6 @@ int Config::max_head_dim() const {
     return n;
 }
 
-int64_t Config::kv_bytes_per_token() const {
-    int64_t n = 0;
-    for (const LayerShape& l : layers) n += 2 * int64_t{l.n_head_kv} * l.head_dim;
-    return n * static_cast<int64_t>(sizeof(float));
-}
-
 Model::Model(std::shared_ptr<const Gguf> source) : file(std::move(source)) {
     const std::string arch(file->string("general.architecture"));
     require(arch == "diffusion-gemma" || arch == "diffusion-gemma4",

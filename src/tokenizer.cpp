@@ -469,11 +469,6 @@ int Tokenizer::n_vocab() const {
     return static_cast<int>(tables_->texts.size());
 }
 
-TokenType Tokenizer::type(int32_t id) const {
-    text(id);  // the check
-    return tables_->types[id];
-}
-
 std::string_view Tokenizer::text(int32_t id) const {
     require(id >= 0 && id < n_vocab(), "token id {}: expected 0 to {}", id, n_vocab() - 1);
     return tables_->texts[id];

@@ -118,7 +118,7 @@ inline void check_stopped(easel::Backend& backend, easel::Backend& fresh) {
     CHECK(n == 2);
     CHECK(a.finish == easel::Finish::Cancelled);
     CHECK(a.tokens.empty());
-    CHECK(a.n_step() == 2);
+    CHECK(a.steps == std::vector<int>{2});
     CHECK(backend.n_cached() == 3);
     const auto enough = [](const easel::Frame&) -> bool { throw easel::Error("enough"); };
     CHECK_THROWS_WITH(backend.generate(params, enough), "enough");

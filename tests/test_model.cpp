@@ -192,7 +192,6 @@ TEST_CASE("model: numbers and shapes of the tiny file") {
     CHECK(c.rope_theta == 1e6);
     CHECK(c.rope_theta_swa == 1e4);
     CHECK(c.max_head_dim() == 32);
-    CHECK(c.kv_bytes_per_token() == 4 * 2 * (5 * 2 * 16 + 1 * 32));
     REQUIRE(c.layers.size() == 6);
     for (int l = 0; l < 6; l++) {
         CHECK(c.layers[l].global == (l == 5));

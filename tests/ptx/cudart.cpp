@@ -175,7 +175,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
     *p = {};
     strcpy(p->name, "fake GPU");
     p->major = 9;
-    p->multiProcessorCount = 132;
     p->totalGlobalMem = kMemory;
     return cudaSuccess;
 }
