@@ -15,6 +15,7 @@
 #include <cwchar>
 #include <filesystem>
 #include <fstream>
+#include <utility>
 
 #include "check.h"
 #include "text.h"

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "pipe.h"
+#include "lines.h"
 
 namespace easel {
 

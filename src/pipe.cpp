@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "lines.h"
 #include "text.h"
 #include "whole_file.h"
 

@@ -1,11 +1,10 @@
-// pipe.h: the parts of `easel pipe` that its tests take one by one: lines out of a byte stream, a request out
-// of a line (pipe_line.cpp), the queue between the thread that reads and the thread that answers (pipe.cpp).
+// pipe.h: the parts of `easel pipe` that its tests take one by one: a request out of a line (pipe_line.cpp),
+// the queue between the thread that reads and the thread that answers (pipe.cpp).
 #pragma once
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -18,27 +17,8 @@
 
 namespace easel {
 
-constexpr size_t kLineBytes = size_t{16} << 20;   // of one line at most
 constexpr size_t kQueueBytes = size_t{64} << 20;  // of all lines that wait, however many may
 constexpr size_t kRemembered = 65536;             // answered ids that a late cancel is compared with
-
-// Cuts a stream into lines. A line over `limit` bytes is counted, not kept.
-class LineSplitter {
-  public:
-    using OnLine = std::function<void(std::string_view text, bool too_long)>;
-    LineSplitter(size_t limit, OnLine on_line) : limit_(limit), on_line_(std::move(on_line)) {}
-    void feed(std::string_view bytes);
-    void finish();  // the last line may lack its newline
-    size_t n_kept() const { return text_.capacity(); }
-
-  private:
-    void end_line();
-
-    size_t limit_;
-    OnLine on_line_;
-    std::string text_;
-    bool too_long_ = false, started_ = false, first_ = true;
-};
 
 // What one line asks for: an answer, a cancel, or, with `error` set, nothing.
 struct PipeItem {

@@ -1,10 +1,10 @@
-// pipe_line.cpp: lines of `easel pipe` out of a byte stream, and a request out of a line. All keys stand in
-// one table, which also makes the text of --schema. Called by pipe.cpp.
+// pipe_line.cpp: a request out of a line of `easel pipe`. All keys stand in one table, which also makes the
+// text of --schema. Called by pipe.cpp.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <functional>
 #include <set>
-#include <utility>
 
 #include "check.h"
 #include "pipe.h"
@@ -293,35 +293,6 @@ std::string pipe_schema() {
         "last two report all that was read and not answered as cancelled; where stdout takes nothing\n"
         "for a second, its ids go to stderr instead.\n";
     return out;
-}
-
-// ---- Lines of a stream
-
-void LineSplitter::feed(std::string_view bytes) {
-    while (!bytes.empty()) {
-        const size_t end = bytes.find('\n');
-        const std::string_view part = bytes.substr(0, end);
-        started_ = true;
-        if (!too_long_ && text_.size() + part.size() > limit_) {
-            too_long_ = true;
-            std::string().swap(text_);
-        }
-        if (!too_long_) text_ += part;
-        if (end == bytes.npos) return;
-        end_line();
-        bytes.remove_prefix(end + 1);
-    }
-}
-
-void LineSplitter::finish() {
-    if (started_) end_line();
-}
-
-void LineSplitter::end_line() {
-    on_line_(std::exchange(first_, false) ? without_mark(text_) : text_, too_long_);
-    if (text_.capacity() > size_t{1} << 20) std::string().swap(text_);
-    text_.clear();
-    too_long_ = started_ = false;
 }
 
 }  // namespace easel

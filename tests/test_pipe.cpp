@@ -9,6 +9,7 @@
 
 #include "catch.h"
 #include "files.h"
+#include "lines.h"
 #include "parallel.h"
 #include "pipe.h"
 #include "sampler_settings.h"
