@@ -13,8 +13,11 @@
 #include "host_ring.h"
 #include "layout.h"
 #include "load.h"
+#include "memory_plan.h"
 #include "offload.h"
 #include "profile.h"
+#include "request_checks.h"
+#include "simulator.h"
 
 namespace easel {
 

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "check.h"
-#include "easel.h"
+#include "memory_plan.h"
 
 namespace easel {
 

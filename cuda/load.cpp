@@ -10,6 +10,7 @@
 
 #include "../src/parallel.h"
 #include "check.h"
+#include "memory_plan.h"
 
 namespace easel {
 

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "request_checks.h"
+
 namespace easel {
 
 namespace {

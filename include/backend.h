@@ -91,8 +91,8 @@ struct Backend {
     // Denoises up to max_canvases canvases after what is cached; commits (encodes) every one it moves past.
     virtual Answer generate(const GenerateParams& params, const FrameFn& on_frame) = 0;
     // Forgets the cache past n_token, or all of it where what n_token needs is gone: sliding layers keep
-    // their window and some tokens more (see kCpuReserve, and n_encode on a GPU). Returns the tokens that are
-    // left: n_token or 0.
+    // their window and some tokens more (kCpuReserve of memory_plan.h, n_encode on a GPU). Returns the tokens
+    // that are left: n_token or 0.
     virtual int truncate(int n_token) = 0;
     virtual int n_cached() const = 0;
     // Cached tokens plus canvas at most, and tokens that one pass of encode() takes: between two of these is
@@ -105,30 +105,6 @@ struct Backend {
     virtual void logits(const LogitsRequest& request, std::span<float> out) = 0;
 };
 
-// Requests that no backend can serve: each throws Error, with what was asked for and what there is.
-void check_tokens(const Config& config, std::span<const int32_t> tokens);
-void check_append(int n_cached, size_t n_token, int n_context);
-void check_room(const Config& config, int n_cached, int max_canvases, int n_context);
-void check_truncate(int n_cached, int n_token);
-void check_given(const Config& config, const GenerateParams& params);
-void check_generate(const Config& config, const GenerateParams& params, int n_cached, int n_context);
-void check_logits_request(const Config& config, const LogitsRequest& request, size_t n_out);
-
-// Tokens of an encode pass on the CPU, which bounds its buffers.
-constexpr int kCpuEncode = 512;
-// Query rows that a thread attends with at once there: it holds their scores, over all keys.
-constexpr int kCpuRows = 48;
-// Tokens before the window that the CPU's cache of a sliding layer keeps: an answer of the default length can
-// be taken back. It drops what is older once another kCpuEncode have come.
-constexpr int kCpuReserve = 2048;
-// Tokens that the CPU's cache of a sliding layer holds at most: before its oldest go, and in a pass.
-int cpu_sliding_rows(const Config& config, int n_context);
-// What the CPU backend takes with as many threads as there are now: the mapped file, K and V of n_context
-// tokens, buffers of the largest pass.
-MemoryPlan plan_cpu(const Model& model, int n_context);
-// The context asked for, or, for 0, the largest, whose KV cache and buffers are within `limit` bytes. Error
-// if there is none: what is needed, the limit, and the largest that fits.
-int fit_cpu(const Model& model, int n_context, int64_t limit);
 // How the CPU multiplies with quantised weights: activations in float32, which is the specification, or
 // rounded to 8 bits a block of 32, which is faster. Either gives the same answer with any number of threads.
 enum class CpuMath { Float, Int8 };
@@ -163,23 +139,8 @@ struct DeviceOptions {
     int silence_ms = 60'000;   // an answer's graph that is idle and says nothing for so long is given up
     LoadProgressFn on_load;
 };
-// What the CUDA backend takes on the device with these options, n_context and n_encode as they are. Its
-// construction and answers stay within that; logits() takes more for what it returns.
-MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options);
-// The options with the context and pass that fit into `available` bytes. Error if there are none: what is
-// needed, what there is, and the largest context that fits.
-DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available);
-// Copying the offloaded experts over the bus, a pass: "1.2 GB a step over the bus: 48 ms at 25 GB/s ...".
-std::string offload_cost(const MemoryPlan& plan);
-// The largest n in [least, most] for which fits(n), which holds up to some n and not beyond; 0: for none.
-int largest_that_fits(int least, int most, const std::function<bool(int)>& fits);
-// Bytes of the device's memory that are left to the driver and to kernels' own.
-constexpr int64_t kDeviceSlack = 256 << 20;
 
 // The CUDA backend (cuda/engine.cpp). Error if the memory is too little, or CUDA reports one.
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options);
-// The same backend on the simulator: only in the tests.
-std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
-                                                const DeviceOptions& options);
 
 }  // namespace easel

@@ -55,8 +55,6 @@ double encode_flop(const Config& config, int n);
 // A backend of its own, loaded and measured as the plan says.
 DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
                            const ProfilePlan& plan);
-DeviceProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options,
-                                const ProfilePlan& plan);
 
 // Tables of what the profile holds: each time beside the floor that bytes and products set on this device.
 std::string profile_tables(const DeviceProfile& profile, const Config& config, const ProfilePlan& plan);

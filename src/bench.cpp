@@ -17,6 +17,7 @@
 #include "float_tiles.h"
 #include "gemm.h"
 #include "int8.h"
+#include "memory_plan.h"
 #include "models.h"
 #include "parallel.h"
 #include "whole_file.h"

@@ -16,6 +16,7 @@
 #include "check.h"
 #include "convert.h"
 #include "infill.h"
+#include "memory_plan.h"
 #include "models.h"
 #include "text.h"
 #include "trace.h"

@@ -2,8 +2,8 @@
 // for a GPU. Called by the engine, by reference.cpp and by `easel info`.
 #include <algorithm>
 
-#include "backend.h"
 #include "check.h"
+#include "memory_plan.h"
 #include "parallel.h"
 #include "text.h"
 

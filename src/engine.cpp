@@ -9,6 +9,7 @@
 #include "check.h"
 #include "easel.h"
 #include "infill.h"
+#include "memory_plan.h"
 #include "models.h"
 #include "parallel.h"
 #include "text.h"

@@ -11,7 +11,9 @@
 #include "backend.h"
 #include "check.h"
 #include "gemm.h"
+#include "memory_plan.h"
 #include "parallel.h"
+#include "request_checks.h"
 #include "vmath.h"
 
 namespace easel {

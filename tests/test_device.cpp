@@ -15,6 +15,8 @@
 #include "files.h"
 #include "golden.h"
 #include "layout.h"
+#include "memory_plan.h"
+#include "simulator.h"
 
 using namespace easel;
 

@@ -11,6 +11,8 @@
 #include "files.h"
 #include "golden.h"
 #include "layout.h"
+#include "memory_plan.h"
+#include "simulator.h"
 #include "synthetic.h"
 
 using namespace easel;

@@ -15,6 +15,7 @@
 #include "easel.h"
 #include "files.h"
 #include "golden.h"
+#include "memory_plan.h"
 #include "parallel.h"
 #include "synthetic.h"
 

@@ -1,5 +1,5 @@
-// backend.cpp: requests that no backend can serve, see backend.h.
-#include "backend.h"
+// request_checks.cpp: see request_checks.h.
+#include "request_checks.h"
 
 #include "check.h"
 
