@@ -26,7 +26,7 @@ size_t space_bytes(std::string_view s) {
     return 0;
 }
 
-std::string_view trim(std::string_view s) {
+std::string_view strip(std::string_view s) {
     while (const size_t n = space_bytes(s)) s.remove_prefix(n);
     for (;;) {
         // A white space character at the end has 1, 2 or 3 bytes.
@@ -47,7 +47,7 @@ std::string without_thoughts(std::string_view text) {
         out += part.substr(0, part.find(kOpen));
         text.remove_prefix(std::min(close + kClose.size(), text.size()));
     }
-    return std::string(trim(out));
+    return std::string(strip(out));
 }
 
 // Whether the template ends its prompt with an empty thought channel when it is not to think. Published files
@@ -103,7 +103,7 @@ std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view ch
 
     const bool has_system = messages[0].role == Role::System;
     if (options.think || has_system) {
-        const std::string_view system = has_system ? trim(messages[0].content) : std::string_view();
+        const std::string_view system = has_system ? strip(messages[0].content) : std::string_view();
         prompt.control("<|turn>");
         if (options.think) {
             prompt.text("system\n");
@@ -117,7 +117,7 @@ std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view ch
     for (size_t i = has_system; i < messages.size(); i++) {
         std::string turn;
         if (messages[i].role == Role::User) {
-            turn = fmt::format("user\n{}", trim(messages[i].content));
+            turn = fmt::format("user\n{}", strip(messages[i].content));
         } else {  // the model's messages one after the other are one turn
             turn = "model\n" + without_thoughts(messages[i].content);
             while (messages[i + 1].role == Role::Model) turn += without_thoughts(messages[++i].content);
@@ -141,7 +141,7 @@ namespace {
 
 // The next thought of a reply that has several goes on a line of its own.
 void add_thought(std::string& thought, std::string_view more) {
-    more = trim(more);
+    more = strip(more);
     if (!thought.empty() && !more.empty()) thought += '\n';
     thought += more;
 }
@@ -157,11 +157,11 @@ std::string_view without_name(std::string_view channel) {
 // the words may be what the answer is about.
 void split_literal_think(Reply& reply) {
     constexpr std::string_view open = "<think>", close = "</think>";
-    const std::string_view text = trim(reply.answer);
+    const std::string_view text = strip(reply.answer);
     if (!text.starts_with(open)) return;
     const size_t end = text.find(close);
     add_thought(reply.thought, text.substr(open.size(), end == text.npos ? end : end - open.size()));
-    reply.answer = end == text.npos ? "" : std::string(trim(text.substr(end + close.size())));
+    reply.answer = end == text.npos ? "" : std::string(strip(text.substr(end + close.size())));
 }
 
 }  // namespace

@@ -33,12 +33,6 @@ void on_interrupt(int) {
     LineInput::interrupt();
 }
 
-std::string_view trim(std::string_view s) {
-    constexpr std::string_view blanks = " \t\r\n";
-    s.remove_prefix(std::min(s.find_first_not_of(blanks), s.size()));
-    return s.substr(0, s.find_last_not_of(blanks) + 1);
-}
-
 constexpr std::string_view kQuotes = "\"\"\"";
 
 // ---- Conversations in files: {"messages": [{"role": "user", "content": "..."}, ...]}, as in `easel pipe`
@@ -118,7 +112,7 @@ class Chat {
             try {
                 if (text.starts_with('/'))
                     command(text);
-                else if (!trim(text).empty())
+                else if (!is_blank(text))
                     answer(text);
             } catch (const DeviceError&) {
                 throw;  // nor could the next question be answered

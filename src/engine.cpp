@@ -171,9 +171,8 @@ std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
     } else {
         for (const Message& m : request.messages)
             require_utf8(m.content, m.role == Role::System ? "the system text" : "the prompt");
-        const bool blank = request.messages.empty() ||
-                           request.messages.back().content.find_first_not_of(" \t\r\n") == std::string::npos;
-        require(!blank, "the prompt is empty, expected some text");
+        require(!request.messages.empty() && !is_blank(request.messages.back().content),
+                "the prompt is empty, expected some text");
         ids = render_chat(*tokenizer_, model_->file->string_or("tokenizer.chat_template", ""),
                           request.messages, {request.think});
     }
@@ -206,7 +205,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
             r.encode_ms = best.encode_ms;
             if (r.note.empty()) r.note = best.note;
         }
-        const bool empty = r.text.find_first_not_of(" \t\r\n") == std::string::npos;
+        const bool empty = is_blank(r.text);
         const bool cancelled = r.finish == Finish::Cancelled;
         const bool likelier = r.mean_log_prob() > best.mean_log_prob();
         // An answer that was cut is no better than a whole one.

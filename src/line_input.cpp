@@ -31,7 +31,7 @@ namespace {
 int wake[2] = {-1, -1};  // a pipe: handlers of signals write to it what happened
 constexpr char kInterrupt = 'i', kResize = 'r', kContinue = 'c';
 
-void tell(char what) {
+void wake_reader(char what) {
     const int saved = errno;
     if (wake[1] >= 0) (void)!write(wake[1], &what, 1);
     errno = saved;
@@ -60,7 +60,7 @@ char wait_for_input() {
 }  // namespace
 
 void LineInput::interrupt() {
-    tell(kInterrupt);
+    wake_reader(kInterrupt);
 }
 
 // ---- History
@@ -149,7 +149,7 @@ struct LineInput::Editor {
     }
 
     Got read(const std::string& prompt, std::string& line) {
-        const auto on_signal = [](int signal) { tell(signal == SIGWINCH ? kResize : kContinue); };
+        const auto on_signal = [](int signal) { wake_reader(signal == SIGWINCH ? kResize : kContinue); };
         const auto old_resize = std::signal(SIGWINCH, on_signal);
         const auto old_continue = std::signal(SIGCONT, on_signal);
         el_resize(edit_);

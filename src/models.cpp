@@ -71,8 +71,7 @@ ModelEntry parse_line(std::string_view line, const std::string& where) {
     m.url = take_word(line);
     require(m.url.starts_with("https://") || m.url.starts_with("http://"),
             "{}: the url is \"{}\", expected http:// or https://", where, shown(m.url));
-    line.remove_prefix(std::min(line.find_first_not_of(" \t\r"), line.size()));
-    m.note = shown(line.substr(0, line.find_last_not_of(" \t\r") + 1));
+    m.note = shown(trim(line));
     return m;
 }
 

@@ -188,7 +188,7 @@ class Reader {
 
     void take(std::string_view text, bool too_long) {
         n_line_++;
-        if (!too_long && text.find_first_not_of(" \t\r") == text.npos) return;
+        if (!too_long && is_blank(text)) return;
         auto item = parse_pipe_line(too_long ? "{}" : text, n_line_, options_.sampler);
         if (too_long) {
             item->id = nullptr;

@@ -53,6 +53,16 @@ std::string_view without_mark(std::string_view text) {
     return text.substr(text.starts_with(mark) ? mark.size() : 0);
 }
 
+std::string_view trim(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n";
+    text.remove_prefix(std::min(text.find_first_not_of(blanks), text.size()));
+    return text.substr(0, text.find_last_not_of(blanks) + 1);
+}
+
+bool is_blank(std::string_view text) {
+    return trim(text).empty();
+}
+
 bool is_control(char32_t c) {
     return c < 0x20 || (c >= 0x7f && c < 0xa0);
 }

@@ -23,6 +23,10 @@ void require_utf8(std::string_view text, std::string_view what);
 // The text without the byte-order mark that some programs begin a file with.
 std::string_view without_mark(std::string_view text);
 
+// The text without spaces, tabs and ends of lines around it; and whether it is nothing else.
+std::string_view trim(std::string_view text);
+bool is_blank(std::string_view text);
+
 // Of ASCII, DEL, and U+0080 to U+009F, which many terminals obey too.
 bool is_control(char32_t c);
 

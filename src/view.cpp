@@ -183,9 +183,14 @@ std::string draw(std::span<const Piece> pieces, std::string_view status, const S
 
 // ---- Terminals
 
-bool is_screen(int fd) {
+// Whether TERM names a terminal whose cursor can be moved.
+static bool moves_cursor() {
     const char* term = std::getenv("TERM");
-    return isatty(fd) && term && *term && std::strcmp(term, "dumb") != 0;
+    return term && *term && std::strcmp(term, "dumb") != 0;
+}
+
+bool is_screen(int fd) {
+    return isatty(fd) && moves_cursor();
 }
 
 bool use_color(std::string_view flag, int fd) {
@@ -286,7 +291,7 @@ View::View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps, bo
       max_steps_(max_steps),
       delay_ms_(flags.delay_ms),
       ignore_end_(ignore_end),
-      on_(flags.view == "on"    ? std::getenv("TERM") && std::strcmp(std::getenv("TERM"), "dumb") != 0
+      on_(flags.view == "on"    ? moves_cursor()
           : flags.view == "off" ? false
                                 : is_screen(STDERR_FILENO) && isatty(STDOUT_FILENO)),
       color_(use_color(flags.color, STDERR_FILENO)),

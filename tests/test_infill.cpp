@@ -7,6 +7,7 @@
 #include "golden.h"
 #include "infill.h"
 #include "models.h"
+#include "text.h"
 
 using namespace easel;
 
@@ -427,9 +428,7 @@ TEST_CASE("an empty answer is tried again with the next seeds", "[infill]") {
     r.sampler = engine.model().config.sampler;
     r.sampler->max_steps = 1;
     r.n_token = 1;
-    const auto is_empty = [](const Result& a) {
-        return a.text.find_first_not_of(" \t\r\n") == std::string::npos;
-    };
+    const auto is_empty = [](const Result& a) { return is_blank(a.text); };
     // Answers of one token by a random model: some are end tokens, control tokens or blanks.
     while (r.seed < 5000 && !is_empty(engine.generate(r))) r.seed++;
     REQUIRE(r.seed < 5000);
