@@ -1,4 +1,5 @@
 // test_linear.cpp: products with weights against double precision, every record type, odd sizes.
+#include "check.h"
 #include "weights.h"
 
 using namespace easel;
