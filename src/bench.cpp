@@ -20,6 +20,7 @@
 #include "memory_plan.h"
 #include "models.h"
 #include "parallel.h"
+#include "text.h"
 #include "whole_file.h"
 
 #ifdef __x86_64__
@@ -227,9 +228,10 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
            {"gemm_peak_gflops", peak / 1e9}};
     if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
     write_stdout(fmt::format(
-        "{} threads; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
+        "{}; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
         "by {}, int8 by {}\n",
-        n_threads(), fma / 1e9, peak / 1e9, float_variants()[0].name, int8_variants()[0].name));
+        counted(n_threads(), "thread"), fma / 1e9, peak / 1e9, float_variants()[0].name,
+        int8_variants()[0].name));
     write_stdout(fmt::format("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens",
                              "ms", "tok/s", "GFLOP/s", "of product"));
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8

@@ -87,12 +87,13 @@ void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConf
     }
 }
 
-// "16G", "24576M" or bytes; units are powers of 1000.
+// "16G", "16GB", "24576M" or bytes; units are powers of 1000.
 int64_t parse_bytes(const std::string& text) {
     double value = 0;
     const char* last = text.data() + text.size();
     const auto [end, error] = std::from_chars(text.data(), last, value);
-    const std::string_view unit(end, static_cast<size_t>(last - end));
+    std::string_view unit(end, static_cast<size_t>(last - end));
+    if (unit.size() == 2 && unit[1] == 'B') unit.remove_suffix(1);
     const size_t power = unit.empty() ? 0 : std::string_view("KMGT").find(unit) + 1;
     const double bytes = value * std::pow(1000.0, static_cast<double>(power));
     require(

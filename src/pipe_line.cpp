@@ -174,7 +174,9 @@ std::string unknown_key(const std::string& name) {
     int best = 3;  // more than two changes are no slip of the pen
     if (name.size() < 40)
         for (const Key& key : kKeys) {
-            const int d = edit_distance(name, key.name);
+            // A part of a name, "tokens" for max_tokens, is nearly it.
+            const bool part = name.size() > 3 && std::string_view(key.name).ends_with("_" + name);
+            const int d = part ? 1 : edit_distance(name, key.name);
             if (d < best && d < static_cast<int>(name.size())) best = d, nearest = &key;
         }
     return fmt::format("unknown key {} is ignored{}", brief(name),

@@ -45,7 +45,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
     works "offloading where there is no GPU" generate -m "$tiny" -p hi -n 16 --max-steps 1 --expert-offload 1
     has "is told" "; without effect on a CPU: --expert-offload" "$dir/err"
 fi
-for value in 0 -1 x 16GB 1e30 ""; do
+for value in 0 -1 x 16GiB 16B 1e30 ""; do
     error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"
 done
 

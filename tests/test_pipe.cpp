@@ -229,6 +229,8 @@ TEST_CASE("pipe: unknown keys are named", "[pipe]") {
           Texts{"unknown key max_token is ignored, did you mean max_tokens?"});
     CHECK(warnings(R"({"prompt": "x", "sead": 5})") ==
           Texts{"unknown key sead is ignored, did you mean seed?"});
+    CHECK(warnings(R"({"prompt": "x", "tokens": 5})") ==
+          Texts{"unknown key tokens is ignored, did you mean max_tokens?"});
     CHECK(warnings(R"({"prompt": "x", "temperature": 5})") == Texts{"unknown key temperature is ignored"});
     CHECK(warnings(R"({"prompt": "x", "": 5})") == Texts{"unknown key  is ignored"});
     CHECK(warnings(R"({"prompt": "x", "pxxxpt": 5})") ==
