@@ -143,4 +143,58 @@ END
     has "a stall count counts, what never runs takes a clock" "stall 7" "$dir/out"
 fi
 
+# ---- tools/gpu.sh, with stand-ins for nvidia-smi, make and the program
+
+mkdir -p "$dir/gpu/tools" "$dir/gpu/build" "$dir/stand-ins"
+cp tools/gpu.sh "$dir/gpu/tools"
+cat >"$dir/stand-ins/nvidia-smi" <<'END'
+#!/bin/sh
+case "$*" in *compute_cap*) echo "$CAPABILITY" ;; *) echo "NVIDIA Stand-in 1, 580.65" ;; esac
+END
+cat >"$dir/stand-ins/make" <<'END'
+#!/bin/sh
+echo "made $*"
+for word; do case $word in BUILD=*) mkdir -p "${word#BUILD=}" && cp build/easel "${word#BUILD=}" ;; esac; done
+END
+cat >"$dir/gpu/build/easel" <<'END'
+#!/bin/sh
+echo "ran $0 $*"
+hash=1234
+case "$*" in *"$WRONG"*) hash=56 ;; esac
+case $1 in
+generate) if [ -n "$HANGS" ]; then sleep 60; else echo "prompt 1 token | hash $hash" >&2; fi ;;
+bench) while [ $# -gt 0 ]; do if [ "$1" = --json ]; then echo '{}' >"$2"; fi; shift; done ;;
+esac
+END
+chmod +x "$dir/stand-ins/nvidia-smi" "$dir/stand-ins/make" "$dir/gpu/build/easel"
+gpu_script() {  # gpu_script CAPABILITY WRONG LIMIT STAGE...: WRONG: flags that give another answer; LIMIT: the program hangs
+    capability=$1 wrong=${2:-nothing} hangs=$3
+    shift 3
+    (cd "$dir/gpu" && env "CAPABILITY=$capability" "WRONG=$wrong" "HANGS=$hangs" "PATH=$dir/stand-ins:$PATH" \
+        "RESULTS=$dir/gpu/results" "LIMIT=${hangs:-20}" sh tools/gpu.sh "$@" >"$dir/out" 2>&1)
+}
+if timeout 1 true 2>/dev/null; then
+    gpu_script 9.0 "" "" test same step without skew prefix offload sanitize
+    check "gpu.sh passes where all is well" $? -eq 0
+    for text in "made -s ARCH=native GPU_TESTS=plain test-gpu" "WGMMA=0 BUILD=build/mma-sync" \
+        "ran build/mma-sync/easel bench step" "--router-skew 1" "--prefix 32768" "--expert-offload 9" "GPU_TESTS=racecheck"; do
+        has "gpu.sh: $text" "$text" "$dir/out"
+    done
+    for suffix in step mma-sync skew 32k offload; do
+        check "gpu.sh writes the $suffix" -s "$dir/gpu/results/nvidia-stand-in-1-$suffix.json"
+    done
+    gpu_script 8.9 "--host-loop" "" same without
+    check "gpu.sh fails where answers differ" $? -eq 1
+    has "and says which" "FAIL cuda and cuda --host-loop answer alike" "$dir/out"
+    has "a GeForce card's other program" "HALF_SUMS=0 BUILD=build/float-sums" "$dir/out"
+    gpu_script 9.0 "" 1 step
+    check "gpu.sh ends where nothing answers" $? -eq 1
+    has "and says so" "FAIL an answer by this program on this GPU" "$dir/out"
+    check "and measures nothing" "$(grep -c bench "$dir/out")" -eq 0
+    gpu_script 9.0 "" "" stp
+    has "a stage that is none" 'FAIL there is no stage "stp"' "$dir/out"
+else
+    skip "tools/gpu.sh" "needs timeout"
+fi
+
 end
