@@ -37,7 +37,7 @@ constexpr std::string_view kQuotes = "\"\"\"";
 
 // ---- Conversations in files: {"messages": [{"role": "user", "content": "..."}, ...]}, as in `easel pipe`
 
-constexpr size_t kFileBytes = size_t{64} << 20;
+constexpr size_t kFileBytes = 64'000'000;
 
 const char* role_name(Role role) {
     return role == Role::System ? "system" : role == Role::User ? "user" : "assistant";

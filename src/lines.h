@@ -8,7 +8,7 @@
 
 namespace easel {
 
-constexpr size_t kLineBytes = size_t{16} << 20;  // of one line at most
+constexpr size_t kLineBytes = 16'000'000;  // of one line at most
 
 // Cuts a stream into lines. A line over `limit` bytes is counted, not kept.
 class LineSplitter {

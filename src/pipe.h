@@ -17,8 +17,8 @@
 
 namespace easel {
 
-constexpr size_t kQueueBytes = size_t{64} << 20;  // of all lines that wait, however many may
-constexpr size_t kRemembered = 65536;             // answered ids that a late cancel is compared with
+constexpr size_t kQueueBytes = 64'000'000;  // of all lines that wait, however many may
+constexpr size_t kRemembered = 65536;       // answered ids that a late cancel is compared with
 
 // What one line asks for: an answer, a cancel, or, with `error` set, nothing.
 struct PipeItem {

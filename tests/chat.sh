@@ -113,7 +113,7 @@ a command of capitals|/QUIT|the nearest is /quit
 /load without a name|/load|expected a file's name
 /load of nothing|/load DIR/none|/none: cannot be opened: No such file
 /load of a folder|/load DIR|cannot be read: Is a directory
-/load of what has no end|/load /dev/zero|/dev/zero: is longer than 67108864 bytes
+/load of what has no end|/load /dev/zero|/dev/zero: is longer than 64000000 bytes
 /load of no JSON|/load DIR/bad.json|is not valid JSON, expected what /save writes
 /load of a strange role|/load DIR/role.json|message 1 has the role "tool", expected user or assistant
 /load of half a turn|/load DIR/open.json|the last message is the user's

@@ -168,7 +168,7 @@ else
 fi
 wait $job
 check "a line of 100 MB: exit 0" "$(cat "$dir/status")" -eq 0
-has "a line of 100 MB is an error" '{"id":null,"type":"error","line":2,"message":"the line is longer than 16777216 bytes"}' "$dir/out"
+has "a line of 100 MB is an error" '{"id":null,"type":"error","line":2,"message":"the line is longer than 16000000 bytes"}' "$dir/out"
 
 # ---- A program that a test talks to: start, send, quit
 
