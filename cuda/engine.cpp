@@ -303,8 +303,8 @@ class DeviceBackend final : public Backend {
                            c_.rms_eps);
             feed_forward(s, w, l, n);
             mark(s, Part::LayerEnd);
-            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, w.slot_scale, b_.slot_of, b_.weight,
-                      c_.n_expert_used, w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
+            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,
+                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
                       mask == Mask::Canvas ? w.output_scale : w.enc_output_scale,
                       last ? w_.output_norm : w_.layers[l + 1].attn_norm, n, c_.n_embd, c_.rms_eps);
         }
@@ -343,7 +343,7 @@ class DeviceBackend final : public Backend {
         linear(dense, b_.dense, b_.middle, w.down, n);
         mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-              c_.n_expert_used, b_.route);
+              c_.n_expert_used, b_.slot_out);
         permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, c_.n_expert_used, c_.n_expert);
         mark(s, Part::ExpertUp);
         experts_.need(s, layer);

@@ -156,7 +156,7 @@ class Kernels {
         const double router = 1.0 * c_.n_expert * c_.n_embd;
         add("route", {"", 0, 4 * router, 2 * router * n}, true, [=, this, &w](Stream s) {
             route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-                  n_used, b_.route);
+                  n_used, b_.slot_out);
         });
         add("permute", {}, false, [=, this](Stream s) {
             permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, n_used, c_.n_expert);
@@ -169,9 +169,9 @@ class Kernels {
             expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.experts, n * n_used);
         });
         add("layer_end", {}, false, [=, this, &w](Stream s) {
-            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, w.slot_scale, b_.slot_of, b_.weight,
-                      n_used, w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm, w.output_scale,
-                      w.attn_norm, n, c_.n_embd, c_.rms_eps);
+            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,
+                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm, w.output_scale, w.attn_norm, n,
+                      c_.n_embd, c_.rms_eps);
         });
     }
 

@@ -218,13 +218,11 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
     // Never needed together: q, k, v until qkv_norm(); then the router's logits in route(), and the experts'
     // outputs until layer_end(); z from lm_head() to the soft embedding of the next step.
     const int64_t n_z = int64_t{c.n_canvas} * vocab_stride(c.n_vocab);
-    const auto floats = [](int64_t n_value) { return (n_value * int64_t{sizeof(T)} + 3) / 4; };
+    const int64_t z_floats = (n_z * int64_t{sizeof(T)} + 3) / 4;
     q_out = (q_out + 63) / 64 * 64, k_out = (k_out + 63) / 64 * 64;  // each begins at a multiple of 256 bytes
-    float* shared =
-        arena.take<float>(std::max({q_out + 2 * k_out, route_scratch(room.n_token, c.n_embd, c.n_expert),
-                                    floats(n_pair * d), floats(n_z)}));
-    b.q = b.route = shared;
-    b.slot_out = reinterpret_cast<T*>(shared);
+    float* shared = arena.take<float>(std::max(
+        {q_out + 2 * k_out, route_scratch(room.n_token, c.n_embd, c.n_expert), n_pair * d, z_floats}));
+    b.q = b.slot_out = shared;
     b.k = shared ? b.q + q_out : nullptr;
     b.v = shared ? b.k + k_out : nullptr;
     b.z = reinterpret_cast<T*>(shared);

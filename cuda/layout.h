@@ -70,7 +70,6 @@ struct LayerWeights {
     float *attn_norm, *q_norm, *k_norm, *post_attention_norm, *ffn_norm, *post_ffw_norm_1, *router_scale,
         *pre_ffw_norm_2, *post_ffw_norm_2, *post_ffw_norm, *router, *expert_scale;
     float output_scale, enc_output_scale;
-    float slot_scale = 1;  // for expert_down()'s results, which are that much smaller: scale_products()
 };
 
 struct ModelWeights {
@@ -98,8 +97,8 @@ constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
     return before(layer + 1) != before(layer);
 }
 
-// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded. q, k and v, route,
-// slot_out, and z lie in the same place: see lay_out_buffers().
+// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded. q, k and v, slot_out, and z
+// lie in the same place: see lay_out_buffers().
 template <class T>
 struct Buffers {
     float *x, *h, *router_in, *dense, *o;  // [n, n_embd]; o: [parts, n, n_embd]
@@ -111,8 +110,7 @@ struct Buffers {
     float* weight;                         // the same
     ExpertSlots* experts;                  // [n_expert]
     T* slot_middle;                        // [n n_expert_used, n_ff_exp]
-    T* slot_out;                           // [n n_expert_used, n_embd]
-    float* route;                          // route_scratch()
+    float* slot_out;                       // [n n_expert_used, n_embd]
     float *cos, *sin, *cos_swa, *sin_swa;  // [n, head_dim / 2]
     float* attention;                      // attention_scratch()
     float* soft;                           // soft_scratch()

@@ -199,7 +199,7 @@ void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const i
     launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, experts, token_of, 0);
 }
 template <class T>
-void expert_down(Stream stream, T* out, const T* x, const Weights& w, const ExpertSlots* experts,
+void expert_down(Stream stream, float* out, const T* x, const Weights& w, const ExpertSlots* experts,
                  int n_slot) {
     if constexpr (sizeof(T) == 2)
         if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, experts, nullptr, 0);
@@ -213,7 +213,7 @@ template void gate_up(Stream, float*, const float*, const Weights&, int);
 template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const ExpertSlots*, int);
 template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const ExpertSlots*,
                              int);
-template void expert_down(Stream, F16*, const F16*, const Weights&, const ExpertSlots*, int);
+template void expert_down(Stream, float*, const F16*, const Weights&, const ExpertSlots*, int);
 template void expert_down(Stream, float*, const float*, const Weights&, const ExpertSlots*, int);
 
 }  // namespace easel

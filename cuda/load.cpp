@@ -218,35 +218,20 @@ static void load_angles(Stream stream, double* place, int head_dim, double theta
     finish(stream);
 }
 
-// The power of two that brings what is at most `bound` into F16, with 2x room for rounding.
-static float scale_into_half(double bound) {
-    if (!(bound > 0) || !std::isfinite(bound)) return 1;
-    const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));
-    return static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
-}
-
 // Makes gelu products fit F16, and the matrix that reads them undo it. A product of rows g, u with an input
 // x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2: true
 // whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and half of
 // them suffice.
-// Where the results of `down` are F16 as well, slot_scale is what undoes theirs. These fit, if all gelu
-// products of a token together are as long as that bound of one; what is past F16 becomes its largest value.
-static void scale_products(Stream stream, Weights& gate_up, Weights& down, const std::vector<float>& norm,
-                           float* slot_scale = nullptr) {
+static void scale_products(Stream stream, Weights& gate_up, Weights& down, const std::vector<float>& norm) {
     const DeviceArray<float> max(1);
-    const auto largest_square = [&](const Weights& w) {
-        max_row_square(stream, max.data(), w);
-        return double{max.to_host(stream)[0]};
-    };
+    max_row_square(stream, max.data(), gate_up);
     double norm2 = 0;
     for (float w : norm) norm2 = std::max(norm2, double{w} * w);
-    const double bound = largest_square(gate_up) * norm2 * static_cast<double>(norm.size());
-    gate_up.scale = scale_into_half(bound);
+    const double bound = max.to_host(stream)[0] * norm2 * static_cast<double>(norm.size());
+    if (!(bound > 0) || !std::isfinite(bound)) return;
+    const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));  // 2x room for rounding
+    gate_up.scale = static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
     down.scale = 1 / gate_up.scale;
-    if (!slot_scale) return;
-    const float scale = scale_into_half(std::sqrt(largest_square(down)) * bound);
-    down.scale *= scale;
-    *slot_scale = 1 / scale;
 }
 
 template <class T>
@@ -267,12 +252,12 @@ LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWe
         for (const RecordSource& r : o.records) total += r.bytes();
     Loader loader(stream, load_slot_bytes(model), total, on_load);
     loader.load(weights.records);
-    const auto scale = [&](auto&&... of) {
-        if constexpr (std::is_same_v<T, F16>) scale_products(stream, of...);
+    const auto scale = [&](Weights& gate_up, Weights& down, const std::vector<float>& norm) {
+        if constexpr (std::is_same_v<T, F16>) scale_products(stream, gate_up, down, norm);
     };
     const auto scale_experts = [&](int l) {
-        LayerWeights& w = weights.layers[l];
-        scale(w.expert_gate_up, w.expert_down, model.layers[l].pre_ffw_norm_2, &w.slot_scale);
+        scale(weights.layers[l].expert_gate_up, weights.layers[l].expert_down,
+              model.layers[l].pre_ffw_norm_2);
     };
     for (const Offloaded& o : weights.offloaded) {  // while they are on the device
         loader.load(o.records);

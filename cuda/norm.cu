@@ -349,12 +349,11 @@ void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* rou
 
 namespace {
 
-// f1 = rms(dense) * post_ffw_norm_1;
-// f2 = rms(sum_i weight[i] slot_scale slot_out[slot_of[i]]) * post_ffw_norm_2;
+// f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum_i weight[i] slot_out[slot_of[i]]) * post_ffw_norm_2;
 // x = (h + rms(f1 + f2) * post_ffw_norm) * out_scale; next_in = rms(x) * next_norm
 //   x, h, dense     [n_row, n] float32
 //   next_in         [n_row, n] T, row stride ldo; not written if next_norm is null
-//   slot_out        [n_row n_used, n] T
+//   slot_out        [n_row n_used, n] float32
 //   slot_of, weight [n_row, n_used]
 //   the norms       [n]
 // Tile:   a row a block.
@@ -366,24 +365,23 @@ namespace {
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads)
-    layer_end_kernel(float* x, T* next_in, int ldo, const float* h, const float* dense, const T* slot_out,
-                     float slot_scale, const int* slot_of, const float* weight, int n_used,
-                     const float* post_ffw_norm_1, const float* post_ffw_norm_2, const float* post_ffw_norm,
-                     float out_scale, const float* next_norm, int n, float eps) {
+    layer_end_kernel(float* x, T* next_in, int ldo, const float* h, const float* dense, const float* slot_out,
+                     const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+                     const float* post_ffw_norm_2, const float* post_ffw_norm, float out_scale,
+                     const float* next_norm, int n, float eps) {
     wait_for_last_launch();
     constexpr int N_FLIGHT = 8;  // loads that do not wait for each other
     SHARED_DYNAMIC(float, row);
-    SHARED_ARRAY(int64_t, expert_at, kMaxUsed);  // in slot_out
+    SHARED_ARRAY(const float*, expert_out, kMaxUsed);
     SHARED_ARRAY(float, expert_weight, kMaxUsed);
-    static_assert(kMaxUsed % N_FLIGHT == 0);
     const int thread = threadIdx.x;
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
-    if (thread < kMaxUsed) {  // past n_used the last one again, which counts nothing
-        const int64_t pair = int64_t{blockIdx.x} * n_used + min(thread, n_used - 1);
-        expert_at[thread] = int64_t{slot_of[pair]} * n;
-        expert_weight[thread] = thread < n_used ? weight[pair] * slot_scale : 0;
+    if (thread < n_used) {
+        const int64_t pair = int64_t{blockIdx.x} * n_used + thread;
+        expert_out[thread] = slot_out + int64_t{slot_of[pair]} * n;
+        expert_weight[thread] = weight[pair];
     }
-    __syncthreads();  // expert_at and expert_weight are complete
+    __syncthreads();  // expert_out and expert_weight are complete
 
     float dense_sum = 0, mix_sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
@@ -391,9 +389,14 @@ __global__ void __launch_bounds__(kThreads)
         Values<float, V> mix{};
         for (int first = 0; first < n_used; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];
-            UNROLL for (int e = 0; e < N_FLIGHT; e++) part[e] = load<V>(slot_out + expert_at[first + e] + i);
-            UNROLL for (int e = 0; e < N_FLIGHT; e++) UNROLL for (int j = 0; j < V; j++) mix.v[j] =
-                fmaf(expert_weight[first + e], part[e].v[j], mix.v[j]);
+            UNROLL for (int e = 0; e < N_FLIGHT; e++) {
+                part[e] = {};
+                if (first + e < n_used) part[e] = load<V>(expert_out[first + e] + i);
+            }
+            UNROLL for (int e = 0; e < N_FLIGHT; e++) {
+                const float w = first + e < n_used ? expert_weight[first + e] : 0;
+                UNROLL for (int j = 0; j < V; j++) mix.v[j] = fmaf(w, part[e].v[j], mix.v[j]);
+            }
         }
         store(row + i, mix);
         mix_sum = sum_of_squares(mix, mix_sum);
@@ -430,15 +433,15 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const T* slot_out,
-               float slot_scale, const int* slot_of, const float* weight, int n_used,
-               const float* post_ffw_norm_1, const float* post_ffw_norm_2, const float* post_ffw_norm,
-               float scale, const float* next_norm, int n_row, int n, float eps) {
+void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
+               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
+               int n_row, int n, float eps) {
     require(n_used <= kMaxUsed, "bug: more experts a token than layer_end() has room for");
     with_width(n, [&](auto v) {
         EASEL_LAUNCH((layer_end_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, x, next_in,
-                     padded(n), h, dense, slot_out, slot_scale, slot_of, weight, n_used, post_ffw_norm_1,
-                     post_ffw_norm_2, post_ffw_norm, scale, next_norm, n, eps);
+                     padded(n), h, dense, slot_out, slot_of, weight, n_used, post_ffw_norm_1, post_ffw_norm_2,
+                     post_ffw_norm, scale, next_norm, n, eps);
     });
 }
 
@@ -454,10 +457,10 @@ template void post_attention(Stream, float*, F16*, F16*, float*, const float*, c
                              const float*, const float*, const float*, const float*, int, int, float);
 template void post_attention(Stream, float*, float*, float*, float*, const float*, const float*, int,
                              const float*, const float*, const float*, const float*, int, int, float);
-template void layer_end(Stream, float*, F16*, const float*, const float*, const F16*, float, const int*,
+template void layer_end(Stream, float*, F16*, const float*, const float*, const float*, const int*,
                         const float*, int, const float*, const float*, const float*, float, const float*, int,
                         int, float);
-template void layer_end(Stream, float*, float*, const float*, const float*, const float*, float, const int*,
+template void layer_end(Stream, float*, float*, const float*, const float*, const float*, const int*,
                         const float*, int, const float*, const float*, const float*, float, const float*, int,
                         int, float);
 

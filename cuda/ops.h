@@ -221,14 +221,14 @@ void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* rou
                     const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps);
 
 // The end of a layer: f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum over the token's experts, in the
-// router's order, of weight * slot_scale * slot_out[slot]) * post_ffw_norm_2; x = (h + rms(f1 + f2) *
-// post_ffw_norm) * scale. Then next_in = rms(x) * next_norm for what comes next (null: nothing does).
-// slot_of, weight [n_row, n_used]; slot_out [n_row n_used, n].
+// router's order, of weight * slot_out[slot]) * post_ffw_norm_2; x = (h + rms(f1 + f2) * post_ffw_norm) *
+// scale. Then next_in = rms(x) * next_norm for what comes next (null: nothing does). slot_of, weight [n_row,
+// n_used]; slot_out [n_row n_used, n] float32.
 template <class T>
-void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const T* slot_out,
-               float slot_scale, const int* slot_of, const float* weight, int n_used,
-               const float* post_ffw_norm_1, const float* post_ffw_norm_2, const float* post_ffw_norm,
-               float scale, const float* next_norm, int n_row, int n, float eps);
+void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
+               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
+               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
+               int n_row, int n, float eps);
 
 // ---- linear.cu --------------------------------------------------------------------------------------------
 
@@ -251,9 +251,10 @@ void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
                     const ExpertSlots* experts, int n_slot);
-// out [n_slot, n_embd] T, slot s from row s of x.
-template <class T>
-void expert_down(Stream stream, T* out, const T* x, const Weights& w, const ExpertSlots* experts, int n_slot);
+// out [n_slot, n_embd] float32, slot s from row s of x.
+template <class X>
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const ExpertSlots* experts,
+                 int n_slot);
 
 // max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
 // load.cpp.

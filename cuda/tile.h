@@ -61,12 +61,9 @@ template <class T, int V>
 struct alignas(V * sizeof(T)) Values {
     T v[V];
 };
-template <int V, class T>
-DEVICE Values<float, V> load(const T* p) {
-    const auto x = *reinterpret_cast<const Values<T, V>*>(p);
-    Values<float, V> out;
-    UNROLL for (int j = 0; j < V; j++) out.v[j] = to_f32(x.v[j]);
-    return out;
+template <int V>
+DEVICE Values<float, V> load(const float* p) {
+    return *reinterpret_cast<const Values<float, V>*>(p);
 }
 template <class T, int V>
 DEVICE void store(T* p, const Values<float, V>& x) {

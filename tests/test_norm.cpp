@@ -325,14 +325,12 @@ TEMPLATE_TEST_CASE("layer_end joins the branches", "[norm]", float, F16) {
                             Case{1, 8192, 1, false}, Case{2, 64, 32, false}, Case{1, 65, 17, true});
     const int n = c.n;
     const size_t size = size_t(c.n_row) * n, n_slot = size_t(c.n_row) * c.n_used;
-    const Floats h = random_floats(size, 1, 3), weight = random_floats(n_slot, 4),
-                 norm1 = random_floats(n, 5), norm2 = random_floats(n, 6), post = random_floats(n, 7),
-                 next = random_floats(n, 8);
+    const Floats h = random_floats(size, 1, 3), slot_out = random_floats(n_slot * n, 3, 0.5f),
+                 weight = random_floats(n_slot, 4), norm1 = random_floats(n, 5), norm2 = random_floats(n, 6),
+                 post = random_floats(n, 7), next = random_floats(n, 8);
     Floats dense = random_floats(size, 2, 10);
     if (c.n_row > 1) std::fill(dense.begin(), dense.begin() + n, 0.0f);
-    std::vector<TestType> slot_out;
-    for (float v : random_floats(n_slot * n, 3, 0.5f)) slot_out.push_back(host_from_f32<TestType>(v));
-    const float scale = 0.37f, slot_scale = 1.0f / 1024;  // so small that eps counts
+    const float scale = 0.37f;
     std::vector<int> slot_of(n_slot);
     for (size_t i = 0; i < n_slot; i++) slot_of[i] = int(i);
     std::shuffle(slot_of.begin(), slot_of.end(), std::mt19937(9));
@@ -344,7 +342,7 @@ TEMPLATE_TEST_CASE("layer_end joins the branches", "[norm]", float, F16) {
                    dweight = to_device(weight), d1 = to_device(norm1), d2 = to_device(norm2),
                    dpost = to_device(post), dnext = to_device(next);
         const auto dslot_of = to_device(slot_of);
-        layer_end<TestType>({}, x.data(), next_in.data(), dh.data(), ddense.data(), dslots.data(), slot_scale,
+        layer_end<TestType>({}, x.data(), next_in.data(), dh.data(), ddense.data(), dslots.data(),
                             dslot_of.data(), dweight.data(), c.n_used, d1.data(), d2.data(), dpost.data(),
                             scale, c.last ? nullptr : dnext.data(), c.n_row, n, kEps);
         Floats all = to_host(x), second = host_f32(to_host(next_in));
@@ -357,8 +355,7 @@ TEMPLATE_TEST_CASE("layer_end joins the branches", "[norm]", float, F16) {
         for (int i = 0; i < c.n_used; i++) {
             const size_t pair = size_t(r) * c.n_used + i;
             for (int j = 0; j < n; j++)
-                mix[j] +=
-                    double(weight[pair]) * slot_scale * host_f32(slot_out[size_t(slot_of[pair]) * n + j]);
+                mix[j] += double(weight[pair]) * slot_out[size_t(slot_of[pair]) * n + j];
         }
         Doubles f = rms(row_of(dense, r, n), norm1.data());
         const Doubles f2 = rms(mix, norm2.data());
