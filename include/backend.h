@@ -123,6 +123,8 @@ struct DeviceInfo {
 std::string backends();
 // GPUs that this program can use, in the driver's order. If there is none, *why says in a clause why.
 std::vector<DeviceInfo> cuda_devices(std::string* why = nullptr);
+// The GPU's number in a device's name, cuda:N; else -1. Error on what is neither that nor auto, cpu or cuda.
+int device_number(const std::string& name);
 
 // Weight bytes that are on the device, of all. Returns false to stop, which throws Error.
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;

@@ -311,23 +311,19 @@ int run_bench(const BenchFlags& flags) {
             "--router-skew changes made-up weights, a model of a file has its own");
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
-    const std::string wanted = flags.device.empty() ? "cuda" : flags.device;
-    const bool is_number = wanted.starts_with("cuda:") && wanted.size() > 5 &&
-                           wanted.find_first_not_of("0123456789", 5) == wanted.npos;
-    require(is_number || wanted == "cuda" || wanted == "cpu", "device is {}, expected cuda, cuda:N or cpu",
-            wanted);
-    require(!cpu || flags.device.empty() || flags.device == "cpu",
+    const int index = device_number(flags.device);
+    require(!cpu || flags.device == "auto" || flags.device == "cpu",
             "bench cpu measures the CPU, --device is {}", flags.device);
     std::vector<DeviceInfo> devices;
     auto device = devices.end();
     std::string missing;
-    if (!cpu && wanted != "cpu") {
+    if (!cpu && flags.device != "cpu") {
         std::string why;
         devices = cuda_devices(&why);
-        device = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) {
-            return wanted == "cuda" || wanted == fmt::format("cuda:{}", d.index);
-        });
-        missing = fmt::format("there is no device {}{}{}", wanted, why.empty() ? "" : ": ", why);
+        device = std::find_if(devices.begin(), devices.end(),
+                              [&](const DeviceInfo& d) { return index < 0 || d.index == index; });
+        missing = fmt::format("there is no device {}{}{}", flags.device == "auto" ? "cuda" : flags.device,
+                              why.empty() ? "" : ": ", why);
         require(device != devices.end() || all || prefill, "{}", missing);
     } else {
         require(cpu || all || prefill, "bench {} needs a GPU, --device is cpu", flags.what);

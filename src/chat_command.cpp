@@ -292,24 +292,18 @@ class Chat {
     void command(std::string_view line) {
         const std::string_view name = line.substr(0, line.find_first_of(" \t\n"));
         const std::string_view argument = trim(line.substr(name.size()));
-        const Command* nearest = nullptr;
-        int best = 0;
+        std::vector<std::string> names;
         for (const Command& c : commands()) {
-            if (name == c.name) {
-                require(argument.empty() || *c.argument, "{} takes nothing after it, got \"{}\"", name,
-                        argument);
-                return (this->*c.run)(argument);
-            }
-            const int distance = edit_distance(name.substr(0, 40), c.name);
-            if (!nearest || distance < best) {
-                nearest = &c;
-                best = distance;
-            }
+            names.push_back(c.name);
+            if (name != c.name) continue;
+            require(argument.empty() || *c.argument, "{} takes nothing after it, got \"{}\"", name, argument);
+            return (this->*c.run)(argument);
         }
+        const std::string nearest = nearest_name(name, names);
         fail(
             "there is no command {}{}; /help lists them (to send a message that begins with /, put a blank "
             "before it)",
-            name.substr(0, 40), best <= 2 ? fmt::format(", the nearest is {}", nearest->name) : "");
+            name.substr(0, 40), nearest.empty() ? "" : ", the nearest is " + nearest);
     }
 
     void clear(std::string_view) {

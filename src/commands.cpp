@@ -43,7 +43,7 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& name) {
 }
 
 std::vector<int32_t> read_ids(const std::string& path) {
-    const std::string name = path == "-" ? "stdin" : path;
+    const std::string name = input_name(path);
     std::vector<int32_t> ids = parse_ids(read_input(path), name);
     require(!ids.empty(), "{}: holds no token ids, expected at least one", name);
     return ids;
@@ -153,7 +153,7 @@ void print_statistics(const Result& r) {
         counted(r.steps.size(), "canvas", "canvases"), counted(n_step, "step"),
         n_step ? r.denoise_ms / n_step : 0.0, counted(r.ids.size(), "token"),
         rate(static_cast<double>(r.ids.size()), total_ms), n_step / n_canvases, finish_name(r.finish),
-        r.n_try > 1 ? fmt::format("seed {}, the best of {} | ", r.seed, r.n_try) : "", r.hash));
+        r.n_try > 1 ? fmt::format("seed {}, of {} answers | ", r.seed, r.n_try) : "", r.hash));
 }
 
 // A step's canvas on one line: what was accepted, and a dot for every token that is still noise.

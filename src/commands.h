@@ -76,8 +76,8 @@ struct ConvertFlags {
 int run_convert(const ConvertFlags& flags);
 
 struct BenchFlags {
-    std::string what = "all", model, synthetic, device;  // device: "" for cuda, if there is one
-    std::optional<std::string> json;                     // file to write; empty: named after the device
+    std::string what = "all", model, synthetic, device = "auto";
+    std::optional<std::string> json;  // file to write; empty: named after the device
     double router_skew = 0;
     int n_offload = 0;
     int n_thread = 0, n_prefix = 0, n_repeat = 0;  // 0: what suits the device

@@ -53,19 +53,6 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
     return out;
 }
 
-// The GPU's number in a device's name, cuda:N; else -1. Error on what names no device.
-int device_number(const std::string& name) {
-    int n = -1;
-    if (name.starts_with("cuda:")) {
-        const char *first = name.data() + 5, *last = name.data() + name.size();
-        const auto [end, error] = std::from_chars(first, last, n);
-        if (error != std::errc() || end != last) n = -1;
-    }
-    require(n >= 0 || name == "auto" || name == "cpu" || name == "cuda",
-            "device is {}, expected auto, cpu, cuda or cuda:N", name);
-    return n;
-}
-
 // What the options ask for that the other kind of device does not have, by the names of the flags.
 std::string only_gpu(const EngineOptions& o) {
     std::vector<const char*> flags;
@@ -89,6 +76,18 @@ void check_device(const EngineOptions& o) {
 }
 
 }  // namespace
+
+int device_number(const std::string& name) {
+    int n = -1;
+    if (name.starts_with("cuda:")) {
+        const char *first = name.data() + 5, *last = name.data() + name.size();
+        const auto [end, error] = std::from_chars(first, last, n);
+        if (error != std::errc() || end != last) n = -1;
+    }
+    require(n >= 0 || name == "auto" || name == "cpu" || name == "cuda",
+            "device is {}, expected auto, cpu, cuda or cuda:N", name);
+    return n;
+}
 
 Engine::Engine(const EngineOptions& options) {
     if (!options.make_backend) check_device(options);

@@ -334,7 +334,7 @@ Command bench_command(CLI::App& app) {
                   "random weights only: an expert's share of the tokens falls as this power of its rank "
                   "(default: 0, all have the same)")
         ->check(in_range(0.0, 8.0));
-    c->add_option("--device", f.device, "default: cuda, if there is one")->type_name("{cuda,cuda:N,cpu}");
+    c->add_option("--device", f.device, "default: auto, cuda if there is one")->type_name(kDevices);
     add_offload_flag(*c, f.n_offload, c->get_option("--device")->get_group());
     c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
@@ -436,13 +436,11 @@ std::string parse_error_text(const CLI::ParseError& e, const CLI::App& app,
         return fmt::format("\"{}\" was not expected{}", *first,
                            words[0] == "generate" ? ": a prompt is given with -p TEXT" : "");
     const std::string flag = first->substr(0, first->find('='));
-    std::string nearest;
-    int least = 3;  // letters that may differ
+    std::vector<std::string> flags;
     for (const CLI::Option* o : app.get_subcommands()[0]->get_options())
-        for (const std::string& known : o->get_lnames())
-            if (const int n = edit_distance(flag.substr(0, 40), "--" + known); n < least)
-                least = n, nearest = ", the nearest is --" + known;
-    return fmt::format("there is no flag {}{}", flag, nearest);
+        for (const std::string& known : o->get_lnames()) flags.push_back("--" + known);
+    const std::string nearest = nearest_name(flag, flags);
+    return fmt::format("there is no flag {}{}", flag, nearest.empty() ? "" : ", the nearest is " + nearest);
 }
 
 int run(std::vector<std::string> words) {

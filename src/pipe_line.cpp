@@ -170,17 +170,15 @@ const std::vector<Key> kKeys = [] {
 }();
 
 std::string unknown_key(const std::string& name) {
-    const Key* nearest = nullptr;
-    int best = 3;  // more than two changes are no slip of the pen
-    if (name.size() < 40)
-        for (const Key& key : kKeys) {
-            // A part of a name, "tokens" for max_tokens, is nearly it.
-            const bool part = name.size() > 3 && std::string_view(key.name).ends_with("_" + name);
-            const int d = part ? 1 : edit_distance(name, key.name);
-            if (d < best && d < static_cast<int>(name.size())) best = d, nearest = &key;
-        }
+    std::vector<std::string> names;
+    for (const Key& key : kKeys) names.push_back(key.name);
+    // A part of a name, "tokens" for max_tokens, or a slip of the pen.
+    const auto whole = std::find_if(names.begin(), names.end(), [&](const std::string& key) {
+        return name.size() > 3 && key.ends_with("_" + name);
+    });
+    const std::string meant = whole != names.end() ? *whole : nearest_name(name, names);
     return fmt::format("unknown key {} is ignored{}", brief(name),
-                       nearest ? fmt::format(", did you mean {}?", nearest->name) : "");
+                       meant.empty() ? "" : fmt::format(", did you mean {}?", meant));
 }
 
 // The line as JSON. Of an object's keys that come again, which JSON itself would let replace the ones before,

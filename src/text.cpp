@@ -134,6 +134,16 @@ int edit_distance(std::string_view a, std::string_view b) {
     return row.back();
 }
 
+std::string nearest_name(std::string_view name, const std::vector<std::string>& names) {
+    constexpr size_t kLongest = 40;  // of what anybody means
+    std::string nearest;
+    int best = std::min(3, static_cast<int>(name.size()));
+    if (name.size() > kLongest) return nearest;
+    for (const std::string& candidate : names)
+        if (const int n = edit_distance(name, candidate); n < best) best = n, nearest = candidate;
+    return nearest;
+}
+
 std::string counted(size_t n, std::string_view noun, std::string_view plural) {
     if (n == 1) return fmt::format("1 {}", noun);
     return plural.empty() ? fmt::format("{} {}s", n, noun) : fmt::format("{} {}", n, plural);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace easel {
 
@@ -45,6 +46,9 @@ std::string human_bytes(int64_t n);  // "16.81 GB"
 
 // Letters to insert, delete or change between two names; upper and lower case are the same.
 int edit_distance(std::string_view a, std::string_view b);
+// The one of `names` that was probably meant by `name`: the nearest, at most two letters away, and not all of
+// them. Empty: none is.
+std::string nearest_name(std::string_view name, const std::vector<std::string>& names);
 
 // "1 step", "2 steps"; "2 canvases" with a plural of its own.
 std::string counted(size_t n, std::string_view noun, std::string_view plural = "");

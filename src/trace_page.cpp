@@ -82,7 +82,7 @@ std::string trace_page(const Trace& t) {
 }
 
 int run_trace(const TraceFlags& flags) {
-    const Trace trace = read_trace(read_input(flags.file), flags.file == "-" ? "stdin" : flags.file);
+    const Trace trace = read_trace(read_input(flags.file), input_name(flags.file));
     const std::string out = flags.svg ? trace_svg(trace) : trace_page(trace);
     require_other(flags.output, flags.file, "the trace itself");
     write_output(flags.output, out);

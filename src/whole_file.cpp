@@ -42,10 +42,14 @@ void tell_reading_stdin() {
     if (isatty(STDIN_FILENO)) tell("easel: reading stdin, Ctrl-D ends it\n");
 }
 
+std::string input_name(const std::string& path) {
+    return path == "-" ? "stdin" : path;
+}
+
 std::string read_input(const std::string& path) {
     if (path != "-") return read_file(path);
     tell_reading_stdin();
-    return read_all(stdin, "stdin");
+    return read_all(stdin, input_name(path));
 }
 
 void require_other(const std::string& path, const std::string& other, const char* what) {

@@ -16,6 +16,7 @@ std::string read_all(std::FILE* in, const std::string& name, size_t most = kMost
 
 // The same of "-", which is stdin, or of a file. Where stdin is a terminal, stderr says so.
 std::string read_input(const std::string& path);
+std::string input_name(const std::string& path);  // of either, for messages
 void tell_reading_stdin();
 
 // Error if `path`, which is to be written, is the file `other`, which messages call `what`.

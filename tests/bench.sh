@@ -23,7 +23,7 @@ if nvidia-smi -L >/dev/null 2>&1; then
 else
     for what in step kernels load; do error "bench $what" "there is no device cuda" bench $what; done
 fi
-error "bench on what is no device" "device is foo, expected cuda, cuda:N or cpu" bench prefill --device foo
+error "bench on what is no device" "device is foo, expected auto, cpu, cuda or cuda:N" bench prefill --device foo
 error "a prefix that the model has no room for" "the prefix and a canvas needs" bench cpu --synthetic toy --prefix 1000000
 error "bench cpu on a GPU" "bench cpu measures the CPU, --device is cuda:0" bench cpu --device cuda:0
 error "experts left in the host's memory, on a CPU" "--expert-offload is for a GPU: the device is cpu" \

@@ -383,7 +383,7 @@ same "logits -o - are those of a file" "$dir/out" "$dir/logits"
 run generate -p "Count to 12." --stop 5 --print json
 has "the text that ended the answer" '"finish_reason":"stop","stop":"5"' "$dir/out"
 run generate -p "What is 47 + 35?" --best-of 3
-has "which of several answers it is" "the best of 3 |" "$dir/err"
+has "which of several answers it is" "of 3 answers |" "$dir/err"
 generate --prompt-ids "$dir/prompt" -n 48 --seed 9 --ignore-eos --print json
 check "--print json is one line" "$(wc -l <"$dir/out")" -eq 1
 for part in '"text":' '"ids":[' '"finish_reason":"length"' '"seed":9' '"prompt_tokens":40' '"canvases":2' \
