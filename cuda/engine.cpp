@@ -46,9 +46,10 @@ class DeviceBackend final : public Backend {
         Arena arena = memory_.arena();
         w_ = lay_out_weights<T>(*model_, n_offload_, arena);
         cache_ = lay_out_cache<T>(*model_, room_, arena);
-        b_ = lay_out_buffers<T>(c_, room_, arena);
+        b_ = lay_out_buffers<T>(*model_, room_, arena);
         clear_padding<T>(stream_.s, c_, room_, b_);
-        load_stats_ = load_weights<T>(stream_.s, *model_, n_offload_, w_, experts_, options.on_load);
+        load_stats_ =
+            load_weights<T>(stream_.s, *model_, n_offload_, w_, b_.loading, experts_, options.on_load);
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
@@ -194,7 +195,7 @@ class DeviceBackend final : public Backend {
         Arena count;
         lay_out_weights<T>(*model_, n_offload_, count);
         lay_out_cache<T>(*model_, room_, count);
-        lay_out_buffers<T>(c_, room_, count);
+        lay_out_buffers<T>(*model_, room_, count);
         return count.bytes();
     }
 
@@ -343,7 +344,7 @@ class DeviceBackend final : public Backend {
         linear(dense, b_.dense, b_.middle, w.down, n);
         mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-              c_.n_expert_used, b_.slot_out);
+              c_.n_expert_used, b_.routing);
         permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, c_.n_expert_used, c_.n_expert);
         mark(s, Part::ExpertUp);
         experts_.need(s, layer);

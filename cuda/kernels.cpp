@@ -30,8 +30,15 @@ struct Kernel {
 template <class T>
 class Kernels {
   public:
-    Kernels(const Measured<T>& m, int n_prefix) : m_(m), c_(m.config), w_(m.weights), b_(m.buffers) {
+    Kernels(const Measured<T>& m, int n_prefix)
+        : m_(m),
+          c_(m.config),
+          w_(m.weights),
+          b_(m.buffers),
+          o_in_(b_.middle_bytes / sizeof(T)),
+          h_(c_.n_canvas * c_.n_embd) {
         const int n = c_.n_canvas;
+        fill_zero(m.stream, o_in_.data(), o_in_.bytes());  // padding
         const double z = double{1} * n * vocab_stride(c_.n_vocab) * sizeof(T);
         // First of all: z still holds a step's probabilities.
         weights("soft_embedding", w_.embd, n, [this, n](Stream s) {
@@ -141,13 +148,13 @@ class Kernels {
         const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
         add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, cache, n, n_prefix),
             true, [=, this, &w](Stream s) {
-                attention(s, b_.o_in, b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
+                attention(s, o_in_.data(), b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
                           b_.state);
             });
         const int n_o_part = linear_parts(w.o.n_row, n);
-        plain(b_.o, b_.o_in, w.o, n_o_part);
+        plain(b_.o, o_in_.data(), w.o, n_o_part);
         add("post_attention", {}, false, [=, this, &w](Stream s) {
-            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_o_part,
+            post_attention(s, h_.data(), b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_o_part,
                            w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
                            c_.rms_eps);
         });
@@ -156,7 +163,7 @@ class Kernels {
         const double router = 1.0 * c_.n_expert * c_.n_embd;
         add("route", {"", 0, 4 * router, 2 * router * n}, true, [=, this, &w](Stream s) {
             route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-                  n_used, b_.slot_out);
+                  n_used, b_.routing);
         });
         add("permute", {}, false, [=, this](Stream s) {
             permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, n_used, c_.n_expert);
@@ -169,7 +176,7 @@ class Kernels {
             expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.experts, n * n_used);
         });
         add("layer_end", {}, false, [=, this, &w](Stream s) {
-            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,
+            layer_end(s, b_.x, b_.in, h_.data(), b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,
                       w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm, w.output_scale, w.attn_norm, n,
                       c_.n_embd, c_.rms_eps);
         });
@@ -180,6 +187,9 @@ class Kernels {
     const ModelWeights& w_;
     const Buffers<T>& b_;
     std::vector<Kernel> kernels_;
+    // Where a pass works in place, launches in a row would have another's result to work on.
+    const DeviceArray<T> o_in_;
+    const DeviceArray<float> h_;
     const DeviceArray<uint8_t> other_{kBeyondCache};
     const DeviceArray<uint32_t> sums_{kReadBlocks};
     Event start_{true}, end_{true};

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "check.h"
 #include "memory_plan.h"
@@ -181,21 +180,36 @@ int n_attention_split(const Config& c, int layer, int n_context) {
     return n < in_wave ? n : n / in_wave * in_wave;
 }
 
-int64_t middle_size(const Config& c, const Room& room) {
-    return std::max(int64_t{room.n_token} * padded(c.n_ff), int64_t{c.n_canvas} * padded(c.n_ff_self_cond));
+// One place for what is needed at different times: each takes its own from an arena that begins there.
+// Returns its bytes.
+static int64_t share_place(Arena& arena, const std::vector<std::function<void(Arena&)>>& times) {
+    int64_t bytes = 0;
+    for (const auto& take_own : times) {
+        Arena count;
+        take_own(count);
+        bytes = std::max(bytes, count.bytes());
+    }
+    if (uint8_t* const place = arena.take<uint8_t>(bytes)) {
+        for (const auto& take_own : times) {
+            Arena own([place](int64_t offset, int64_t) { return place + offset; });
+            take_own(own);
+        }
+    }
+    return bytes;
 }
 
 template <class T>
-Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
+Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
+    const Config& c = model.config;
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
     // Of products whose columns the canvas has in parts: engine.cpp.
     const auto part_rows = [&](int n_row) {
         return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_parts(n_row, c.n_canvas));
     };
-    int64_t q = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
+    int64_t q_in = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
     for (int l = 0; l < c.n_layer; l++) {
         const AttentionShape s = attention_shape(c, l);
-        q = std::max<int64_t>(q, padded(s.n_head * s.head_dim));
+        q_in = std::max(q_in, n * padded(s.n_head * s.head_dim));
         const int q_row = s.n_head * s.head_dim, k_row = s.n_head_kv * s.head_dim;
         const int64_t rows = part_rows(q_row + k_row);
         q_out = std::max(q_out, rows * q_row);
@@ -203,33 +217,41 @@ Buffers<T> lay_out_buffers(const Config& c, const Room& room, Arena& arena) {
         attention =
             std::max(attention, attention_scratch<T>(c.n_canvas, s, n_attention_split(c, l, room.n_context)));
     }
-    const int64_t half = c.max_head_dim() / 2;
     Buffers<T> b{};
-    for (float** p : {&b.x, &b.h, &b.router_in, &b.dense}) *p = arena.take<float>(n * d);
-    b.o = arena.take<float>(part_rows(c.n_embd) * d);
-    for (T** p : {&b.in, &b.ffn_in, &b.expert_in}) *p = arena.take<T>(n * padded(c.n_embd));
-    b.q_in = arena.take<T>(n * q);
-    b.o_in = arena.take<T>(n * q);
-    b.middle = arena.take<T>(middle_size(c, room));
+    // Names of one place: what the first has is not needed any more when the second is written, or the kernel
+    // that writes a row has read it before.
+    b.x = b.h = arena.take<float>(n * d);
+    b.o = b.dense = arena.take<float>(part_rows(c.n_embd) * d);
+    b.in = b.ffn_in = arena.take<T>(n * padded(c.n_embd));
+    b.expert_in = arena.take<T>(n * padded(c.n_embd));
+    b.middle_bytes =
+        share_place(arena, {[&](Arena& a) { b.q_in = b.o_in = a.take<T>(q_in); },
+                            [&](Arena& a) {  // the experts' and, beside them, the dense branch's
+                                b.slot_middle = a.take<T>(n_pair * padded(c.n_ff_exp));
+                                b.middle = a.take<T>(std::max(
+                                    n * padded(c.n_ff), int64_t{c.n_canvas} * padded(c.n_ff_self_cond)));
+                            }});
+    share_place(arena, {[&](Arena& a) { b.loading = a.take<uint8_t>(kLoadSlots * load_slot_bytes(model)); },
+                        [&](Arena& a) {  // from lm_head() to the soft embedding of the next step
+                            b.z = a.take<T>(int64_t{c.n_canvas} * vocab_stride(c.n_vocab));
+                            b.stats = a.take<TileStats>(int64_t{c.n_canvas} * n_vocab_tile(c.n_vocab));
+                            b.soft = a.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab));
+                        },
+                        [&](Arena& a) {  // until qkv_norm()
+                            b.q = a.take<float>(q_out);
+                            for (float** p : {&b.k, &b.v}) *p = a.take<float>(k_out);
+                        },
+                        [&](Arena& a) { b.attention = a.take<float>(attention); },
+                        [&](Arena& a) {  // until route() has ended
+                            b.router_in = a.take<float>(n * d);
+                            b.routing = a.take<float>(route_scratch(room.n_token, c.n_embd, c.n_expert));
+                        },
+                        [&](Arena& a) { b.slot_out = a.take<float>(n_pair * d); }});
     for (int** p : {&b.chosen, &b.slot_of, &b.token_of}) *p = arena.take<int>(n_pair);
     b.weight = arena.take<float>(n_pair);
     b.experts = arena.take<ExpertSlots>(c.n_expert);
-    b.slot_middle = arena.take<T>(n_pair * padded(c.n_ff_exp));
-    // Never needed together: q, k, v until qkv_norm(); then the router's logits in route(), and the experts'
-    // outputs until layer_end(); z from lm_head() to the soft embedding of the next step.
-    const int64_t n_z = int64_t{c.n_canvas} * vocab_stride(c.n_vocab);
-    const int64_t z_floats = (n_z * int64_t{sizeof(T)} + 3) / 4;
-    q_out = (q_out + 63) / 64 * 64, k_out = (k_out + 63) / 64 * 64;  // each begins at a multiple of 256 bytes
-    float* shared = arena.take<float>(std::max(
-        {q_out + 2 * k_out, route_scratch(room.n_token, c.n_embd, c.n_expert), n_pair * d, z_floats}));
-    b.q = b.slot_out = shared;
-    b.k = shared ? b.q + q_out : nullptr;
-    b.v = shared ? b.k + k_out : nullptr;
-    b.z = reinterpret_cast<T*>(shared);
-    for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa}) *p = arena.take<float>(n * half);
-    b.attention = arena.take<float>(attention);
-    b.soft = arena.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab));
-    b.stats = arena.take<TileStats>(int64_t{c.n_canvas} * n_vocab_tile(c.n_vocab));
+    for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa})
+        *p = arena.take<float>(n * c.max_head_dim() / 2);
     b.live = arena.take<uint8_t>(n_vocab_tile(c.n_vocab));
     b.rows = arena.take<RowStats>(c.n_canvas);
     b.tokens = arena.take<int32_t>(c.n_canvas);
@@ -292,7 +314,8 @@ int64_t load_slot_bytes(const Model& m) {
     }
     // Two tiles' rows of the widest matrices anyone would make, and little enough to be pinned at once.
     constexpr int64_t kMost = 16 << 20;
-    return std::min(kMost, largest + 256);  // the high rows begin at a multiple of 256
+    // The high rows begin at a multiple of 256, as the next slot does.
+    return std::min(kMost, (largest + 256 + 255) / 256 * 256);
 }
 
 template <class T>
@@ -301,11 +324,10 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
     Arena weights, cache, buffers;
     const ModelWeights w = lay_out_weights<T>(model, options.n_offload, weights);
     lay_out_cache<T>(model, room, cache);
-    lay_out_buffers<T>(model.config, room, buffers);
+    lay_out_buffers<T>(model, room, buffers);
     int64_t host = 0;
     for (const Offloaded& o : w.offloaded) host += o.bytes;
-    const int64_t loading = kLoadSlots * load_slot_bytes(model) + 256;  // 256: scale_products()
-    return {weights.bytes(), cache.bytes(), buffers.bytes() + loading, host, room.n_token};
+    return {weights.bytes(), cache.bytes(), buffers.bytes() + 256, host, room.n_token};  // scale_products()
 }
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {
@@ -381,8 +403,8 @@ std::string offload_cost(const MemoryPlan& p) {
 
 template ModelWeights lay_out_weights<F16>(const Model&, int, Arena&);
 template ModelWeights lay_out_weights<float>(const Model&, int, Arena&);
-template Buffers<F16> lay_out_buffers(const Config&, const Room&, Arena&);
-template Buffers<float> lay_out_buffers(const Config&, const Room&, Arena&);
+template Buffers<F16> lay_out_buffers(const Model&, const Room&, Arena&);
+template Buffers<float> lay_out_buffers(const Model&, const Room&, Arena&);
 template std::vector<KvLayer<F16>> lay_out_cache(const Model&, const Room&, Arena&);
 template std::vector<KvLayer<float>> lay_out_cache(const Model&, const Room&, Arena&);
 

@@ -97,8 +97,8 @@ constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
     return before(layer + 1) != before(layer);
 }
 
-// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded. q, k and v, slot_out, and z
-// lie in the same place: see lay_out_buffers().
+// Buffers of a pass of n tokens; [n] and [n_canvas] rows, activation rows padded. What is not needed at the
+// same time lies in the same place: see lay_out_buffers().
 template <class T>
 struct Buffers {
     float *x, *h, *router_in, *dense, *o;  // [n, n_embd]; o: [parts, n, n_embd]
@@ -106,10 +106,12 @@ struct Buffers {
     float *q, *k, *v;                      // [parts, n, n_head or n_head_kv, head_dim]
     T *q_in, *o_in;                        // [n, n_head head_dim]
     T* middle;                             // [n, n_ff], [n_canvas, n_ff_self_cond]
+    float* routing;                        // route_scratch()
     int *chosen, *slot_of, *token_of;      // [n n_expert_used]
     float* weight;                         // the same
     ExpertSlots* experts;                  // [n_expert]
     T* slot_middle;                        // [n n_expert_used, n_ff_exp]
+    int64_t middle_bytes;                  // of q_in, o_in, slot_middle and middle together
     float* slot_out;                       // [n n_expert_used, n_embd]
     float *cos, *sin, *cos_swa, *sin_swa;  // [n, head_dim / 2]
     float* attention;                      // attention_scratch()
@@ -121,13 +123,14 @@ struct Buffers {
     int32_t *tokens, *argmax, *prompt;     // [n_canvas] twice, [n]
     GivenTokens* given;
     LoopState* state;
+    uint8_t* loading;  // [kLoadSlots, load_slot_bytes()]
 };
 
 // Notes where the values come from only if the arena gives places.
 template <class T>
 ModelWeights lay_out_weights(const Model& model, int n_offload, Arena& arena);
 template <class T>
-Buffers<T> lay_out_buffers(const Config& config, const Room& room, Arena& arena);
+Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena);
 // Global layers keep all tokens; sliding ones their window and the tokens of a pass, which is also what can
 // be taken back (truncate()): 2048 tokens are as long as an answer is by default.
 template <class T>
@@ -140,8 +143,6 @@ constexpr int kLoadSlots = 3;
 int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
-// Values of Buffers::middle.
-int64_t middle_size(const Config& config, const Room& room);
 // Parts that the keys of a denoise pass are split into.
 int n_attention_split(const Config& config, int layer, int n_context);
 

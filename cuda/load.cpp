@@ -55,8 +55,9 @@ double ms_since(Clock::time_point start) {
 // time.
 class Loader {
   public:
-    // slot_bytes: load_slot_bytes(). `total`: of all that will be loaded, for on_load.
-    Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
+    // device: [kLoadSlots, slot_bytes]. slot_bytes: load_slot_bytes(). `total`: of all that will be loaded,
+    // for on_load.
+    Loader(Stream stream, uint8_t* device, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
     ~Loader();
     Loader(const Loader&) = delete;
     // On return the last of it may still be on its way in the stream.
@@ -85,13 +86,11 @@ struct Loader::Slot {
     Event begun{true}, copied{true};  // of the copy
     Event taken{true}, used{true};    // of repacking, which other slots' may keep waiting
     bool in_use = false;
-    ~Slot() {
-        pinned_free(host);
-        device_free(device);
-    }
+    ~Slot() { pinned_free(host); }
 };
 
-Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load)
+Loader::Loader(Stream stream, uint8_t* device, int64_t slot_bytes, int64_t total,
+               const LoadProgressFn& on_load)
     : stream_(stream),
       on_load_(on_load),
       slot_bytes_(slot_bytes),
@@ -100,7 +99,7 @@ Loader::Loader(Stream stream, int64_t slot_bytes, int64_t total, const LoadProgr
       slots_(std::make_unique<Slot[]>(kLoadSlots)) {
     for (int i = 0; i < kLoadSlots; i++) {
         slots_[i].host = static_cast<uint8_t*>(pinned_alloc(slot_bytes_));
-        slots_[i].device = static_cast<uint8_t*>(device_alloc(slot_bytes_));
+        slots_[i].device = device + i * slot_bytes_;
     }
 }
 
@@ -236,7 +235,7 @@ static void scale_products(Stream stream, Weights& gate_up, Weights& down, const
 
 template <class T>
 LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
-                       ExpertStream& experts, const LoadProgressFn& on_load) {
+                       uint8_t* loading, ExpertStream& experts, const LoadProgressFn& on_load) {
     const Config& c = model.config;
     for (const LayerShape& l : c.layers)
         load_angles(stream, l.global ? weights.freq : weights.freq_swa, l.head_dim,
@@ -250,7 +249,7 @@ LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWe
     for (const RecordSource& r : weights.records) total += r.bytes();
     for (const Offloaded& o : weights.offloaded)
         for (const RecordSource& r : o.records) total += r.bytes();
-    Loader loader(stream, load_slot_bytes(model), total, on_load);
+    Loader loader(stream, loading, load_slot_bytes(model), total, on_load);
     loader.load(weights.records);
     const auto scale = [&](Weights& gate_up, Weights& down, const std::vector<float>& norm) {
         if constexpr (std::is_same_v<T, F16>) scale_products(stream, gate_up, down, norm);
@@ -276,20 +275,16 @@ LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWe
     finish(stream);
     return stats;
 }
-template LoadStats load_weights<F16>(Stream, const Model&, int, ModelWeights&, ExpertStream&,
+template LoadStats load_weights<F16>(Stream, const Model&, int, ModelWeights&, uint8_t*, ExpertStream&,
                                      const LoadProgressFn&);
-template LoadStats load_weights<float>(Stream, const Model&, int, ModelWeights&, ExpertStream&,
+template LoadStats load_weights<float>(Stream, const Model&, int, ModelWeights&, uint8_t*, ExpertStream&,
                                        const LoadProgressFn&);
 
 template <class T>
 void clear_padding(Stream stream, const Config& c, const Room& room, const Buffers<T>& b) {
     const size_t n = room.n_token;
-    for (T* p : {b.in, b.ffn_in, b.expert_in}) fill_zero(stream, p, n * padded(c.n_embd) * sizeof(T));
-    int q = 0;
-    for (const LayerShape& l : c.layers) q = std::max(q, padded(c.n_head * l.head_dim));
-    for (T* p : {b.q_in, b.o_in}) fill_zero(stream, p, n * q * sizeof(T));
-    fill_zero(stream, b.middle, middle_size(c, room) * sizeof(T));
-    fill_zero(stream, b.slot_middle, n * c.n_expert_used * padded(c.n_ff_exp) * sizeof(T));
+    for (T* p : {b.in, b.expert_in}) fill_zero(stream, p, n * padded(c.n_embd) * sizeof(T));
+    fill_zero(stream, b.q_in, b.middle_bytes);
 }
 template void clear_padding<F16>(Stream, const Config&, const Room&, const Buffers<F16>&);
 template void clear_padding<float>(Stream, const Config&, const Room&, const Buffers<float>&);

@@ -194,7 +194,7 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     const MemoryPlan p = plan_gpu(*model, {.n_context = 8192});
     INFO(p.weights << " " << p.kv << " " << p.scratch);
     CHECK(p.total() + kDeviceSlack < int64_t{20'000'000'000});
-    CHECK(p.total() - p.weights < int64_t{1'310'000'000});
+    CHECK(p.total() - p.weights < int64_t{1'030'000'000});
     CHECK(fit_gpu(*model, {}, int64_t{24'000'000'000} - kDeviceSlack).n_context >= 131072);
     // Sliding layers are flat, global ones linear, 12.5 KiB a token with K and V joint; nothing else grows.
     const MemoryPlan large = plan_gpu(*model, {.n_context = 65536});
