@@ -49,7 +49,9 @@ void order_other(Stream stream) {
     launched.erase(stream);
 }
 
-// Whether the device in use can begin a launch while the last one ends.
+// Whether the device in use can begin a launch while the last one ends. Cards of 12.0 can, but are not asked to
+// before it has been tried on one: they are said to hang in graphs of other programs that do so (llama.cpp
+// #27330, #27102).
 bool can_overlap() {
     thread_local int known = -1;
     thread_local bool can = false;
@@ -58,7 +60,7 @@ bool can_overlap() {
     if (device == known) return can;
     CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     known = device;
-    return can = major >= 9;
+    return can = major == 9 || major == 10;
 }
 
 // Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.

@@ -186,7 +186,11 @@ class DeviceBackend final : public Backend {
                     graph_loop_ = before;
                     return answer;
                 },
-                [this] { return step_->n_launch(); },
+                [this] {
+                    Graph step;
+                    step.launch([this](Stream s) { denoise_step(s, {}); });
+                    return step.n_launch();
+                },
                 [this] { return overlap_refused_; }};
     }
 
@@ -388,8 +392,8 @@ class DeviceBackend final : public Backend {
         return g;
     }
 
-    // Makes, or runs, a graph; if that fails, once more with launches in order, and if that is not refused,
-    // so from then on.
+    // Makes and runs a graph; if that fails, once more with launches in order, and if that is not refused, so
+    // from then on.
     template <class Attempt>
     void try_overlap(const Attempt& attempt) {
         try {
@@ -409,7 +413,7 @@ class DeviceBackend final : public Backend {
         }
     }
 
-    // What a driver refuses of it is seen before anything runs: the host can then launch the steps instead.
+    // What a driver refuses of it is seen before anything runs: the host can then launch all instead.
     bool begin_graph() {
         try {
             try_overlap([&] {
@@ -451,33 +455,20 @@ class DeviceBackend final : public Backend {
                 static_cast<double>(silence_.count()) / 1e3);
     }
 
-    // Without conditional nodes: the same captured step, launched by the host.
+    // Without any graph.
     template <class Poll>
     void run_host_loop(const Poll& poll) {
-        const auto capture = [&](const Graph::Launches& launches) {
-            auto g = std::make_unique<Graph>();
-            g->launch(launches);
-            g->instantiate();
-            return g;
-        };
-        try_overlap([&] {
-            if (step_ && step_in_order_ == LaunchesInOrder::any()) return;
-            step_ = nullptr;
-            commit_ = capture([&](Stream s) { commit_canvas(s); });
-            step_ = capture([&](Stream s) { denoise_step(s, {}); });
-            step_in_order_ = LaunchesInOrder::any();
-        });
         LoopState state{};
         while (!state.done) {
             begin_canvas(stream_.s, {});
             do {
-                step_->run(stream_.s);
+                denoise_step(stream_.s, {});
                 finish(stream_.s);
             } while (!poll());
             finish_canvas(stream_.s, {});
             copy_to_host(stream_.s, &state, b_.state, sizeof state);
             finish(stream_.s);
-            if (!state.done) commit_->run(stream_.s);
+            if (!state.done) commit_canvas(stream_.s);
         }
     }
 
@@ -496,8 +487,8 @@ class DeviceBackend final : public Backend {
     std::vector<KvLayer<T>> cache_;
     ExpertStream experts_;
     SideStream k_side_, v_side_, dense_side_;
-    std::unique_ptr<Graph> whole_, step_, commit_;
-    bool whole_in_order_ = false, step_in_order_ = false;  // how these were made
+    std::unique_ptr<Graph> whole_;
+    bool whole_in_order_ = false;  // how it was made
     // If asked for, or where a graph of launches that overlap is refused, and why.
     std::optional<LaunchesInOrder> in_order_;
     std::string overlap_refused_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "check.h"
 #include "memory_plan.h"
@@ -327,7 +328,8 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
     lay_out_buffers<T>(model, room, buffers);
     int64_t host = 0;
     for (const Offloaded& o : w.offloaded) host += o.bytes;
-    return {weights.bytes(), cache.bytes(), buffers.bytes() + 256, host, room.n_token};  // scale_products()
+    const int64_t scaling = 256;  // scale_products()
+    return {weights.bytes(), cache.bytes(), buffers.bytes() + scaling, host, options.n_offload, room.n_token};
 }
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {
@@ -351,54 +353,73 @@ int largest_that_fits(int least, int most, const std::function<bool(int)>& fits)
 
 DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available) {
     constexpr int kComfortable = 8192;  // a context worth smaller passes
+    constexpr int kEnough = 2048;       // worth that all experts are on the device
     const Config& c = model.config;
-    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
-    const int wanted = options.n_context ? options.n_context : std::min(c.n_context, kComfortable);
-    DeviceOptions o = options;
-    const auto fits = [&](int n_context) {
-        o.n_context = n_context;
-        return plan_gpu(model, o).total() <= available;
-    };
-    int largest = 0;
-    for (;; o.n_encode /= 2) {
-        largest = largest_that_fits(least, c.n_context, fits);
-        const bool smallest = o.n_encode / 2 < c.n_canvas || o.n_encode <= options.n_encode / 4;
-        if (largest >= wanted || (smallest && largest && !options.n_context)) {
-            o.n_context = options.n_context ? options.n_context : largest;
-            return o;
+    const int asked = options.n_context,
+              least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
+    int smallest = options.n_encode;                          // halved twice, but not below a canvas
+    for (int i = 0; i < 2 && smallest / 2 >= c.n_canvas; i++) smallest /= 2;
+    const bool fewest = options.n_offload == kFewestOffloaded;
+
+    // The largest context in [low, high], in passes as large as leave room for one; none, if even the
+    // smallest leave none.
+    const auto fit_between = [&](int n_offload, int n_encode, int low,
+                                 int high) -> std::optional<DeviceOptions> {
+        DeviceOptions o = options;
+        o.n_offload = n_offload;
+        for (o.n_encode = n_encode; o.n_encode >= smallest; o.n_encode /= 2) {
+            o.n_context = largest_that_fits(low, high, [&](int n_context) {
+                o.n_context = n_context;
+                return plan_gpu(model, o).total() <= available;
+            });
+            if (o.n_context) return o;
         }
-        if (smallest) break;
-    }
-    constexpr double kGb = 1e9;
-    o.n_context = largest ? wanted : least;
+        return {};
+    };
+    const auto fit = [&](int n_offload, int from) {
+        if (asked) return fit_between(n_offload, options.n_encode, asked, asked);
+        const int n_encode = from == kComfortable ? options.n_encode : smallest;
+        return fit_between(n_offload, n_encode, std::min(from, c.n_context), c.n_context);
+    };
+    for (const int from : {kComfortable, fewest ? kEnough : least})
+        if (const auto found = fit(fewest ? 0 : options.n_offload, from)) return *found;
+    const auto fit_fewest = [&]() -> std::optional<DeviceOptions> {
+        for (const int from : {kComfortable, least})
+            for (int n = 1; n <= c.n_layer; n++)
+                if (const auto found = fit(n, from)) return found;
+        return {};
+    };
+    const auto offloaded = fit_fewest();
+    if (fewest && offloaded) return *offloaded;
+
+    DeviceOptions o = options;
+    o.n_offload = fewest ? c.n_layer : options.n_offload;
+    const auto largest = fit_between(o.n_offload, smallest, least, c.n_context);
+    o.n_context = largest ? asked : least;
+    o.n_encode = smallest;
     const MemoryPlan p = plan_gpu(model, o);
+    const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
     const std::string needs = fmt::format(
         "a context of {} needs {:.3f} GB of GPU memory ({:.3f} weights, {:.3f} KV cache, {:.3f} buffers), "
-        "{:.3f} "
-        "GB are available",
-        o.n_context, static_cast<double>(p.total()) / kGb, static_cast<double>(p.weights) / kGb,
-        static_cast<double>(p.kv) / kGb, static_cast<double>(p.scratch) / kGb,
-        static_cast<double>(available) / kGb);
-    require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
-    const int n_offload = largest_that_fits(0, c.n_layer, [&](int n) {  // the least, by counting down
-        o.n_offload = c.n_layer - n;
-        return plan_gpu(model, o).total() <= available;
-    });
-    o.n_offload = c.n_layer;
-    if (plan_gpu(model, o).total() <= available)
+        "{:.3f} GB are available",
+        o.n_context, gb(p.total()), gb(p.weights), gb(p.kv), gb(p.scratch), gb(available));
+    if (largest)
+        fail("{}: the largest that fits is {} (-c {})", needs, largest->n_context, largest->n_context);
+    if (offloaded)
         fail(
             "{}: no context fits, unless the experts of {} layers stay in the host's memory "
             "(--expert-offload {})",
-            needs, c.n_layer - n_offload, c.n_layer - n_offload);
+            needs, offloaded->n_offload, offloaded->n_offload);
     fail("{}: no context fits; a smaller quantisation might, or --device cpu", needs);
 }
 
 std::string offload_cost(const MemoryPlan& p) {
     const double gb = static_cast<double>(p.host) / 1e9;
     return fmt::format(
-        "{:.2f} GB of experts stay in the host's memory and cross the bus at every step: {:.0f} ms at "
-        "25 GB/s (PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
-        gb, gb / 25 * 1e3, gb / 55 * 1e3);
+        "the experts of {} layers, {:.2f} GB, stay in the host's memory and cross the bus at every step: "
+        "{:.0f} "
+        "ms at 25 GB/s (PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
+        p.n_offload, gb, gb / 25 * 1e3, gb / 55 * 1e3);
 }
 
 template ModelWeights lay_out_weights<F16>(const Model&, int, Arena&);

@@ -99,7 +99,7 @@ struct Measured {
     // generate(), in the graph or by the host; with a note if the driver refuses the graph. In a graph whose
     // launches do not overlap while there is a LaunchesInOrder.
     std::function<Answer(const GenerateParams&, bool graph)> answer;
-    std::function<int()> n_launch;                 // of a step, once the host has launched an answer
+    std::function<int()> n_launch;                 // of a step
     std::function<std::string()> overlap_refused;  // why launches do not overlap in graphs; empty: they do
 };
 

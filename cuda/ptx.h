@@ -79,7 +79,7 @@ void launch_kernel(const char* name, void (*kernel)(P...), dim3 grid, dim3 block
     check_launch(cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...), name);
 }
 
-// What every thread of every kernel of this folder does first, or nearly: on 9.0 and later it may run before
+// What every thread of every kernel of this folder does first, or nearly: on 9.0 and 10.0 it may run before
 // the launch ahead of it in the stream has ended, and this waits for that. What comes before it writes
 // nothing, and reads nothing that a launch or a copy may write: products load the first of their weights.
 // Only then may the launch behind it begin: so all before the one ahead have ended.
@@ -243,7 +243,8 @@ DEVICE void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// The same with sums in F16, rounded once: d[0] is (g, 2t..), d[1] (g+8, 2t..).
+// The same with sums in F16: d[0] is (g, 2t..), d[1] (g+8, 2t..). How often they are rounded is up to the
+// card.
 DEVICE void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"

@@ -69,8 +69,9 @@ struct LogitsRequest {
 // Bytes that running a model takes.
 struct MemoryPlan {
     int64_t weights = 0, kv = 0, scratch = 0;
-    int64_t host = 0;  // on a GPU: of the host's memory beside that, pinned: offloaded experts
-    int n_encode = 0;  // tokens of an encode pass that `scratch` and the sliding layers' KV are made for
+    int64_t host = 0;   // on a GPU: of the host's memory beside that, pinned: offloaded experts
+    int n_offload = 0;  // of that many layers
+    int n_encode = 0;   // tokens of an encode pass that `scratch` and the sliding layers' KV are made for
     int64_t total() const { return weights + kv + scratch; }
 };
 
@@ -129,15 +130,16 @@ int device_number(const std::string& name);
 // Weight bytes that are on the device, of all. Returns false to stop, which throws Error.
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
+constexpr int kFewestOffloaded = -1;  // for n_offload: as many as it takes for a context to fit
 struct DeviceOptions {
     int index = 0;             // of cuda_devices()
     int n_context = 0;         // cached tokens plus canvas; 0: the largest that fits, at most the model's
     int n_encode = 2048;       // tokens of an encode pass at most; half or a quarter where memory is short
-    int n_offload = 0;         // layers whose experts stay in the host's memory
+    int n_offload = 0;         // layers whose experts stay in the host's memory, or kFewestOffloaded
     int64_t memory_limit = 0;  // bytes of device memory at most; 0: what is free
     bool exact = false;        // float32 throughout, slow and large: for tests
-    bool graph_loop = true;    // the whole answer in one graph; else the host launches each step
-    bool overlap = true;       // launches begin while the ones before them end, on 9.0 and later
+    bool graph_loop = true;    // the whole answer in one graph; else the host launches all
+    bool overlap = true;       // launches begin while the ones before them end, where it is known to help
     int silence_ms = 60'000;   // an answer's graph that is idle and says nothing for so long is given up
     LoadProgressFn on_load;
 };

@@ -33,7 +33,7 @@ struct EngineOptions {
     std::string device = "auto";
     // Bytes of device memory at most; on the CPU, of KV and buffers. 0: no limit.
     int64_t memory_limit = 0;
-    int n_offload = 0;                  // on a GPU: layers whose experts stay in the host's memory
+    int n_offload = kFewestOffloaded;   // on a GPU: layers whose experts stay in the host's memory
     CpuMath cpu_math = CpuMath::Float;  // on a CPU: int8 is faster, and a draw can differ from float's
     bool exact = false;      // on a GPU: float32 throughout, slow and large; for comparing with the CPU
     bool graph_loop = true;  // on a GPU: the whole answer in one graph, where the driver can

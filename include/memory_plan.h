@@ -36,10 +36,12 @@ int fit_cpu(const Model& model, int n_context, int64_t limit);
 // What the CUDA backend takes on the device with these options, n_context and n_encode as they are. Its
 // construction and answers stay within that; logits() takes more for what it returns.
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options);
-// The options with the context and pass that fit into `available` bytes. Error if there are none: what is
-// needed, what there is, and the largest context that fits.
+// The options with the context, the pass and, if it says kFewestOffloaded, the layers that fit into
+// `available` bytes. Error if there are none: what is needed, what there is, and the largest context that
+// fits.
 DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available);
-// Copying the offloaded experts over the bus, a pass: "1.2 GB a step over the bus: 48 ms at 25 GB/s ...".
+// Of a plan with offloaded experts: "the experts of 8 layers, 4.12 GB, stay in the host's memory and cross
+// the bus at every step: 165 ms at 25 GB/s ...".
 std::string offload_cost(const MemoryPlan& plan);
 // Bytes of the device's memory that are left to the driver and to kernels' own.
 constexpr int64_t kDeviceSlack = 256 << 20;

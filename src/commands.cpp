@@ -359,6 +359,7 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     else if (flags.memory_limit)
         options.n_context = fit_cpu(model, options.n_context, flags.memory_limit);
     if (!options.n_context) options.n_context = std::min(8192, c.n_context);
+    options.n_offload = std::max(options.n_offload, 0);
     out += fmt::format("memory at a context of {} tokens\n", options.n_context);
     if (flags.device != "cuda")
         out += fmt::format("  CPU  {}; weights stay in the mapped file\n",
@@ -413,7 +414,7 @@ static std::string model_text(const Model& model, const InfoFlags& flags) {
 }
 
 int run_info(const InfoFlags& flags) {
-    require(!flags.n_offload || flags.device != "cpu",
+    require(flags.n_offload <= 0 || flags.device != "cpu",
             "device is cpu, expected cuda or all for --expert-offload");
     const auto file = open_model(flags.model);
     const std::string listing = file_text(*file);

@@ -64,8 +64,8 @@ struct TokenizeFlags {
 int run_tokenize(const TokenizeFlags& flags);
 
 struct InfoFlags {
-    std::string model, device = "all";  // cpu, cuda or all
-    int n_context = 0, n_offload = 0;   // as in EngineOptions
+    std::string model, device = "all";                // cpu, cuda or all
+    int n_context = 0, n_offload = kFewestOffloaded;  // as in EngineOptions
     int64_t memory_limit = 0;
 };
 int run_info(const InfoFlags& flags);

@@ -56,7 +56,7 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
 // What the options ask for that the other kind of device does not have, by the names of the flags.
 std::string only_gpu(const EngineOptions& o) {
     std::vector<const char*> flags;
-    if (o.n_offload) flags.push_back("--expert-offload");
+    if (o.n_offload > 0) flags.push_back("--expert-offload");
     if (o.exact) flags.push_back("--exact");
     if (!o.graph_loop) flags.push_back("--host-loop");
     if (!o.overlap) flags.push_back("--in-order");
@@ -132,7 +132,7 @@ void Engine::open_backend(const EngineOptions& options) {
                 backend_ = make_cuda_backend(model_, o);
                 n_context_ = backend_->n_context();
                 device_ = device->name;
-                if (o.n_offload) note_ = offload_cost(backend_->plan());
+                if (const MemoryPlan p = backend_->plan(); p.n_offload) note_ = offload_cost(p);
                 if (const std::string lost = only_cpu(options); !lost.empty())
                     note_ += (note_.empty() ? "" : "; ") + ("without effect on a GPU: " + lost);
                 return;

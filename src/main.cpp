@@ -106,10 +106,13 @@ int64_t parse_bytes(const std::string& text) {
 constexpr const char* kDeviceGroup = "Device and memory";
 constexpr const char* kDisplayGroup = "Display";
 
-void add_offload_flag(CLI::App& app, int& n_offload, const std::string& group) {
+void add_offload_flag(CLI::App& app, int& n_offload, const std::string& by_default,
+                      const std::string& group) {
     app.add_option(
            "--expert-offload", n_offload,
-           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step")
+           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step "
+           "(default: " +
+               by_default + ")")
         ->check(in_range(0, 1 << 20))
         ->group(group);
 }
@@ -120,7 +123,7 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::
            "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
         ->type_name("BYTES")
         ->group(group);
-    add_offload_flag(app, n_offload, group);
+    add_offload_flag(app, n_offload, "as few as it takes", group);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
@@ -142,7 +145,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
         ->disable_flag_override()
         ->group(kDeviceGroup);
     app.add_flag("--host-loop{false}", e.graph_loop,
-                 "on a GPU: the host launches each step, not one graph all")
+                 "on a GPU: the host launches all, without graphs")
         ->disable_flag_override()
         ->group(kDeviceGroup);
     app.add_flag("--in-order{false}", e.overlap,
@@ -335,7 +338,7 @@ Command bench_command(CLI::App& app) {
                   "(default: 0, all have the same)")
         ->check(in_range(0.0, 8.0));
     c->add_option("--device", f.device, "default: auto, cuda if there is one")->type_name(kDevices);
-    add_offload_flag(*c, f.n_offload, c->get_option("--device")->get_group());
+    add_offload_flag(*c, f.n_offload, "0", c->get_option("--device")->get_group());
     c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
                   "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")

@@ -66,7 +66,7 @@ std::string step_tables(const DeviceProfile& p, const Config& c, const ProfilePl
     if (!p.overlap_refused.empty())
         out += fmt::format("launches do not overlap, as a graph of such ones is refused: {}\n",
                            p.overlap_refused);
-    loop("steps launched by the host", p.host);
+    loop("all launched by the host", p.host);
     const double ms = p.graph.ms > 0 ? p.graph.ms : p.host.ms;
     out += fmt::format(
         "{:.0f} tok/s at 16 steps a canvas of {}, commits left out; prefix {}; {:.1f} of {} experts have "

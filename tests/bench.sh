@@ -190,6 +190,7 @@ if timeout 1 true 2>/dev/null; then
     gpu_script 9.0 "" 1 step
     check "gpu.sh ends where nothing answers" $? -eq 1
     has "and says so" "FAIL an answer by this program on this GPU" "$dir/out"
+    has "and what it has tried" "with --host-loop --in-order there is none" "$dir/out"
     check "and measures nothing" "$(grep -c bench "$dir/out")" -eq 0
     gpu_script 9.0 "" "" stp
     has "a stage that is none" 'FAIL there is no stage "stp"' "$dir/out"

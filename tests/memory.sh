@@ -29,12 +29,14 @@ run info "$tiny" -c 1000 --device cuda
 has "info --device cuda tells the GPU's plan" "  GPU " "$dir/out"
 check "and only that, without a GPU too" "$(grep -c '^  CPU ' "$dir/out")" -eq 0
 has "the context is the one asked for" "memory at a context of 1000 tokens" "$dir/out"
-run info "$tiny" --device cuda --memory-limit 3M
+run info "$tiny" --device cuda --memory-limit 3M --expert-offload 0
 largest=$(sed -n 's/^memory at a context of \([0-9]*\) tokens/\1/p' "$dir/out")
 check "the largest context within a limit ($largest)" "${largest:-0}" -gt 24 -a "${largest:-0}" -lt 4096
 error "one token more does not fit" "the largest that fits is " \
-    info "$tiny" --device cuda --memory-limit 3M -c 4096
+    info "$tiny" --device cuda --memory-limit 3M -c 4096 --expert-offload 0
 has "it says what is needed and what there is" "needs 0.0" "$dir/err"
+run info "$tiny" --device cuda --memory-limit 3M -c 4096
+has "but with some layers' experts in the host's memory" "the experts of 6 layers" "$dir/out"
 error "a limit below the minimum" "no context fits" info "$tiny" --device cuda --memory-limit 100K
 run info "$tiny" --device cuda --expert-offload 4
 has "offloading tells its cost" "cross the bus at every step" "$dir/out"

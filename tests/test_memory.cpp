@@ -1,6 +1,8 @@
 // test_memory.cpp: long prompts in passes of any size, what the memory plan promises, contexts that do not
 // fit, experts in the host's memory, and what the cache keeps from one request to the next. On the CPU and on
 // the simulator, or, built by `make test-gpu`, on a GPU.
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "backend.h"
@@ -175,6 +177,40 @@ TEST_CASE("memory: where memory is short, passes are smaller before a context is
     CHECK(fit_gpu(*tiny(), {}, total(512)).n_context >= 4000);
 }
 
+TEST_CASE("memory: as few experts as it takes stay in the host's memory") {
+    const auto model = synthetic_shapes("26b-a4b", "q4_k_m");
+    const auto total = [&](int n_context, int n_encode, int n_offload) {
+        return plan_gpu(*model, {.n_context = n_context, .n_encode = n_encode, .n_offload = n_offload})
+            .total();
+    };
+    DeviceOptions o{.n_offload = kFewestOffloaded};
+    const auto fit = [&](int64_t available) { return fit_gpu(*model, o, available); };
+    CHECK(fit(total(8192, 2048, 0)).n_offload == 0);
+    CHECK(fit(total(8192, 2048, 0)).n_encode == 2048);
+    // A context of 2048 is worth that all are on the device, in small passes.
+    CHECK(fit(total(2048, 512, 0)).n_offload == 0);
+    CHECK(fit(total(2048, 512, 0)).n_context >= 2048);
+    CHECK(fit(total(2048, 512, 0) - 1).n_offload == 3);  // less than three win nothing
+    CHECK(fit(total(8192, 512, 8)).n_offload == 8);
+    CHECK(fit(total(8192, 512, 8)).n_encode == 512);
+    CHECK(fit(total(8192, 512, 8) - 1).n_offload == 9);
+    CHECK(fit(total(300, 512, 30)).n_offload == 30);
+    CHECK(fit(total(300, 512, 30)).n_context < 8192);
+    CHECK_THROWS_WITH(fit(total(257, 512, 30) - 1),
+                      Catch::Contains("no context fits; a smaller quantisation"));
+    o.n_context = 20000;  // one that is asked for is worth any
+    CHECK(fit(total(20000, 512, 0)).n_offload == 0);
+    CHECK(fit(total(20000, 512, 0) - 1).n_offload == 3);
+    CHECK(fit(total(20000, 512, 0) - 1).n_context == 20000);
+    CHECK_THROWS_WITH(fit(total(10000, 512, 30)), Catch::Contains("the largest that fits is 1"));
+    // But no more than half of the host's memory, unless it is said how many.
+    o = {.n_encode = 512, .n_offload = kFewestOffloaded, .memory_limit = total(300, 512, 30)};
+    if (int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 2 <
+        plan_gpu(*model, {.n_context = 300, .n_offload = 30}).host)
+        CHECK_THROWS_WITH(device_backend(model, o), Catch::Contains("are more than half of the host's"));
+    limit_device_memory(0);
+}
+
 TEST_CASE("memory: a limit on the CPU bounds what is beside the mapped file") {
     const auto beside = [](int n) {
         const MemoryPlan p = plan_cpu(*tiny(), n);
@@ -262,7 +298,7 @@ TEST_CASE("memory: offloaded layers are spread, and two places suffice for all")
     CHECK(none.weights - all.weights > all.host * 27 / 30);
     CHECK(none.weights - all.weights < all.host * 29 / 30);
     INFO(offload_cost(all));
-    CHECK(offload_cost(all).find("15.37 GB") == 0);
+    CHECK(offload_cost(all).find("the experts of 30 layers, 15.37 GB,") == 0);
 }
 
 #ifndef EASEL_CUDA
