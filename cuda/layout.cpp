@@ -403,13 +403,15 @@ DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t 
         "a context of {} needs {:.3f} GB of GPU memory ({:.3f} weights, {:.3f} KV cache, {:.3f} buffers), "
         "{:.3f} GB are available",
         o.n_context, gb(p.total()), gb(p.weights), gb(p.kv), gb(p.scratch), gb(available));
+    const std::string outside =
+        offloaded
+            ? fmt::format(", unless the experts of {} layers stay in the host's memory (--expert-offload {})",
+                          offloaded->n_offload, offloaded->n_offload)
+            : "";
     if (largest)
-        fail("{}: the largest that fits is {} (-c {})", needs, largest->n_context, largest->n_context);
-    if (offloaded)
-        fail(
-            "{}: no context fits, unless the experts of {} layers stay in the host's memory "
-            "(--expert-offload {})",
-            needs, offloaded->n_offload, offloaded->n_offload);
+        fail("{}: the largest that fits is {} (-c {}){}", needs, largest->n_context, largest->n_context,
+             outside);
+    if (offloaded) fail("{}: no context fits{}", needs, outside);
     fail("{}: no context fits; a smaller quantisation might, or --device cpu", needs);
 }
 

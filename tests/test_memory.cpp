@@ -205,11 +205,25 @@ TEST_CASE("memory: as few experts as it takes stay in the host's memory") {
     CHECK_THROWS_WITH(fit(total(10000, 512, 30)), Catch::Contains("the largest that fits is 1"));
     // But no more than half of the host's memory, unless it is said how many.
     o = {.n_encode = 512, .n_offload = kFewestOffloaded, .memory_limit = total(300, 512, 30)};
-    if (int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 2 <
-        plan_gpu(*model, {.n_context = 300, .n_offload = 30}).host)
+    const int64_t host = plan_gpu(*model, {.n_context = 300, .n_offload = 30}).host;
+    if (int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 2 < host &&
+        free_device_bytes() - kDeviceSlack >= o.memory_limit)
         CHECK_THROWS_WITH(device_backend(model, o), Catch::Contains("are more than half of the host's"));
     limit_device_memory(0);
 }
+
+#ifdef EASEL_CUDA
+TEST_CASE("memory: an engine tells what experts outside the GPU cost") {
+    EngineOptions o{.model = fixture("tiny.gguf"), .n_context = 300, .device = "cuda"};
+    o.memory_limit = plan_gpu(*tiny(), {.n_context = 300, .n_offload = 3}).total();
+    CHECK(Engine(o).note().find("the experts of 3 layers, ") == 0);
+    o.n_offload = 0;
+    CHECK_THROWS_WITH(Engine(o), Catch::Contains("(--expert-offload 3)"));
+    o.memory_limit = 0;
+    CHECK(Engine(o).note().empty());
+    limit_device_memory(0);
+}
+#endif
 
 TEST_CASE("memory: a limit on the CPU bounds what is beside the mapped file") {
     const auto beside = [](int n) {
