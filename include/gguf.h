@@ -61,7 +61,8 @@ class Gguf {
     static Gguf from_memory(std::span<const uint8_t> bytes, std::string name);
 
     const std::string& name() const { return name_; }
-    uint64_t file_bytes() const;  // over all parts
+    std::vector<std::string> files() const;  // paths of all parts; none of what is in memory
+    uint64_t file_bytes() const;             // over all parts
     uint32_t version() const { return version_; }
 
     // Null when absent.

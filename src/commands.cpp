@@ -294,7 +294,8 @@ int run_logits(const LogitsFlags& flags) {
     EngineOptions options = flags.engine;  // a context that leaves room for the logits themselves
     if (!options.n_context) options.n_context = static_cast<int>(prompt.size() + canvas.size());
     Engine engine = open_engine(options);
-    require_other(flags.output, engine.model().file->name(), "the model itself");
+    for (const std::string& file : engine.model().file->files())
+        require_other(flags.output, file, "the model itself");
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
     require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",

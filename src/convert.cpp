@@ -131,7 +131,7 @@ namespace {
 Source read_gguf(const std::string& path) {
     Source out;
     out.gguf = std::make_shared<Gguf>(Gguf::open(path));
-    out.files.push_back(path);
+    out.files = out.gguf->files();
     const std::string_view architecture = out.gguf->string("general.architecture");
     require(architecture.starts_with("diffusion-gemma"),
             "{}: general.architecture is {}, easel converts diffusion-gemma", path, architecture);

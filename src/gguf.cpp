@@ -374,6 +374,13 @@ void Gguf::read_part(std::shared_ptr<Part> part) {
     parts_.push_back(std::move(part));
 }
 
+std::vector<std::string> Gguf::files() const {
+    std::vector<std::string> paths;
+    for (const auto& part : parts_)
+        if (part->mapped) paths.push_back(part->name);
+    return paths;
+}
+
 uint64_t Gguf::file_bytes() const {
     uint64_t n = 0;
     for (const auto& part : parts_) n += part->bytes.size();

@@ -603,11 +603,11 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     CHECK(std::equal(std::istreambuf_iterator<char>(a), {}, std::istreambuf_iterator<char>(b), {}));
 
     // Of a split file the parts become one.
-    const auto write_part = [&](const char* architecture) {
-        GgufWriter writer(dir / "part.gguf");
+    const auto write_part = [&](const char* architecture, const char* name = "part.gguf", uint32_t n = 1) {
+        GgufWriter writer(dir / name);
         for (const auto& [key, value] : from.values()) writer.copy(key, value);
         writer.set("general.architecture", std::string(architecture));
-        writer.set("split.count", uint32_t{1});
+        writer.set("split.count", n);
         for (const Tensor& t : from.tensors())
             writer.declare(std::string(t.name), t.type, std::span(t.ne).first(t.n_dims));
         writer.begin();
@@ -621,6 +621,18 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     convert(dir / "part.gguf", dir / "r.gguf", as("f16"));
     CHECK(Gguf::open(dir / "r.gguf").tensors().size() == from.tensors().size());
     CHECK(!Gguf::open(dir / "r.gguf").find("split.count"));
+
+    // None of them is written over.
+    write_part("diffusion-gemma", "s-00001-of-00002.gguf", 2);
+    const int64_t one = 1;
+    GgufWriter second(dir / "s-00002-of-00002.gguf");
+    second.declare("more", Type::F32, {&one, 1});
+    second.begin();
+    second.write(std::vector<uint8_t>(4));
+    second.finish();
+    for (const char* target : {"s-00001-of-00002.gguf", "s-00002-of-00002.gguf"})
+        check_has(error_of([&] { convert(dir / "s-00001-of-00002.gguf", dir / target, as("q8_0")); }),
+                  {"overwrite the source"});
 
     // Of a link, the file that it names is replaced.
     std::ofstream(dir / "old.gguf") << "old";

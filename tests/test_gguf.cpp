@@ -517,6 +517,7 @@ TEST_CASE("gguf: of a split file any part may be named") {
     for (int i : {1, 2, 3}) {
         const Gguf gguf = Gguf::open(split.path(i));
         REQUIRE(gguf.tensors().size() == 3);
+        CHECK(gguf.files() == std::vector{split.path(1), split.path(2), split.path(3)});
         for (const auto& [name, value] : {std::pair{"a", 1.f}, {"b", 2.f}, {"c", 3.f}}) {
             float found = 0;
             std::memcpy(&found, gguf.find_tensor(name)->data, sizeof found);

@@ -215,6 +215,28 @@ TEST_CASE("trace: a file that cannot be written", "[trace]") {
     std::filesystem::create_symlink(dir / "tiny.gguf", dir / "link");
     check_has(error_of([&] { TraceWriter(dir / "link", engine, request); }), {"link: is the model itself"});
     CHECK(Gguf::open(dir / "tiny.gguf").tensors().size() > 0);
+
+    // Of a model in parts, none of them is written over.
+    const int64_t one = 1;
+    for (const char* name : {"s-00001-of-00002.gguf", "s-00002-of-00002.gguf"}) {
+        GgufWriter part(dir / name);
+        const bool first = name[6] == '1';
+        const Gguf& from = *engine.model().file;
+        for (const auto& [key, value] : from.values()) part.copy(key, value);
+        part.set("split.count", uint32_t{2});
+        for (const Tensor& t : from.tensors())
+            if (first) part.declare(std::string(t.name), t.type, std::span(t.ne).first(t.n_dims));
+        if (!first) part.declare("more", Type::F32, {&one, 1});
+        part.begin();
+        for (const Tensor& t : from.tensors())
+            if (first) part.write({t.data, t.bytes});
+        if (!first) part.write(std::vector<uint8_t>(4));
+        part.finish();
+    }
+    const Engine split({.model = dir / "s-00001-of-00002.gguf", .device = "cpu"});
+    check_has(error_of([&] { TraceWriter(dir / "s-00002-of-00002.gguf", split, request); }),
+              {"is the model itself"});
+
     TraceWriter other(dir / "trace", engine, request);
     check_has(error_of([&] { TraceWriter(dir / "trace", engine, request); }),
               {"trace: is being written by another"});
