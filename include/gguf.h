@@ -56,6 +56,8 @@ class Gguf {
     // Maps `path`; of a split file (name-00001-of-0000N.gguf) any part may be named, all are read as one.
     // Throws Error with the path, what was expected, what was found and at which offset.
     static Gguf open(const std::string& path);
+    // Whether open() takes the file of that name for one of several parts.
+    static bool is_part(const std::string& path);
     // The same over bytes that outlive the object (the demo model, tests). `name` stands for the path in
     // messages.
     static Gguf from_memory(std::span<const uint8_t> bytes, std::string name);

@@ -281,6 +281,8 @@ bool convert(const std::string& source, const std::string& target, const Convert
     } catch (const fs::filesystem_error& e) {  // a folder that may not be read, a name too long
         fail("{}", e.what());
     }
+    require(!Gguf::is_part(target), "{}: is the name of one of several parts, expected that of a whole file",
+            target);
     if (!options.quiet)
         for (const std::string& note : from.notes) tell(fmt::format("easel: {}\n", safe_line(note)));
 

@@ -283,6 +283,12 @@ Gguf Gguf::from_memory(std::span<const uint8_t> bytes, std::string name) {
     return file;
 }
 
+bool Gguf::is_part(const std::string& path) {
+    std::string stem;
+    uint64_t part = 1, n_part = 1;
+    return split_name(path, stem, part, n_part) && n_part > 1;
+}
+
 Gguf Gguf::open(const std::string& path) {
     Gguf file;
     file.name_ = path;

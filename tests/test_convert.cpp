@@ -650,6 +650,8 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     check_has(error_of([&] { convert(dir / "s.gguf.part", dir / "s.gguf", as("f16")); }),
               {"overwrite the source"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir.path(), as("f16")); }), {"is a folder"});
+    check_has(error_of([&] { convert(dir / "q.gguf", dir / "t-00001-of-00002.gguf", as("f16")); }),
+              {"is the name of one of several parts"});  // it could not be opened
     check_has(error_of([&] { convert(dir / "none.gguf", dir / "t.gguf", as("f16")); }), {"none.gguf"});
     check_has(error_of([&] { convert(source, dir / "t.gguf", as("q9")); }), {"unknown type q9"});
     CHECK(!fs::exists(dir / "t.gguf"));
