@@ -88,6 +88,7 @@ error "a link to itself" "loop: cannot open the model file: Too many levels" inf
 (cd "$dir" && ln -s here here && $limit "$OLDPWD/$easel" info here >/dev/null 2>err)
 has "without a path too" "here: cannot open the model file: Too many levels" "$dir/err"
 error "bench: a folder for the figures" "$dir: cannot be written: Is a directory" bench cpu --json "$dir"
+error "bench: the model's name for the figures" "is the model itself" bench cpu -m "$tiny" --json "$tiny"
 error "an empty prompt" "the prompt is empty" generate -m "$tiny" -p ""
 run info $fixtures/broken/architecture.gguf
 check "info shows the keys of another architecture" "$?" -eq 1
