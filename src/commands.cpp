@@ -232,6 +232,8 @@ int run_generate(const GenerateFlags& flags) {
     require(!flags.quiet || !flags.verbose, "--quiet goes without --verbose");
     require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
             "--trace goes without --best-of and --retry-empty: it is of one answer");
+    for (const std::string& input : {flags.prompt_file, flags.prompt_ids})
+        if (flags.trace) require_other(*flags.trace, input, "an input");
     Request request = make_request(flags);  // a wrong flag is told before a model is loaded
     set_utf8_locale();
     Engine engine = open_engine(flags.engine);

@@ -73,6 +73,7 @@ error "hexadecimal" '--tokens: "0x10" is not a whole number' generate -p hi -n 0
 error "- for a file that is written" "--trace: expected the name of a file, which - is not" generate -p hi --trace -
 error "a model's name for logits" "is the model itself" logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$tiny"
 error "an input's name for logits" "is an input" logits -m "$tiny" --canvas-ids "$dir/canvas" -o "$dir/canvas"
+error "an input's name for a trace" "is an input" generate -m "$tiny" --prompt-ids "$dir/canvas" --trace "$dir/canvas"
 error "steps that are no whole number" '--max-steps: "2.0" is not a whole number' generate -m "$tiny" -p hi --max-steps 2.0
 error "nor one of 32 bits" '--top-k: "99999999999" is not a whole number' generate -m "$tiny" -p hi --top-k 99999999999
 error "a temperature that is no number" '--t-max: "hot" is not a number' generate -m "$tiny" -p hi --t-max hot
