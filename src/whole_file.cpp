@@ -85,6 +85,9 @@ std::FILE* open_alone(const std::string& path, const std::string& name) {
 }
 
 void move_into_place(std::FILE* file, const std::string& part, const std::string& path) {
+    // What was its owner's alone stays so.
+    struct stat there;
+    if (stat(path.c_str(), &there) == 0) (void)!fchmod(fileno(file), there.st_mode & 0777);
     // The data must be on the disk before the name: else a power cut could leave a finished name on a torn
     // file.
     bool ok = std::fflush(file) == 0 && (fsync(fileno(file)) == 0 || errno == EINVAL || errno == ENOTSUP);

@@ -57,6 +57,9 @@ has "/save writes the roles" '"role": "assistant"' "$dir/c.json"
 printf '/load %s/c.json\nmore\n' "$dir" | chat -m "$tiny" -n 8
 tail -n +2 "$dir/two" >"$dir/second"
 same "/load goes on where /save was" "$dir/out" "$dir/second"
+chmod 600 "$dir/c.json"
+printf '/load %s/c.json\n/save %s/c.json\n' "$dir" "$dir" | chat -m "$tiny"
+check "a file that is its owner's alone stays so" "$(stat -c %a "$dir/c.json")" = 600
 check "no part is left of a /save" ! -e "$dir/c.json.part"
 printf 'hello\n/clear\nhello\n' | chat -m "$tiny" -n 8 -s brief
 check "/clear begins anew" "$(tail -n 1 "$dir/out")" = "$first"
