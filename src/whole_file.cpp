@@ -100,7 +100,12 @@ void move_into_place(std::FILE* file, const std::string& part, const std::string
 
 std::string replaced(const std::string& path) {
     struct stat there;
-    if (stat(path.c_str(), &there) != 0) return path;
+    if (stat(path.c_str(), &there) != 0) {
+        const bool absent = errno == ENOENT;
+        std::error_code no_link;  // else one that names a file which is yet to be
+        const std::filesystem::path to = std::filesystem::read_symlink(path, no_link);
+        return absent && !no_link ? replaced(std::filesystem::path(path).parent_path() / to) : path;
+    }
     require_written(!S_ISDIR(there.st_mode), path, EISDIR);
     require_written(access(path.c_str(), W_OK) == 0, path, errno);
     return S_ISREG(there.st_mode) ? std::filesystem::canonical(path).string() : "";

@@ -640,6 +640,10 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     convert(source, dir / "to-old.gguf", as("q8_0"));
     CHECK(fs::is_symlink(dir / "to-old.gguf"));
     CHECK(Gguf::open(dir / "old.gguf").tensors().size() == from.tensors().size());
+    fs::create_symlink("new.gguf", dir / "to-new.gguf");  // which is not there yet
+    convert(source, dir / "to-new.gguf", as("q8_0"));
+    CHECK(fs::is_symlink(dir / "to-new.gguf"));
+    CHECK(Gguf::open(dir / "new.gguf").tensors().size() == from.tensors().size());
 
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "q.gguf", as("f16")); }),
               {"overwrite the source"});
