@@ -115,6 +115,9 @@ class Engine {
     // The request's prompt as ids. Error on an empty prompt, on text that is not UTF-8, on ids out of range.
     std::vector<int32_t> prompt_ids(const Request& request) const;
 
+    // Error where generate() would refuse the request; nothing is encoded.
+    void check(const Request& request) const;
+
     // Answers one request. What the KV cache shares with the prompt is not encoded again. Error when prompt
     // and canvases exceed the context (nothing is generated then) or a setting is out of range.
     Result generate(const Request& request, const FrameFn& on_frame = {}, const ProgressFn& on_progress = {});

@@ -240,7 +240,7 @@ int run_generate(const GenerateFlags& flags) {
     if (flags.verbose) print_memory(engine);
     request.sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(*request.sampler);
-    check_sampler(*request.sampler);  // before a trace is begun
+    engine.check(request);  // before a trace is begun, which replaces an older one
     std::optional<TraceWriter> trace;
     if (flags.trace) trace.emplace(*flags.trace, engine, request);
     catch_interrupt();

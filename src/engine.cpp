@@ -274,6 +274,10 @@ Engine::Job Engine::prepare(const Request& request) const {
     return job;
 }
 
+void Engine::check(const Request& request) const {
+    prepare(request);
+}
+
 // Encodes what the cache does not share with the prompt. False: cancelled.
 bool Engine::encode(const std::vector<int32_t>& prompt, const ProgressFn& on_progress, Result& result) {
     const auto [end, unused] = std::mismatch(prompt.begin(), prompt.end(), cached_.begin(), cached_.end());

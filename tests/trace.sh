@@ -33,6 +33,8 @@ error "no folder for the trace" "easel: $dir/none/x: cannot be written: No such 
 error "a folder as the trace" "easel: $dir: cannot be written: Is a directory" generate -p "Hello" --trace "$dir"
 error "a prompt that is none" "easel: the prompt is empty" generate -p "" --trace "$dir/empty.jsonl"
 error "a setting that is none" "easel: t-min is nan" generate -p Hello --t-min nan --trace "$dir/empty.jsonl"
+error "an answer that does not fit" "easel: 18 prompt tokens and 313 canvases" generate -p Hello -n 10000 --trace "$dir/empty.jsonl"
+error "a hole that is none" "easel: the canvas has the hole [[0]]" generate -p Hello --canvas "[[0]]" --trace "$dir/empty.jsonl"
 check "leaves no trace" ! -e "$dir/empty.jsonl"
 
 "$easel" generate -t 1 -m $tiny -p hello -n 3840 --ignore-eos --confidence 0 --trace "$dir/stopped.jsonl" </dev/null >"$dir/out" 2>"$dir/err" &
