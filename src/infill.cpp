@@ -116,8 +116,8 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
     add_text(text.text.back());
     require(!tokens.empty() || out.open, "the canvas is empty, expected text with holes such as [[8]]");
     require(tokens.size() + out.open <= size_t(n_canvas),
-            "the canvas text has {} tokens, {} of them in holes; a canvas of this model has {}",
-            n_text + n_free, n_free, n_canvas);
+            "the canvas text has {} tokens, {} of them in holes{}; a canvas of this model has {}",
+            n_text + n_free, n_free, out.open ? ", and [[*]] takes one or more" : "", n_canvas);
     out.n_token = static_cast<int>(tokens.size());
     if (!out.open && out.n_token < n_canvas)
         tokens.push_back(tokenizer.find("<turn|>").value_or(tokenizer.eos));

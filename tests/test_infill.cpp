@@ -98,7 +98,8 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(place_message("[[33]]", 32) ==
           "the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[32]][[*]]", 32) ==
-          "the canvas text has 32 tokens, 32 of them in holes; a canvas of this model has 32");
+          "the canvas text has 32 tokens, 32 of them in holes, and [[*]] takes one or more; a canvas of this "
+          "model has 32");
     CHECK(place_message("[[2000000000]][[2000000000]]", 32)
               .find("4000000000 tokens, 4000000000 of them in holes") != std::string::npos);
     CHECK(place_message("", 32) == "the canvas is empty, expected text with holes such as [[8]]");
