@@ -338,8 +338,7 @@ int run_bench(const BenchFlags& flags) {
     }
     if (flags.json) check_writable(path);  // known before minutes of measuring
     if (flags.json && !flags.model.empty())
-        for (const std::string& file : open_model(flags.model)->files())
-            require_other(path, file, "the model itself");
+        require_other(path, open_model(flags.model)->files(), "the model itself");
 
     Json j{{"commit", version_commit()}};
     if (on_gpu) j["gpu"] = bench_gpu(flags, *device);

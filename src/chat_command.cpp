@@ -364,8 +364,7 @@ class Chat {
     void save(std::string_view argument) {
         require(!argument.empty(), "/save got nothing, expected a file's name");
         const std::string path = file_path(argument);
-        for (const std::string& file : engine_.model().file->files())
-            require_other(path, file, "the model itself");
+        require_other(path, engine_.model().file->files(), "the model itself");
         std::vector<Message> all = turns_;
         if (!system_.empty()) all.insert(all.begin(), {Role::System, system_});
         write_messages(path, all);

@@ -232,8 +232,7 @@ int run_generate(const GenerateFlags& flags) {
     require(!flags.quiet || !flags.verbose, "--quiet goes without --verbose");
     require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
             "--trace goes without --best-of and --retry-empty: it is of one answer");
-    for (const std::string& input : {flags.prompt_file, flags.prompt_ids})
-        if (flags.trace) require_other(*flags.trace, input, "an input");
+    if (flags.trace) require_other(*flags.trace, {flags.prompt_file, flags.prompt_ids}, "an input");
     Request request = make_request(flags);  // a wrong flag is told before a model is loaded
     set_utf8_locale();
     Engine engine = open_engine(flags.engine);
@@ -288,16 +287,14 @@ int run_generate(const GenerateFlags& flags) {
 }
 
 int run_logits(const LogitsFlags& flags) {
-    for (const std::string& input : {flags.canvas_ids, flags.prompt_ids, flags.prev_logits})
-        require_other(flags.output, input, "an input");
+    require_other(flags.output, {flags.canvas_ids, flags.prompt_ids, flags.prev_logits}, "an input");
     const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
     std::vector<int32_t> prompt;
     if (!flags.prompt_ids.empty()) prompt = read_ids(flags.prompt_ids);
     EngineOptions options = flags.engine;  // a context that leaves room for the logits themselves
     if (!options.n_context) options.n_context = static_cast<int>(prompt.size() + canvas.size());
     Engine engine = open_engine(options);
-    for (const std::string& file : engine.model().file->files())
-        require_other(flags.output, file, "the model itself");
+    require_other(flags.output, engine.model().file->files(), "the model itself");
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
     require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",

@@ -67,8 +67,7 @@ std::string piece_json(const Tokenizer& tokenizer, int32_t id) {
 TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Request& request)
     : path_(path), tokenizer_(engine.tokenizer()), file_(nullptr, std::fclose) {
     const std::vector<int32_t> prompt = engine.prompt_ids(request);
-    for (const std::string& file : engine.model().file->files())
-        require_other(path, file, "the model itself");
+    require_other(path, engine.model().file->files(), "the model itself");
     file_.reset(open_alone(path, path));
     const Config& c = engine.model().config;
     OrderedJson j;

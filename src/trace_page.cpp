@@ -84,7 +84,7 @@ std::string trace_page(const Trace& t) {
 int run_trace(const TraceFlags& flags) {
     const Trace trace = read_trace(read_input(flags.file), input_name(flags.file));
     const std::string out = flags.svg ? trace_svg(trace) : trace_page(trace);
-    require_other(flags.output, flags.file, "the trace itself");
+    require_other(flags.output, {flags.file}, "the trace itself");
     write_output(flags.output, out);
     if (trace.finish.empty())
         tell(fmt::format("easel: {}: the trace is cut, its {} whole steps are shown\n", flags.file,

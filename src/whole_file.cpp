@@ -52,10 +52,11 @@ std::string read_input(const std::string& path) {
     return read_all(stdin, input_name(path));
 }
 
-void require_other(const std::string& path, const std::string& other, const char* what) {
+void require_other(const std::string& path, const std::vector<std::string>& others, const char* what) {
     std::error_code absent;
-    require(!std::filesystem::equivalent(path, other, absent), "{}: is {}, expected another file to write to",
-            path, what);
+    for (const std::string& other : others)
+        require(!std::filesystem::equivalent(path, other, absent),
+                "{}: is {}, expected another file to write to", path, what);
 }
 
 bool is_named(int fd, const std::string& path) {

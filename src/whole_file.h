@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace easel {
 
@@ -19,8 +20,8 @@ std::string read_input(const std::string& path);
 std::string input_name(const std::string& path);  // of either, for messages
 void tell_reading_stdin();
 
-// Error if `path`, which is to be written, is the file `other`, which messages call `what`.
-void require_other(const std::string& path, const std::string& other, const char* what);
+// Error if `path`, which is to be written, is one of the files `others`, which messages call `what`.
+void require_other(const std::string& path, const std::vector<std::string>& others, const char* what);
 
 // Whether the name is that of the file which is open: another process may have moved it since.
 bool is_named(int fd, const std::string& path);
