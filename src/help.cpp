@@ -183,7 +183,7 @@ std::string bash_values(const Described& d) {
 std::string bash_completion(const CLI::App& app) {
     std::string out =
         "# bash completion of easel; made by `easel completion bash`\n"
-        "_easel_files() { compopt -o filenames; COMPREPLY=($(compgen -f -- \"$cur\")); }\n";
+        "_easel_files() { local IFS=$'\\n'; compopt -o filenames; COMPREPLY=($(compgen -f -- \"$cur\")); }\n";
     out += fmt::format("_easel_models() {{ {}; }}\n", kListModels);
     out +=
         "_easel() {\n"

@@ -80,6 +80,10 @@ try easel convert --type q8
 try easel generate --device c
 try easel fetch q4
 try easel fetch src/de
+touch "$1/a blank"
+try easel info "$1/a" >/dev/null
+echo "a name with a blank: ${#COMPREPLY[@]}"
+rm "$1/a blank"
 END
     bash "$dir/complete.bash" "$root" >"$dir/out" 2>"$dir/err"
     check "bash takes the completion ($(head -n 1 "$dir/err"))" ! -s "$dir/err"
@@ -96,6 +100,7 @@ easel convert --type q8 -> q8_0
 easel generate --device c -> cpu cuda cuda:N
 easel fetch q4 -> q4_k_m
 easel fetch src/de ->
+a name with a blank: 1
 END
     # Each flag that a command's --help shows is one that is completed.
     for command in $commands; do
