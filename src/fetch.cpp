@@ -133,8 +133,8 @@ class Part {
                 progress.show("checking what is here, ", done);
             }
         }
-        require(lseek(file_.fd, bytes_, SEEK_SET) == bytes_, "{}: cannot be read: {}", path_,
-                std::strerror(errno));
+        const bool at_end = lseek(file_.fd, bytes_, SEEK_SET) == bytes_;
+        require(at_end, "{}: cannot be read: {}", path_, std::strerror(errno));
     }
     void append(std::span<const uint8_t> data) {
         for (auto rest = data; !rest.empty();) {
@@ -147,8 +147,8 @@ class Part {
         if (hashed_) hash_.add(data);
     }
     void restart() {
-        require(ftruncate(file_.fd, 0) == 0 && lseek(file_.fd, 0, SEEK_SET) == 0, "{}: cannot be written: {}",
-                path_, std::strerror(errno));
+        const bool empty = ftruncate(file_.fd, 0) == 0 && lseek(file_.fd, 0, SEEK_SET) == 0;
+        require(empty, "{}: cannot be written: {}", path_, std::strerror(errno));
         bytes_ = 0;
         hash_ = {};
     }
@@ -160,9 +160,8 @@ class Part {
         fail("{}: deleted, as it begins with \"{}\", expected a GGUF file", path_, shown(magic));
     }
     void move_to(const std::string& path) {
-        require(fsync(file_.fd) == 0 && std::rename(path_.c_str(), path.c_str()) == 0,
-                "{}: cannot be written: {}", path, std::strerror(errno));
-        moved_ = true;
+        moved_ = fsync(file_.fd) == 0 && std::rename(path_.c_str(), path.c_str()) == 0;
+        require(moved_, "{}: cannot be written: {}", path, std::strerror(errno));
     }
     int64_t bytes() const { return bytes_; }
     std::string sha256() const { return hash_.hex(); }
@@ -194,10 +193,12 @@ class Curl {
         argv.push_back(nullptr);
 
         int out[2], err[2];
-        require(pipe2(out, O_CLOEXEC) == 0, "cannot make a pipe: {}", std::strerror(errno));
+        int made = pipe2(out, O_CLOEXEC);
+        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
         out_.fd = out[0];
         const File out_end(out[1]);
-        require(pipe2(err, O_CLOEXEC) == 0, "cannot make a pipe: {}", std::strerror(errno));
+        made = pipe2(err, O_CLOEXEC);
+        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
         err_.fd = err[0];
         const File err_end(err[1]);
         posix_spawn_file_actions_t actions;

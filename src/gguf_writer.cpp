@@ -207,7 +207,8 @@ void GgufWriter::finish(const std::function<void(const std::string& path)>& chec
     require(current_ + 1 == tensors_.size(), "{}: tensor {} has {} of {} bytes", path_,
             tensors_[current_].name, current_done_, tensors_[current_].bytes);
     if (check) {
-        require(std::fflush(file_) == 0, "{}: cannot be written: {}", path_, std::strerror(errno));
+        const int flushed = std::fflush(file_);
+        require(flushed == 0, "{}: cannot be written: {}", path_, std::strerror(errno));
         check(part_path_);
     }
     move_into_place(std::exchange(file_, nullptr), part_path_, target_);

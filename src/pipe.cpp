@@ -124,7 +124,8 @@ class Reader {
   public:
     Reader(const Engine& engine, const PipeOptions& options, PipeQueue& queue, int in, int out)
         : engine_(engine), options_(options), queue_(queue), in_(in), out_(out) {
-        require(pipe2(wake_, O_CLOEXEC | O_NONBLOCK) == 0, "cannot make a pipe: {}", std::strerror(errno));
+        const int made = pipe2(wake_, O_CLOEXEC | O_NONBLOCK);
+        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
         wake_fd = wake_[1];
         // Signals go to the thread that answers.
         sigset_t block, before;

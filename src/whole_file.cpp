@@ -108,7 +108,8 @@ std::string replaced(const std::string& path) {
         return absent && !no_link ? replaced(std::filesystem::path(path).parent_path() / to) : path;
     }
     require_written(!S_ISDIR(there.st_mode), path, EISDIR);
-    require_written(access(path.c_str(), W_OK) == 0, path, errno);
+    const int found = access(path.c_str(), W_OK);
+    require_written(found == 0, path, errno);
     return S_ISREG(there.st_mode) ? std::filesystem::canonical(path).string() : "";
 }
 

@@ -236,6 +236,10 @@ if $as_other true 2>/dev/null; then
         has "and which" "easel: $models_in" "$dir/err"
         has "and why" "Permission denied; EASEL_MODELS=FOLDER sets another folder" "$dir/err"
     done
+    : >"$dir/sealed.json"
+    chmod 444 "$dir/sealed.json"
+    echo "/save $dir/sealed.json" | $limit $as_other "$dir/program" chat >"$dir/out" 2>"$dir/err"
+    has "a file that must not: why" "sealed.json: cannot be written: Permission denied" "$dir/err"
     rm "$dir/program"
 else
     skip "a folder that must not be written" "this is root, and there is no setpriv"

@@ -389,4 +389,8 @@ for signal in INT:130 TERM:143; do
     same "answered and reported are all that was read ($signal)" "$dir/ids" "$dir/expected"
 done
 
+# The reason is that of the call that failed.
+(ulimit -n 4 && exec "$easel" pipe --device cpu) </dev/null >"$dir/out" 2>"$dir/err"
+has "no file can be opened: why" "easel: cannot make a pipe: Too many open files" "$dir/err"
+
 end
