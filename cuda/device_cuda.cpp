@@ -49,8 +49,8 @@ void order_other(Stream stream) {
     launched.erase(stream);
 }
 
-// Whether the device in use can begin a launch while the last one ends. Cards of 12.0 can, but are not asked to
-// before it has been tried on one: they are said to hang in graphs of other programs that do so (llama.cpp
+// Whether the device in use can begin a launch while the last one ends. Cards of 12.0 can, but are not asked
+// to before it has been tried on one: they are said to hang in graphs of other programs that do so (llama.cpp
 // #27330, #27102).
 bool can_overlap() {
     thread_local int known = -1;

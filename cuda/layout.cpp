@@ -355,9 +355,10 @@ DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t 
     constexpr int kComfortable = 8192;  // a context worth smaller passes
     constexpr int kEnough = 2048;       // worth that all experts are on the device
     const Config& c = model.config;
-    const int asked = options.n_context,
-              least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
-    int smallest = options.n_encode;                          // halved twice, but not below a canvas
+    const int asked = options.n_context;
+    const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
+
+    int smallest = options.n_encode;  // halved twice, but not below a canvas
     for (int i = 0; i < 2 && smallest / 2 >= c.n_canvas; i++) smallest /= 2;
     const bool fewest = options.n_offload == kFewestOffloaded;
 
@@ -419,8 +420,7 @@ std::string offload_cost(const MemoryPlan& p) {
     const double gb = static_cast<double>(p.host) / 1e9;
     return fmt::format(
         "the experts of {} layers, {:.2f} GB, stay in the host's memory and cross the bus at every step: "
-        "{:.0f} "
-        "ms at 25 GB/s (PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
+        "{:.0f} ms at 25 GB/s (PCIe 4.0 x16), {:.0f} ms at 55 GB/s (5.0 x16), by arithmetic",
         p.n_offload, gb, gb / 25 * 1e3, gb / 55 * 1e3);
 }
 

@@ -144,8 +144,7 @@ void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
         ->disable_flag_override()
         ->group(kDeviceGroup);
-    app.add_flag("--host-loop{false}", e.graph_loop,
-                 "on a GPU: the host launches all, without graphs")
+    app.add_flag("--host-loop{false}", e.graph_loop, "on a GPU: the host launches all, without graphs")
         ->disable_flag_override()
         ->group(kDeviceGroup);
     app.add_flag("--in-order{false}", e.overlap,
