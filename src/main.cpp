@@ -506,6 +506,7 @@ static void hold_standard_streams() {
 int main(int argc, char** argv) {
     hold_standard_streams();
     std::signal(SIGPIPE, SIG_IGN);  // a reader that went away is seen as a failed write
+    std::signal(SIGXFSZ, SIG_IGN);  // and so is a file that may not grow
     try {
         return run({argv + 1, argv + argc});
     } catch (const std::bad_alloc&) {

@@ -114,6 +114,11 @@ if [ -c /dev/full ]; then
 else
     skip "full disk" "there is no /dev/full here"
 fi
+# shellcheck disable=SC2086
+(ulimit -f 1 && exec "$easel" $sort "Sort 40, 50, 46, 55" --trace "$dir/limited") </dev/null >"$dir/out" 2>"$dir/err"
+check "a trace that may not grow: exit 1" $? -eq 1
+check "the answer is there" -s "$dir/out"
+has "and why the trace is not" "easel: $dir/limited: the trace cannot be written: File too large" "$dir/err"
 
 # ---- What people see
 
