@@ -29,7 +29,7 @@ using Tile = void (*)(const float* x, int64_t x_stride, const Panels& w, float* 
 template <int kPanels, int kTokens>
 void multiply(const Tile (&tiles)[kPanels][kTokens], const float* x, int64_t x_stride, int64_t n_token,
               Panels w, float* y, int64_t y_stride, bool add) {
-    float edge[kTokens * kPanelCols];
+    float edge[kTokens * kPanelCols] = {};
     for (int64_t n_panel; w.n_col > 0; w.n_col -= n_panel * kPanelCols) {
         n_panel = std::clamp<int64_t>(w.n_col / kPanelCols, 1, kPanels);
         const int64_t n_tile = (n_token + kTokens - 1) / kTokens;
@@ -41,10 +41,10 @@ void multiply(const Tile (&tiles)[kPanels][kTokens], const float* x, int64_t x_s
                 tile(x + t0 * x_stride, x_stride, w, out, y_stride, add);
                 continue;
             }
-            tile(x + t0 * x_stride, x_stride, w, edge, kPanelCols, false);
-            for (int64_t t = 0; t < n; t++)
-                for (int64_t j = 0; j < w.n_col; j++)
-                    out[t * y_stride + j] = (add ? out[t * y_stride + j] : 0) + edge[t * kPanelCols + j];
+            for (int64_t t = 0; t < n && add; t++)
+                std::copy_n(out + t * y_stride, w.n_col, edge + t * kPanelCols);
+            tile(x + t0 * x_stride, x_stride, w, edge, kPanelCols, add);
+            for (int64_t t = 0; t < n; t++) std::copy_n(edge + t * kPanelCols, w.n_col, out + t * y_stride);
         }
         w.data += n_panel * w.panel_stride;
         y += n_panel * kPanelCols;

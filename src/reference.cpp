@@ -22,6 +22,8 @@ namespace {
 
 using Floats = std::vector<float>;
 
+constexpr int kSpan = 32;  // keys that a product adds up at once, see float_tiles.cpp
+
 enum class Mask {
     Causal,  // encode: a token sees itself and what is before it, on sliding layers only the window
     Canvas,  // denoise: every row sees the prefix (on sliding layers its last window - 1 rows) and the whole
@@ -159,7 +161,7 @@ void mlp(Floats& out, const Floats& x, const Matrix& gate, const Matrix& up, con
     linear(out, g, down, math);
 }
 
-// Weights of the softmax over one row of scores, in place; entries at -inf become 0.
+// Weights of the softmax over one row of scores, in place.
 void softmax(float* x, int64_t n) {
     float lane[8], max = x[0];  // eight side by side, as in sum_of()
     std::fill_n(lane, 8, max);
@@ -280,7 +282,7 @@ class CpuBackend final : public Backend {
     void drop_oldest() {
         if (std::all_of(c_.layers.begin(), c_.layers.end(), [](const LayerShape& l) { return l.global; }))
             return;
-        const int n = n_cached_ - (c_.window - 1) - kCpuReserve - first_kept_;
+        const int n = (n_cached_ - (c_.window - 1) - kCpuReserve - first_kept_) / kSpan * kSpan;
         if (n < kCpuEncode) return;
         for (int l = 0; l < c_.n_layer; l++)
             for (auto* heads : {&cache_[l].k, &cache_[l].v})
@@ -483,9 +485,11 @@ class CpuBackend final : public Backend {
         parallel_for(int64_t{c_.n_head} * n_block, [&](int64_t task) {
             const int h = static_cast<int>(task / n_block), t0 = static_cast<int>(task % n_block) * kBlock;
             const int n_row = std::min(kBlock, n - t0), window = c_.window;
-            // Keys [low, high) are those that any row of the block sees.
+            // Keys [low, high) are those that any row of the block sees, and some more: low is a multiple of
+            // kSpan, so that a row's sums are the same wherever its block, or its pass, begins.
+            const auto oldest = [&](int pos) { return shape.global ? 0 : std::max(0, pos - (window - 1)); };
             const int first = mask == Mask::Canvas ? n_cached_ : n_cached_ + t0;
-            const int low = shape.global ? 0 : std::max(0, first - (window - 1));
+            const int low = oldest(first) / kSpan * kSpan;
             const int high = mask == Mask::Canvas ? n_cached_ + n : n_cached_ + t0 + n_row,
                       n_key = high - low;
             const auto keys = [&](const std::vector<Floats>& heads) {
@@ -498,13 +502,11 @@ class CpuBackend final : public Backend {
             gemm_serial({score.data(), n_key, q, keys(cache.k)});
             for (int i = 0; i < n_row; i++) {
                 float* s = score.data() + int64_t{i} * n_key;
-                if (mask == Mask::Causal) {
-                    const int pos = n_cached_ + t0 + i;
-                    const int oldest = shape.global ? 0 : std::max(0, pos - (window - 1));
-                    std::fill(s, s + (oldest - low), -std::numeric_limits<float>::infinity());
-                    std::fill(s + (pos + 1 - low), s + n_key, -std::numeric_limits<float>::infinity());
-                }
-                softmax(s, n_key);
+                const int pos = mask == Mask::Canvas ? first : first + i;
+                const int begin = oldest(pos) - low, end = mask == Mask::Canvas ? n_key : pos + 1 - low;
+                std::fill(s, s + begin, 0.0f);
+                softmax(s + begin, end - begin);
+                std::fill(s + end, s + n_key, 0.0f);
             }
             gemm_transposed_serial(s_.o.data() + t0 * stride + h * hd, stride, {score.data(), n_row, n_key},
                                    keys(cache.v));

@@ -122,6 +122,26 @@ TEST_CASE("the cache is the same however the prompt is cut") {
     }
 }
 
+// So that an answer does not depend on what the cache held before.
+TEST_CASE("the cache is the same to the bit") {
+    for (const auto& model : {load_model(fixture("tiny.gguf")), layers_of_toy({0, 1, 0})}) {
+        const Config& c = model->config;
+        const std::vector<int32_t> canvas(c.n_canvas, 5);
+        std::vector<int32_t> prompt(300);
+        for (size_t i = 0; i < prompt.size(); i++) prompt[i] = static_cast<int32_t>(i * 7919 % c.n_vocab);
+        const auto logits = [&](size_t chunk) {
+            const auto backend = backend_for(model);
+            for (size_t at = 0; at < prompt.size(); at += chunk)
+                backend->encode(std::span(prompt).subspan(at, std::min(chunk, prompt.size() - at)));
+            std::vector<float> z(size_t(c.n_canvas) * c.n_vocab);
+            backend->logits({canvas, {}, 1}, z);
+            return z;
+        };
+        const std::vector<float> whole = logits(prompt.size());
+        for (size_t chunk : {1, 7, 63, 64, 65, 100}) CHECK(logits(chunk) == whole);
+    }
+}
+
 TEST_CASE("truncate forgets exactly what came after") {
     const auto model = load_model(fixture("tiny.gguf"));
     const std::vector<int32_t> prompt = read_json(fixture("tiny.json"))["prompt"];
