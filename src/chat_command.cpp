@@ -376,16 +376,17 @@ class Chat {
         const std::string path = file_path(argument);
         std::vector<Message> all = read_messages(path);
         std::string system;
-        if (!all.empty() && all[0].role == Role::System) {
+        const bool has_system = !all.empty() && all[0].role == Role::System;
+        if (has_system) {
             system = std::move(all[0].content);
             all.erase(all.begin());
         }
         for (size_t i = 0; i < all.size(); i++)
             require(all[i].role == (i % 2 ? Role::Model : Role::User),
                     "{}: message {} is the {}'s, expected user and assistant in turn", path,
-                    i + 1 + !system.empty(), role_name(all[i].role));
+                    i + 1 + has_system, role_name(all[i].role));
         require(all.size() % 2 == 0, "{}: the last message is the user's, expected an answer to it", path);
-        note(fmt::format("{} read from {}", counted(all.size() + !system.empty(), "message"), path));
+        note(fmt::format("{} read from {}", counted(all.size() + has_system, "message"), path));
         turns_ = std::move(all);
         system_ = std::move(system);
         n_used_ = 0;

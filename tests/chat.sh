@@ -94,6 +94,7 @@ has "what is encoded again is told" "tokens of the prompt are encoded again" "$d
 # Each of these is one line on stderr, and the conversation goes on.
 echo '{"messages": [{"role": "tool", "content": ""}]}' >"$dir/role.json"
 echo '{"messages": [{"role": "user", "content": "x"}]}' >"$dir/open.json"
+echo '{"messages": [{"role": "system", "content": ""}, {"role": "assistant", "content": "x"}]}' >"$dir/turns.json"
 echo '[' >"$dir/bad.json"
 while IFS='|' read -r name line text; do
     printf '%s\nReverse "planet"\n' "$line" | sed "s|DIR|$dir|" | chat
@@ -119,6 +120,7 @@ a command of capitals|/QUIT|the nearest is /quit
 /load of what has no end|/load /dev/zero|/dev/zero: is longer than 64000000 bytes
 /load of no JSON|/load DIR/bad.json|is not valid JSON, expected what /save writes
 /load of a strange role|/load DIR/role.json|message 1 has the role "tool", expected user or assistant
+/load out of turn|/load DIR/turns.json|message 2 is the assistant's, expected user and assistant in turn
 /load of half a turn|/load DIR/open.json|the last message is the user's
 END
 if [ -c /dev/full ]; then ok "the full disk is still a device"; else bad "the full disk" "/save replaced /dev/full"; fi
