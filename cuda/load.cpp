@@ -47,8 +47,7 @@ DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
                   host_memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
     require(out.n_offload == options.n_offload || host <= host_memory / 2,
             "the experts of {} layers do not fit the GPU's memory; {:.2f} GB of experts are more than half "
-            "of the host's {:.2f} GB "
-            "(--expert-offload {} keeps them there all the same)",
+            "of the host's {:.2f} GB (--expert-offload {} keeps them there all the same)",
             out.n_offload, static_cast<double>(host) / 1e9, static_cast<double>(host_memory) / 1e9,
             out.n_offload);
     return out;

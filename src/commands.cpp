@@ -239,9 +239,11 @@ int run_generate(const GenerateFlags& flags) {
     if (flags.verbose) print_memory(engine);
     request.sampler = engine.model().config.sampler;
     for (const auto& change : flags.sampler_changes) change(*request.sampler);
-    engine.check(request);  // before a trace is begun, which replaces an older one
     std::optional<TraceWriter> trace;
-    if (flags.trace) trace.emplace(*flags.trace, engine, request);
+    if (flags.trace) {
+        engine.check(request);  // before the trace replaces an older one
+        trace.emplace(*flags.trace, engine, request);
+    }
     catch_interrupt();
     ViewFlags view_flags = flags.view;
     if (flags.show_steps || (flags.quiet && view_flags.view == "auto")) view_flags.view = "off";
