@@ -1,8 +1,6 @@
 // load.cpp: see load.h.
 #include "load.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -43,12 +41,11 @@ DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
     const DeviceOptions out =
         fit_gpu(model, options, options.memory_limit ? std::min(options.memory_limit, free) : free);
     // Not asked for, and pinned: no more than leaves the host alive.
-    const int64_t host = plan_gpu(model, out).host,
-                  host_memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-    require(out.n_offload == options.n_offload || host <= host_memory / 2,
+    const int64_t host = plan_gpu(model, out).host, there_is = host_memory();
+    require(out.n_offload == options.n_offload || host <= there_is / 2,
             "the experts of {} layers do not fit the GPU's memory; {:.2f} GB of experts are more than half "
             "of the host's {:.2f} GB (--expert-offload {} keeps them there all the same)",
-            out.n_offload, static_cast<double>(host) / 1e9, static_cast<double>(host_memory) / 1e9,
+            out.n_offload, static_cast<double>(host) / 1e9, static_cast<double>(there_is) / 1e9,
             out.n_offload);
     return out;
 }

@@ -3,6 +3,7 @@
 // `easel info` and `easel bench` ask beforehand.
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 
@@ -12,6 +13,10 @@ namespace easel {
 
 // The largest n in [least, most] for which fits(n), which holds up to some n and not beyond; 0: for none.
 int largest_that_fits(int least, int most, const std::function<bool(int)>& fits);
+
+// Bytes of memory that the host has for this process: what is built in, or less, where a control group (a
+// container; of cgroup v2) or one that it is in has a limit. root: where proc and sys are mounted.
+int64_t host_memory(const std::filesystem::path& root = "/");
 
 // ---- CPU
 

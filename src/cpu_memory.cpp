@@ -1,6 +1,9 @@
-// cpu_memory.cpp: what the CPU backend takes, and the context that fits a limit; cuda/layout.cpp has the same
-// for a GPU. Called by the engine, by reference.cpp and by `easel info`.
+// cpu_memory.cpp: what the host has, what the CPU backend takes of it, and the context that fits a limit;
+// cuda/layout.cpp has the same for a GPU. Called by the engine, by reference.cpp and by `easel info`.
+#include <unistd.h>
+
 #include <algorithm>
+#include <fstream>
 
 #include "check.h"
 #include "memory_plan.h"
@@ -8,6 +11,21 @@
 #include "text.h"
 
 namespace easel {
+
+int64_t host_memory(const std::filesystem::path& root) {
+    int64_t bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+    std::ifstream own(root / "proc/self/cgroup");
+    for (std::string line; std::getline(own, line);) {
+        if (!line.starts_with("0::/")) continue;  // "0::/a/b", of version 2
+        const std::filesystem::path all = root / "sys/fs/cgroup";
+        for (auto group = line.size() == 4 ? all : all / line.substr(4);; group = group.parent_path()) {
+            int64_t limit = 0;
+            if (std::ifstream(group / "memory.max") >> limit) bytes = std::min(bytes, limit);  // not if "max"
+            if (group == all || !group.has_relative_path()) break;
+        }
+    }
+    return bytes;
+}
 
 int cpu_sliding_rows(const Config& c, int n_context) {
     const int64_t n = int64_t{c.window} - 1 + kCpuReserve + kCpuEncode + std::max(kCpuEncode, c.n_canvas);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "backend.h"
 #include "catch.h"
@@ -206,10 +207,32 @@ TEST_CASE("memory: as few experts as it takes stay in the host's memory") {
     // But no more than half of the host's memory, unless it is said how many.
     o = {.n_encode = 512, .n_offload = kFewestOffloaded, .memory_limit = total(300, 512, 30)};
     const int64_t host = plan_gpu(*model, {.n_context = 300, .n_offload = 30}).host;
-    if (int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 2 < host &&
-        free_device_bytes() - kDeviceSlack >= o.memory_limit)
+    if (host_memory() / 2 < host && free_device_bytes() - kDeviceSlack >= o.memory_limit)
         CHECK_THROWS_WITH(device_backend(model, o), Catch::Contains("are more than half of the host's"));
     limit_device_memory(0);
+}
+
+TEST_CASE("memory: a container may have less of the host's memory") {
+    const TempDir root;
+    const auto write = [&](const std::string& path, const char* text) {
+        std::filesystem::create_directories(std::filesystem::path(root / path).parent_path());
+        root.write(path, text);
+    };
+    const int64_t all = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
+    CHECK(host_memory(root.path()) == all);
+    write("proc/self/cgroup", "4:memory:/v1\n0::/outer/inner\n");
+    CHECK(host_memory(root.path()) == all);
+    write("sys/fs/cgroup/outer/inner/memory.max", "max\n");
+    CHECK(host_memory(root.path()) == all);
+    write("sys/fs/cgroup/outer/memory.max", "123456789\n");
+    CHECK(host_memory(root.path()) == 123456789);
+    write("sys/fs/cgroup/outer/inner/memory.max", "1048576\n");
+    CHECK(host_memory(root.path()) == 1048576);
+    write("proc/self/cgroup", "0::/\n");  // as it is seen from inside
+    CHECK(host_memory(root.path()) == all);
+    write("sys/fs/cgroup/memory.max", "4096");
+    CHECK(host_memory(root.path()) == 4096);
+    CHECK(host_memory() <= all);
 }
 
 #ifdef EASEL_CUDA
