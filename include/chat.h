@@ -33,9 +33,9 @@ struct Reply {
     std::string thought, answer;
 };
 
-// `ids` may hold an end-of-generation id; what follows the first is ignored. Tolerant of a channel that never
-// closes (all of it is thought), of a second channel and of literal <think>...</think>.
-Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids);
+// `ids` may hold an end-of-generation id; what follows the first is ignored, unless `ignore_end`. Tolerant of
+// a channel that never closes (all of it is thought), of a second channel and of literal <think>...</think>.
+Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids, bool ignore_end = false);
 
 // Cuts `text` before the first of the stop strings in it, which is returned; empty: there is none.
 std::string cut_at_stop(std::string& text, std::span<const std::string> stop);

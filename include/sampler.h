@@ -81,7 +81,8 @@ EASEL_BOTH inline int step_top_k(const SamplerConfig& c, int step) {
            static_cast<int>(static_cast<int64_t>(c.top_k_end - c.top_k_start) * step / (c.max_steps - 1));
 }
 
-// self_cond_drop in force, for activations whose significand has `n_bit` bits: 24 of float, 11 of F16.
+// self_cond_drop in force, for activations whose significand has `n_bit` bits: 24 of float, 11 of F16 or
+// less.
 EASEL_BOTH inline float soft_drop(const SamplerConfig& c, int n_bit) {
     return c.self_cond_drop >= 0 ? c.self_cond_drop : n_bit == 24 ? 0x1p-24f : 0x1p-10f;
 }

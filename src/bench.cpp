@@ -333,7 +333,10 @@ int run_bench(const BenchFlags& flags) {
             missing.empty() ? "the device is cpu" : missing);
     std::string path = flags.json.value_or("");
     if (flags.json && path.empty()) {
-        std::filesystem::create_directories("bench/results");
+        std::error_code error;
+        std::filesystem::create_directories("bench/results", error);
+        require(!error, "bench/results: cannot be made: {}; --json FILE names another place",
+                error.message());
         path = "bench/results/" + file_name(on_gpu ? device->name : cpu_name()) + ".json";
     }
     if (flags.json) check_writable(path);  // known before minutes of measuring
@@ -346,7 +349,10 @@ int run_bench(const BenchFlags& flags) {
         write_stdout(
             fmt::format("{}, {}\n", all ? "step, kernels, load: SKIPPED" : "prefill on the CPU", missing));
     if (cpu || all || !on_gpu) j["cpu"] = bench_cpu(flags, cpu || all, !on_gpu && (all || prefill));
-    if (flags.json) write_file(path, j.dump(2) + "\n");
+    if (flags.json) {
+        write_file(path, j.dump(2) + "\n");
+        tell(fmt::format("easel: figures are in {}\n", path));
+    }
     return 0;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "text.h"
 
 namespace easel {
 
@@ -12,30 +13,6 @@ namespace {
 
 constexpr std::string_view kOpen = "<|channel>", kClose = "<channel|>";
 constexpr std::string_view kThought = "thought";  // the only channel's name, on the first line inside
-
-// The bytes of the white space character that s starts with, or 0. Those that Python's str.strip() takes,
-// because the template trims with it.
-size_t space_bytes(std::string_view s) {
-    if (s.empty()) return 0;
-    const unsigned char c = s[0];
-    if ((c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20)) return 1;
-    for (std::string_view space :
-         {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
-          "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"})
-        if (s.starts_with(space)) return space.size();
-    return 0;
-}
-
-std::string_view strip(std::string_view s) {
-    while (const size_t n = space_bytes(s)) s.remove_prefix(n);
-    for (;;) {
-        // A white space character at the end has 1, 2 or 3 bytes.
-        size_t n = std::min<size_t>(3, s.size());
-        while (n > 0 && space_bytes(s.substr(s.size() - n)) != n) n--;
-        if (n == 0) return s;
-        s.remove_suffix(n);
-    }
-}
 
 // A model's earlier answer without its thoughts: what stands between <|channel> and <channel|>, or the text's
 // end, goes, and so does a <channel|> alone.
@@ -166,9 +143,9 @@ void split_literal_think(Reply& reply) {
 
 }  // namespace
 
-Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
-    ids = ids.first(std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return tokenizer.is_end(id); }) -
-                    ids.begin());
+Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids, bool ignore_end) {
+    const auto ends = [&](int32_t id) { return !ignore_end && tokenizer.is_end(id); };
+    ids = ids.first(std::find_if(ids.begin(), ids.end(), ends) - ids.begin());
     const std::optional<int32_t> open = tokenizer.find(kOpen), close = tokenizer.find(kClose);
     Reply reply;
     bool in_channel = false;

@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "commands.h"
+#include "json_depth.h"
 #include "line_input.h"
 #include "models.h"
 #include "text.h"
@@ -44,7 +45,7 @@ const char* role_name(Role role) {
 }
 
 std::vector<Message> read_messages(const std::string& path) {
-    const auto json = nlohmann::json::parse(read_file(path, kFileBytes), nullptr, false);
+    const auto json = nlohmann::json::parse(read_file(path, kFileBytes), refuse_deep(path), false);
     require(!json.is_discarded(), "{}: is not valid JSON, expected what /save writes", path);
     const auto list = json.is_object() ? json.find("messages") : json.end();
     require(json.is_object() && list != json.end() && list->is_array(),
@@ -104,8 +105,6 @@ class Chat {
                 "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
                 flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
                 engine_.device(), engine_.n_context()));
-            if (flags_.engine.model.empty())
-                tell("It was trained on single questions: /clear before the next one.\n");
         }
         std::string text;
         while (!done_ && read_message(text)) {
@@ -138,17 +137,19 @@ class Chat {
     // A line, several that end in a backslash, or what stands between two """. False: there is no more.
     bool read_message(std::string& text) {
         text.clear();
-        bool quoted = false, more = false;
+        bool quoted = false, more = false, lost = false;
         for (std::string line;;) {
             interrupted = interrupted && !input_.from_terminal();
             if (interrupted) return false;
             switch (input_.read(quoted || more ? ". " : "> ", line)) {
                 case LineInput::Got::Line:
                     break;
-                case LineInput::Got::TooLong:
+                case LineInput::Got::TooLong:  // its message goes with it, up to the closing """
                     report(fmt::format("the line is longer than {} bytes", kLineBytes));
-                    line.clear();
-                    break;
+                    text.clear();
+                    lost = quoted && !input_.from_terminal();
+                    quoted = more = false;
+                    continue;
                 case LineInput::Got::Interrupted:
                     if (!input_.from_terminal()) return false;
                     text.clear();
@@ -159,6 +160,10 @@ class Chat {
                     return more && !quoted;
             }
             std::string_view part = line;
+            if (lost) {
+                lost = !part.ends_with(kQuotes);
+                continue;
+            }
             const bool first = text.empty() && !quoted && !more;
             if (first && part.starts_with(kQuotes)) {
                 quoted = true;
@@ -184,6 +189,14 @@ class Chat {
     }
 
     // ---- Answers
+
+    // What one answer took, or all.
+    static std::string figures(int64_t n_reused, int64_t n_prompt, int64_t n_step, int64_t n_token,
+                               double ms) {
+        return fmt::format("reused {} of {} prompt tokens | {}, {:.0f} ms | {}, {:.0f} tok/s", n_reused,
+                           n_prompt, counted(n_step, "step"), ms, counted(n_token, "token"),
+                           ms > 0 ? static_cast<double>(n_token) * 1000 / ms : 0.0);
+    }
 
     Request request(std::string text) const {
         Request r;
@@ -251,9 +264,7 @@ class Chat {
         n_prompt_ += r.n_prompt;
         n_reused_ += r.n_reused;
         n_token_ += static_cast<int64_t>(r.ids.size());
-        last_ = fmt::format("reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
-                            r.n_reused, r.n_prompt, n_step, ms, r.ids.size(),
-                            ms > 0 ? static_cast<double>(r.ids.size()) * 1000 / ms : 0.0);
+        last_ = figures(r.n_reused, r.n_prompt, n_step, r.ids.size(), ms);
         note(last_);
         if (!r.note.empty()) note(r.note);
         if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
@@ -400,10 +411,7 @@ class Chat {
             think_ ? "on" : "off"));
         if (last_.empty()) return;
         say(fmt::format("last: {}", last_));
-        say(fmt::format(
-            "so far: reused {} of {} prompt tokens | {} steps, {:.0f} ms | {} tokens, {:.0f} tok/s",
-            n_reused_, n_prompt_, n_step_, ms_, n_token_,
-            ms_ > 0 ? static_cast<double>(n_token_) * 1000 / ms_ : 0.0));
+        say(fmt::format("so far: {}", figures(n_reused_, n_prompt_, n_step_, n_token_, ms_)));
         if (n_frame_)
             say(fmt::format("view: {} of {} steps drawn, {:.1f} ms, {:.2f} % of the time", n_drawn_, n_frame_,
                             view_ms_, ms_ > 0 ? view_ms_ * 100 / ms_ : 0.0));

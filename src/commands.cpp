@@ -181,9 +181,7 @@ const char* finish_name(Finish finish) {
 }
 
 bool write_stdout(std::string_view text) {
-    errno = 0;
-    const bool ok =
-        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+    const bool ok = std::fflush(stdout) == 0 && write_all(STDOUT_FILENO, text);
     require(ok || errno == EPIPE, "cannot write to stdout: {}", std::strerror(errno));
     return ok;
 }
@@ -300,7 +298,7 @@ int run_logits(const LogitsFlags& flags) {
     const Config& c = engine.model().config;
     const size_t n = size_t(c.n_canvas) * c.n_vocab;
     require(canvas.size() == size_t(c.n_canvas), "{}: holds {} ids, expected {} (the canvas)",
-            flags.canvas_ids, canvas.size(), c.n_canvas);
+            input_name(flags.canvas_ids), canvas.size(), c.n_canvas);
     std::vector<float> prev, out(n);
     if (!flags.prev_logits.empty()) {
         const std::string bytes = read_file(flags.prev_logits);
@@ -339,6 +337,7 @@ static std::string value_text(const Value& v) {
     const auto number = [](ValueType type, double x) {  // a float as short as a float can be told
         return type == ValueType::F32 ? fmt::format("{}", static_cast<float>(x)) : fmt::format("{}", x);
     };
+    if (v.type == ValueType::I64 || v.type == ValueType::U64) return fmt::format("{}", to_integer(v));
     if (!v.is_array()) return number(v.type, to_double(v));
     if (v.item == ValueType::String) return fmt::format("{} strings", v.count);
     std::string s;

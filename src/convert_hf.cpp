@@ -1,31 +1,36 @@
 // convert_hf.cpp: reads a Hugging Face DiffusionGemma folder for convert.cpp: config.json and
 // generation_config.json become keys (SPEC 4.2), the checkpoint's tensors get their GGUF names and are
 // checked against the config (SPEC 4.3).
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 #include "check.h"
 #include "convert_source.h"
 #include "json_depth.h"
 #include "safetensors.h"
+#include "whole_file.h"
 
 namespace easel {
 
+namespace fs = std::filesystem;
+
 nlohmann::json read_json(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    require(in.good(), "{}: cannot open, expected a JSON file", path);
+    std::error_code error;
+    const bool regular = fs::is_regular_file(path, error);  // a pipe would hang
+    require(!error, "{}: cannot be read, expected a JSON file: {}", path, error.message());
+    require(regular, "{}: is not a file, expected one of JSON", path);
     try {
-        return nlohmann::json::parse(in, refuse_deep(path));
+        return nlohmann::json::parse(read_file(path), refuse_deep(path));
     } catch (const nlohmann::json::exception& e) {
-        fail("{}: not JSON: {}", path, e.what());
+        const std::string_view what = e.what();  // "[json.exception.parse_error.101] parse error at ..."
+        fail("{}: not JSON: {}", path, what.substr(std::min(what.find("] ") + 2, what.size())));
     }
 }
 
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::json;
 
 // One object of a JSON file; `where` names it in messages. A member that is null counts as absent.

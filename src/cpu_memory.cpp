@@ -47,7 +47,10 @@ MemoryPlan plan_cpu(const Model& model, int n_context) {
                               int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
     const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
     const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;
-    return {model.weight_bytes(), 4 * kv, 4 * (n * per_token + probs + scores), 0, static_cast<int>(n)};
+    return {.weights = model.weight_bytes(),
+            .kv = 4 * kv,
+            .scratch = 4 * (n * per_token + probs + scores),
+            .n_encode = static_cast<int>(n)};
 }
 
 int fit_cpu(const Model& model, int n_context, int64_t limit) {

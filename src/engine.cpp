@@ -222,13 +222,26 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     return best;
 }
 
-// What answer() asks the backend for.
+// One answer: what is asked of the backend, in tokens; then the way of a request, top down.
 struct Engine::Job {
     std::vector<int32_t> prompt;
     int n_token = 0;  // of the answer at most
     CanvasTokens canvas;
     GenerateParams params;
 };
+
+Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
+                      const ProgressFn& on_progress) {
+    Job job = prepare(request);
+    job.params.seed = seed;
+    Result result;
+    result.seed = seed;
+    if (encode(job.prompt, on_progress, result))
+        read_answer(denoise(job, request, on_frame), job, request, result);
+    else
+        result.finish = Finish::Cancelled;
+    return result;
+}
 
 int Engine::room(size_t n_prompt) const {
     const int n_canvas = model_->config.n_canvas;
@@ -267,9 +280,10 @@ Engine::Job Engine::prepare(const Request& request) const {
     params.max_canvases = static_cast<int>((int64_t{job.n_token} + n_canvas - 1) / n_canvas);
     const int64_t needed = static_cast<int64_t>(n_prompt) + int64_t{params.max_canvases} * n_canvas;
     require(needed <= n_context_,
-            "{} prompt tokens and {} canvases of {} tokens need {} places, the context has {}: shorten the "
-            "prompt or ask for fewer tokens{}",
-            n_prompt, params.max_canvases, n_canvas, needed, n_context_,
+            "{} and {} of {} tokens need {} places, the context has {}: shorten the prompt or ask for fewer "
+            "tokens{}",
+            counted(n_prompt, "prompt token"), counted(params.max_canvases, "canvas", "canvases"), n_canvas,
+            needed, n_context_,
             n_context_ < model_->config.n_context ? ", or for a larger context (-c)" : "");
     return job;
 }
@@ -311,7 +325,7 @@ Answer Engine::denoise(const Job& job, const Request& request, const FrameFn& on
     bool stopped = false;
     const auto frame_or_stop = [&](const Frame& f) {
         if (f.canvas > 0 && f.step == 0) {
-            std::string text = split_reply(*tokenizer_, finished).answer;
+            std::string text = split_reply(*tokenizer_, finished, request.ignore_eos).answer;
             stopped = !cut_at_stop(text, request.stop).empty();
         }
         if (f.last) finished.insert(finished.end(), f.argmax.begin(), f.argmax.end());
@@ -360,26 +374,12 @@ void Engine::read_answer(Answer answer, const Job& job, const Request& request, 
         result.text = tokenizer_->decode(result.ids, false);
         result.holes = filled_holes(canvas, result, *tokenizer_);
     } else {
-        Reply reply = split_reply(*tokenizer_, result.ids);
+        Reply reply = split_reply(*tokenizer_, result.ids, request.ignore_eos);
         result.text = std::move(reply.answer);
         result.thought = std::move(reply.thought);
     }
     result.stop = cut_at_stop(result.text, request.stop);
     if (!result.stop.empty() && result.finish != Finish::Cancelled) result.finish = Finish::Stop;
-}
-
-// One answer.
-Result Engine::answer(const Request& request, uint64_t seed, const FrameFn& on_frame,
-                      const ProgressFn& on_progress) {
-    Job job = prepare(request);
-    job.params.seed = seed;
-    Result result;
-    result.seed = seed;
-    if (encode(job.prompt, on_progress, result))
-        read_answer(denoise(job, request, on_frame), job, request, result);
-    else
-        result.finish = Finish::Cancelled;
-    return result;
 }
 
 }  // namespace easel

@@ -32,7 +32,7 @@ namespace easel {
 namespace {
 
 // Exit codes of curl (its manual, EXIT CODES) that mean something of their own here.
-constexpr int kNoHost = 6, kNoConnection = 7, kHttpError = 22, kNoRange = 33;
+constexpr int kNoHost = 6, kNoConnection = 7, kHttpError = 22, kNoRange = 33, kTooLarge = 63;
 constexpr int kStallSeconds = 60;  // without 1000 bytes a second: the connection is dead
 
 volatile std::sig_atomic_t stopped = 0;  // by this signal
@@ -106,7 +106,7 @@ class Part {
     Part(std::string path, const ModelEntry& entry)
         : path_(std::move(path)),
           hashed_(!entry.sha256.empty()),
-          file_(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666)) {
+          file_(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666)) {
         require(file_.fd >= 0, "{}: cannot be written: {}", path_, std::strerror(errno));
         struct stat status;
         require(fstat(file_.fd, &status) == 0 && S_ISREG(status.st_mode), "{}: is not a regular file", path_);
@@ -178,7 +178,9 @@ class Part {
 // A running curl, which ends with the object. The url's bytes from `offset` on come out of it.
 class Curl {
   public:
-    Curl(const std::string& url, int64_t offset) {
+    // Of the file's bytes from `offset` on; none where there are more than `most`, as far as the server
+    // tells.
+    Curl(const std::string& url, int64_t offset, int64_t most) {
         // Without ~/.curlrc, which could put headers into the file, or the file elsewhere.
         std::vector<std::string> words = {"curl",   "--disable",  "--silent", "--show-error",
                                           "--fail", "--location", "--globoff"};
@@ -186,6 +188,7 @@ class Curl {
         words.insert(words.end(), {"--proto", "=http,https", "--speed-limit", "1000", "--speed-time", seconds,
                                    "--connect-timeout", seconds, "--output", "-", "--url", url});
         if (offset > 0) words.insert(words.end(), {"--continue-at", std::to_string(offset)});
+        if (most > 0) words.insert(words.end(), {"--max-filesize", std::to_string(most)});
         // What is asked for encrypted does not come otherwise.
         if (url.starts_with("https://")) words.insert(words.end(), {"--proto-redir", "=https"});
         std::vector<char*> argv;
@@ -329,24 +332,27 @@ void check_space(const std::string& folder, const ModelEntry& e, int64_t here) {
 // that keeps it from giving the rest.
 bool download(const ModelEntry& e, Part& part, Progress& progress) {
     const int64_t first = part.bytes();
-    Curl curl(e.url, first);
+    Curl curl(e.url, first, e.bytes - first);
     std::vector<uint8_t> buffer(1 << 18);
     progress.start(first);
+    const auto require_size = [&](bool right) {
+        require(right, "{}: the server sends more than the {} bytes expected", e.url, e.bytes);
+    };
     for (ssize_t n; (n = curl.read(buffer)) != 0;) {
         if (stopped) return true;
         if (n > 0) {
-            require(e.bytes == 0 || part.bytes() + n <= e.bytes,
-                    "{}: the server sends more than the {} bytes expected", e.url, e.bytes);
+            require_size(e.bytes == 0 || part.bytes() + n <= e.bytes);
             part.append({buffer.data(), static_cast<size_t>(n)});
         }
         progress.show("", part.bytes());
     }
     const int status = curl.finish();
     if (stopped || status == 0) return true;
-    if (status == kNoRange && first > 0) return false;
+    if ((status == kNoRange || status == kTooLarge) && first > 0) return false;  // all of it, perhaps
     // 416: there is nothing after the part's end.
     if (status == kHttpError && first > 0 && curl.message().find("error: 416") != std::string::npos)
         return true;
+    require_size(status != kTooLarge);
     require(status != kNoHost, "cannot find {}: is this machine online?", host_of(e.url));
     require(status != kNoConnection, "cannot connect to {}: is this machine online?", host_of(e.url));
     require(status != kHttpError, "{}: the server does not give the file: {}", e.url, curl.message());
@@ -380,10 +386,8 @@ void complete(const ModelEntry& e, Part& part, Progress& progress) {
         download(e, part, progress);
     }
     if (stopped || e.bytes == 0 || part.bytes() == e.bytes) return;
-    require(first == 0 || part.bytes() > first, "{}: the server's file has {} bytes, expected {}", e.url,
-            part.bytes(), e.bytes);
-    fail("{}: the download ended after {} of {} bytes; `easel fetch {}` goes on from there", e.name,
-         part.bytes(), e.bytes, e.name);
+    fail("{}: the server's file has {} bytes, expected {}: it is not, or no longer, the one that was listed",
+         e.url, part.bytes(), e.bytes);
 }
 
 int list_models(const std::vector<ModelEntry>& models) {

@@ -19,8 +19,6 @@ namespace easel {
 
 namespace {
 
-constexpr int64_t kSpan = 32;
-
 // y [n_token, n_panel * 16] (+)= x W, of as many tokens and panels as the function is made for.
 using Tile = void (*)(const float* x, int64_t x_stride, const Panels& w, float* y, int64_t y_stride,
                       bool add);

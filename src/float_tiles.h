@@ -7,6 +7,9 @@
 namespace easel {
 
 constexpr int kPanelCols = 16;
+// Products are added to y by the sums of so many k: what begins at a multiple of it is the same, to the bit,
+// whatever else is in the product.
+constexpr int kSpan = 32;
 
 // A matrix W [n_k, n_col] in panels of 16 columns: W[k, j] is at data[j / 16 * panel_stride + k * row_stride
 // + j % 16]. The last panel is full, whatever n_col.

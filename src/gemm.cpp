@@ -26,6 +26,7 @@ constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
 constexpr int kLanes = kPanelCols;                  // rows in a panel
 constexpr int64_t kGroup = 48;                      // tokens that meet all panels before the next ones
 constexpr int64_t kStride = kTileCols + kLanes;     // of copied rows: off a power of two, see pack_rows()
+static_assert(kTileCols == kInt8Cols && kLanes == kInt8Rows);
 
 void multiply(const float* x, int64_t x_stride, int64_t n_token, const Panels& w, float* y, int64_t y_stride,
               bool add) {

@@ -184,7 +184,7 @@ struct Gguf::Part {
         ::close(fd);
         require(!known || !S_ISDIR(st.st_mode),
                 "{0}: expected a GGUF file, found a folder; of a Hugging Face folder `easel convert {0} "
-                "model.gguf` makes one",
+                "model.gguf --type q4_k_m` makes one",
                 path);
         require(regular, "{}: expected a GGUF file, found something that is not a regular file", path);
         require(size >= 24, "{}: not a GGUF file: expected at least 24 bytes, found {}", path, size);

@@ -4,9 +4,11 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -135,10 +137,12 @@ struct LineInput::Editor {
         history(history_, &event, H_SETUNIQUE, 1);
         for (const std::string& line : file_.load()) history(history_, &event, H_ENTER, line.c_str());
         constexpr const char* keys[][2] = {
-            {"^R", "em-inc-search-prev"}, {"^W", "ed-delete-prev-word"}, {"\\e[3~", "ed-delete-next-char"},
-            {"\\e[1~", "ed-move-to-beg"}, {"\\e[4~", "ed-move-to-end"},  {"\\e[H", "ed-move-to-beg"},
-            {"\\e[F", "ed-move-to-end"},  {"\\eOH", "ed-move-to-beg"},   {"\\eOF", "ed-move-to-end"},
-            {"\\e[1;5D", "ed-prev-word"}, {"\\e[1;5C", "em-next-word"},
+            {"^I", "ed-insert"},           {"^R", "em-inc-search-prev"},
+            {"^W", "ed-delete-prev-word"}, {"\\e[3~", "ed-delete-next-char"},
+            {"\\e[1~", "ed-move-to-beg"},  {"\\e[4~", "ed-move-to-end"},
+            {"\\e[H", "ed-move-to-beg"},   {"\\e[F", "ed-move-to-end"},
+            {"\\eOH", "ed-move-to-beg"},   {"\\eOF", "ed-move-to-end"},
+            {"\\e[1;5D", "ed-prev-word"},  {"\\e[1;5C", "em-next-word"},
         };
         for (const auto& [key, command] : keys) el_set(edit_, EL_BIND, key, command, nullptr);
         el_source(edit_, nullptr);  // ~/.editrc
@@ -197,8 +201,11 @@ struct LineInput::Editor {
                     return -1;
                 case kContinue:
                     el_set(e, EL_PREP_TERM, 1);
-                    [[fallthrough]];
+                    el_resize(e);
+                    el_set(e, EL_REFRESH);
+                    continue;
                 case kResize:
+                    editor.erase();
                     el_resize(e);
                     el_set(e, EL_REFRESH);
                     continue;
@@ -215,6 +222,25 @@ struct LineInput::Editor {
             if (used == static_cast<size_t>(-1)) *c = 0xfffd;
             return 1;
         }
+    }
+
+    // What has been drawn of the line, from the row on where the terminal, now of another width, has put its
+    // beginning: libedit would leave that and draw the line once more.
+    void erase() {
+        const LineInfo* line = el_line(edit_);
+        const std::string before = prompt_ + std::string(line->buffer, line->cursor);
+        int columns = 0;
+        for (std::string_view rest = before; !rest.empty();) {
+            const Char c = first_char(rest);
+            columns += std::max(0, char_width(c.c));
+            rest.remove_prefix(c.n);
+        }
+        winsize size{};
+        const bool known = ioctl(fileno(out_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+        const int above = columns / (known ? size.ws_col : 80);
+        const std::string text = fmt::format("{}\r\033[J", above > 0 ? fmt::format("\033[{}A", above) : "");
+        std::fputs(text.c_str(), out_);
+        std::fflush(out_);
     }
 
     std::FILE* out_;

@@ -87,18 +87,19 @@ void add_sampler_flags(CLI::App& app, std::vector<std::function<void(SamplerConf
     }
 }
 
-// "16G", "16GB", "24576M" or bytes; units are powers of 1000.
-int64_t parse_bytes(const std::string& text) {
+// "16G", "16gb", "24576M" or bytes; units are powers of 1000.
+int64_t parse_bytes(const std::string& given) {
     double value = 0;
+    const std::string text = CLI::detail::to_lower(given);
     const char* last = text.data() + text.size();
     const auto [end, error] = std::from_chars(text.data(), last, value);
     std::string_view unit(end, static_cast<size_t>(last - end));
-    if (unit.size() == 2 && unit[1] == 'B') unit.remove_suffix(1);
-    const size_t power = unit.empty() ? 0 : std::string_view("KMGT").find(unit) + 1;
+    if (unit.size() == 2 && unit[1] == 'b') unit.remove_suffix(1);
+    const size_t power = unit.empty() ? 0 : std::string_view("kmgt").find(unit) + 1;
     const double bytes = value * std::pow(1000.0, static_cast<double>(power));
     require(
         error == std::errc() && unit.size() <= 1 && (unit.empty() || power > 0) && bytes >= 1 && bytes < 1e18,
-        "memory limit is {}, expected bytes or a number with K, M, G or T, like 16G", text);
+        "memory limit is {}, expected bytes or a number with K, M, G or T, like 16G", given);
     return static_cast<int64_t>(bytes);
 }
 
@@ -311,6 +312,7 @@ Command convert_command(CLI::App& app) {
     c->add_option("target", f.target, "GGUF file to write")->required()->type_name(kFile);
     c->add_option("--type", f.type, "of the matrices")
         ->required()
+        ->transform([](const std::string& type) { return CLI::detail::to_lower(type); })
         ->check(one_of({"f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"}));
     c->footer("easel convert FOLDER model.gguf --type q4_k_m");
     return {c, [flags] { return run_convert(*flags); }};
@@ -474,7 +476,10 @@ int run(std::vector<std::string> words) {
         require(!words.empty(), "expected a command, one of {} (see easel --help)", fmt::join(names, ", "));
         require(!words[0].starts_with('-'), "a command comes before {}, one of {}", words[0],
                 fmt::join(names, ", "));
-        fail("there is no command \"{}\", expected one of {}", words[0], fmt::join(names, ", "));
+        const std::string meant = nearest_name(words[0], names);
+        fail("there is no command \"{}\", {}", words[0],
+             meant.empty() ? fmt::format("expected one of {}", fmt::join(names, ", "))
+                           : fmt::format("the nearest is {} (see easel --help)", meant));
     }
     try {
         app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // it takes them from the end

@@ -31,7 +31,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
     for (const Watched* w = watched.load(); w; w = w->next) {
         const uint8_t* begin = w->begin.load();
         if (!begin || at < begin || at >= begin + w->bytes) continue;
-        if (write(STDERR_FILENO, w->text, strlen(w->text)) < 0) _exit(1);  // either way: nothing else to do
+        (void)!write(STDERR_FILENO, w->text, strlen(w->text));
         _exit(1);
     }
     sigaction(SIGBUS, &before, nullptr);  // no file's: whoever handled it before meets it again

@@ -111,7 +111,7 @@ class Pool {
     }
 
     std::vector<std::thread> threads_;
-    std::atomic<int> size_{1};
+    std::atomic<int> size_{0};  // 0: not begun
     std::exception_ptr error_;  // the first one of the loop; changes under mutex_
     std::mutex run_mutex_, mutex_;
     std::condition_variable wake_, done_;
@@ -130,9 +130,16 @@ int n_core() {
 
 Pool& pool() {
     static Pool p;
-    static std::once_flag once;
-    std::call_once(once, [] { p.resize(n_core()); });
     return p;
+}
+
+// With a thread a core, unless another number has been asked for.
+Pool& begun_pool() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        if (pool().size() == 0) pool().resize(n_core());
+    });
+    return pool();
 }
 
 }  // namespace
@@ -143,11 +150,11 @@ void set_threads(int n) {
 }
 
 int n_threads() {
-    return pool().size();
+    return begun_pool().size();
 }
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& f) {
-    if (n <= 1 || inside_loop || pool().size() == 1) {
+    if (n <= 1 || inside_loop || begun_pool().size() == 1) {
         for (int64_t i = 0; i < n; i++) f(i);
         return;
     }

@@ -189,7 +189,7 @@ class Reader {
 
     void take(std::string_view text, bool too_long) {
         n_line_++;
-        if (!too_long && is_blank(text)) return;
+        if (!too_long && trim(text).empty()) return;
         auto item = parse_pipe_line(too_long ? "{}" : text, n_line_, options_.sampler);
         if (too_long) {
             item->id = nullptr;

@@ -10,6 +10,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "float_tiles.h"
 #include "gemm.h"
 #include "memory_plan.h"
 #include "parallel.h"
@@ -21,8 +22,6 @@ namespace easel {
 namespace {
 
 using Floats = std::vector<float>;
-
-constexpr int kSpan = 32;  // keys that a product adds up at once, see float_tiles.cpp
 
 enum class Mask {
     Causal,  // encode: a token sees itself and what is before it, on sliding layers only the window
@@ -336,7 +335,7 @@ class CpuBackend final : public Backend {
                 stats[i] = sample_row(row(z, i), t, uniform(static_cast<int>(i)), step_top_k(s, step),
                                       s.top_k_tail_correction);
                 keep_largest(row(z, i), s.self_cond_top_k);
-                stats[i].dropped = drop_unlikely(row(z, i), soft_drop(s, 24));
+                stats[i].dropped = drop_unlikely(row(z, i), soft_drop(s, n_bit()));
             });
             for (const Choice& choice : given.choices)
                 sample_choice(z, c_.n_vocab, choice, t, uniform(choice.begin), stats);
@@ -534,7 +533,7 @@ class CpuBackend final : public Backend {
         const float scale = 1 / std::sqrt(static_cast<float>(d));
         rms_norm_rows(s_.a, s_.h, w.router_scale, d, c_.rms_eps);
         scale_all(s_.a, scale);
-        linear(s_.router, s_.a, w.router, math_);
+        linear(s_.router, s_.a, w.router, CpuMath::Float);  // a rounded choice is another one
         s_.chosen.resize(n * k);
         s_.weight.resize(n * k);
         parallel_for(n, [&](int64_t t) {
@@ -599,6 +598,9 @@ class CpuBackend final : public Backend {
 
     std::shared_ptr<const Model> model_;
     const Model& m_;
+    // Of activations, for soft_drop(): those of int8 have fewer than F16's.
+    int n_bit() const { return math_ == CpuMath::Int8 ? 11 : 24; }
+
     const Config& c_;
     int n_context_, n_cached_ = 0;
     int first_kept_ = 0;  // on sliding layers: positions before this one are gone

@@ -136,7 +136,7 @@ struct SafeTensors::Mapping {
     uint64_t bytes = 0;
 
     explicit Mapping(const std::string& path) {
-        const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
         require(fd >= 0, "{}: cannot open: {}", path, std::strerror(errno));
         struct stat st {};
         const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);

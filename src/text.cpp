@@ -1,8 +1,12 @@
 // text.cpp: see text.h.
 #include "text.h"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <cstdio>
 #include <numeric>
 #include <utility>
@@ -59,8 +63,30 @@ std::string_view trim(std::string_view text) {
     return text.substr(0, text.find_last_not_of(blanks) + 1);
 }
 
+size_t space_bytes(std::string_view s) {
+    if (s.empty()) return 0;
+    const unsigned char c = s[0];
+    if ((c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20)) return 1;
+    for (std::string_view space :
+         {"\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
+          "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"})
+        if (s.starts_with(space)) return space.size();
+    return 0;
+}
+
+std::string_view strip(std::string_view s) {
+    while (const size_t n = space_bytes(s)) s.remove_prefix(n);
+    for (;;) {
+        // A white space character at the end has 1, 2 or 3 bytes.
+        size_t n = std::min<size_t>(3, s.size());
+        while (n > 0 && space_bytes(s.substr(s.size() - n)) != n) n--;
+        if (n == 0) return s;
+        s.remove_suffix(n);
+    }
+}
+
 bool is_blank(std::string_view text) {
-    return trim(text).empty();
+    return strip(text).empty();
 }
 
 bool is_control(char32_t c) {
@@ -147,6 +173,21 @@ std::string nearest_name(std::string_view name, const std::vector<std::string>& 
 std::string counted(size_t n, std::string_view noun, std::string_view plural) {
     if (n == 1) return fmt::format("1 {}", noun);
     return plural.empty() ? fmt::format("{} {}s", n, noun) : fmt::format("{} {}", n, plural);
+}
+
+bool write_all(int fd, std::string_view text) {
+    while (!text.empty()) {
+        const ssize_t n = ::write(fd, text.data(), text.size());
+        if (n > 0) {
+            text.remove_prefix(static_cast<size_t>(n));
+        } else if (n < 0 && errno == EAGAIN) {
+            pollfd writable{fd, POLLOUT, 0};
+            poll(&writable, 1, -1);
+        } else if (n == 0 || errno != EINTR) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void tell(std::string_view text) {

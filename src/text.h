@@ -24,8 +24,12 @@ void require_utf8(std::string_view text, std::string_view what);
 // The text without the byte-order mark that some programs begin a file with.
 std::string_view without_mark(std::string_view text);
 
-// The text without spaces, tabs and ends of lines around it; and whether it is nothing else.
+// The text without spaces, tabs and ends of lines around it.
 std::string_view trim(std::string_view text);
+// The same of all white space that Python's str.strip() takes, as a model's template trims messages; the
+// bytes of such a character that the text starts with, or 0; and whether the text is nothing else.
+std::string_view strip(std::string_view text);
+size_t space_bytes(std::string_view text);
 bool is_blank(std::string_view text);
 
 // Of ASCII, DEL, and U+0080 to U+009F, which many terminals obey too.
@@ -53,6 +57,9 @@ std::string nearest_name(std::string_view name, const std::vector<std::string>& 
 // "1 step", "2 steps"; "2 canvases" with a plural of its own.
 std::string counted(size_t n, std::string_view noun, std::string_view plural = "");
 
+// All of the text to a file that is open, and may be a slow reader's pipe; false, with errno, if it cannot be
+// written.
+bool write_all(int fd, std::string_view text);
 // To stderr. What cannot be written there is lost: a reader who has gone is no reason to end an answer.
 void tell(std::string_view text);
 

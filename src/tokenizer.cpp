@@ -15,6 +15,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <random>
 
 #include "check.h"
 #include "text.h"
@@ -27,9 +28,13 @@ constexpr std::string_view kSpace = "\xe2\x96\x81";  // U+2581, a space inside t
 constexpr uint32_t kNone = UINT32_MAX;
 constexpr size_t kMaxSpecialBytes = 256;  // the longest published one has 16; bounds the search below
 
+// Spreads every bit of h, in another way in every process: no file can choose texts that all meet in one
+// slot.
 uint64_t mix(uint64_t h) {
-    h *= 0x9e3779b97f4a7c15;  // 2^64 / golden ratio: spreads every input bit upwards
-    return h ^ (h >> 32);
+    __extension__ typedef unsigned __int128 Wide;
+    static const uint64_t salt = Wide{std::random_device{}()} << 32 | std::random_device{}();
+    const Wide product = Wide{h ^ salt} * 0x9e3779b97f4a7c15;  // 2^64 / golden ratio
+    return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
 }
 
 // Distinct strings to numbers 0, 1, 2.. in the order of their first intern(). Open addressing; strings of up
@@ -106,18 +111,22 @@ class MergeIndex {
         slots_.resize(n);
     }
     const Merge& find(uint32_t left, uint32_t right) const {  // rank kNone when absent
-        const size_t mask = slots_.size() - 1;
-        for (size_t i = mix(uint64_t{left} << 32 | right) & mask;; i = (i + 1) & mask) {
-            const Merge& m = slots_[i];
-            if (m.rank == kNone || (m.left == left && m.right == right)) return m;
-        }
+        return slots_[slot_of(left, right)];
     }
     void add(const Merge& merge) {  // the first of equal pairs wins: it has the lower rank
-        Merge& m = const_cast<Merge&>(find(merge.left, merge.right));
+        Merge& m = slots_[slot_of(merge.left, merge.right)];
         if (m.rank == kNone) m = merge;
     }
 
   private:
+    size_t slot_of(uint32_t left, uint32_t right) const {
+        const size_t mask = slots_.size() - 1;
+        for (size_t i = mix(uint64_t{left} << 32 | right) & mask;; i = (i + 1) & mask) {
+            const Merge& m = slots_[i];
+            if (m.rank == kNone || (m.left == left && m.right == right)) return i;
+        }
+    }
+
     std::vector<Merge> slots_;
 };
 

@@ -255,18 +255,8 @@ void end_drawing() {
 }
 
 // The terminal may be slow, or gone: what cannot be written is dropped.
-void write_all(std::string_view text) {
-    while (!text.empty()) {
-        const ssize_t n = ::write(STDERR_FILENO, text.data(), text.size());
-        if (n > 0) {
-            text.remove_prefix(static_cast<size_t>(n));
-        } else if (n < 0 && errno == EAGAIN) {
-            pollfd writable{STDERR_FILENO, POLLOUT, 0};
-            poll(&writable, 1, -1);
-        } else if (n == 0 || errno != EINTR) {
-            return;
-        }
-    }
+void draw_on_terminal(std::string_view text) {
+    (void)!write_all(STDERR_FILENO, text);
 }
 
 int positive(const char* variable) {
@@ -280,7 +270,7 @@ constexpr auto kFramePause = std::chrono::milliseconds(33);  // 30 redraws a sec
 
 void abandon_view() {
     if (!drawing) return;
-    write_all(kErase);
+    draw_on_terminal(kErase);
     if (echo_off) tcsetattr(STDERR_FILENO, TCSANOW, &terminal_modes);
     drawing = 0;
     echo_off = 0;
@@ -312,7 +302,7 @@ Screen View::screen() const {
 
 void View::write(const std::string& text) {
     begin_drawing();
-    write_all(text);
+    draw_on_terminal(text);
     n_drawn_++;
 }
 

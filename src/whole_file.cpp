@@ -23,8 +23,8 @@ static void require_written(bool ok, const std::string& path, int problem) {
 std::string read_all(std::FILE* in, const std::string& name, size_t most) {
     std::string text;
     char buffer[1 << 16];
-    for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, in)) > 0;) {
-        text.append(buffer, n);
+    for (size_t n = 1; n > 0 && !std::feof(in);) {  // a terminal would go on after its Ctrl-D
+        text.append(buffer, n = std::fread(buffer, 1, sizeof buffer, in));
         require(text.size() <= most, "{}: is longer than {} bytes, the most that is read here", name, most);
     }
     require(!std::ferror(in), "{}: cannot be read: {}", name, std::strerror(errno));
@@ -66,8 +66,8 @@ bool is_named(int fd, const std::string& path) {
 }
 
 std::FILE* open_alone(const std::string& path, const std::string& name) {
-    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-    require_written(fd >= 0, name, errno);
+    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (path == name ? 0 : O_NOFOLLOW), 0666);
+    require_written(fd >= 0, errno == ELOOP ? path : name, errno);
     struct stat status;
     std::FILE* file = nullptr;
     bool taken = false;

@@ -27,7 +27,8 @@ void require_other(const std::string& path, const std::vector<std::string>& othe
 bool is_named(int fd, const std::string& path);
 
 // Opens a file to write, empty. Error where another process is writing it: it stays locked until it is
-// closed. Messages call it `name`.
+// closed. Messages call it `name`. Links are followed where the path is the user's own, which is `name`, and
+// not where a program has made it up.
 std::FILE* open_alone(const std::string& path, const std::string& name);
 // Gives what open_alone() opened as `part`, once it is on the disk, the name `path`, and closes it. Error if
 // that fails; then the part is gone, and `path` as it was.

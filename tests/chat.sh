@@ -209,6 +209,29 @@ if grep -q -- -DEASEL_EDIT build/deps/edit.flags 2>/dev/null; then
     keys /quit Enter
     wait_screen "/quit ends" "^exit 0"
     check "--no-history keeps nothing" "$(grep -c 'not kept' "$dir/state/easel/history")" -eq 0
+    # A window that changes while a line is typed, which breaks it or makes it whole.
+    fresh "$easel chat $cpu --no-history; echo exit \$?"
+    wait_screen "a chat in a window" "Ctrl-D ends"
+    wait_for at_prompt
+    keys Count Space to Tab 8, Space and Space some Space more Space words
+    typed=words
+    shows_typed() { scrollback | tr -d ' \n' | grep -q "$typed"; }
+    for size in "20 24" "80 24" "80 12" "30 24" "80 24"; do
+        # shellcheck disable=SC2086
+        screen_size $size
+        typed=${typed}x
+        keys x
+        wait_for shows_typed
+        check "$size: the line is there once" "$(scrollback | grep -c '> Count')" -eq 1
+    done
+    keys Enter
+    wait_screen "it is answered" "^reused"
+    wait_for at_prompt
+    keys "/save $dir/tab.json" Enter
+    wait_screen "it is saved" "^2 messages written"
+    has "a tab is kept" 'to\t8, and' "$dir/tab.json"
+    keys C-d
+    wait_screen "the window's chat ends" "^exit 0"
     # As many lines as make it cut them.
     for _ in $(seq 2100); do echo x; done >"$dir/state/easel/history"
     fresh "$easel chat $cpu; echo exit \$?"

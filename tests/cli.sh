@@ -251,7 +251,7 @@ printf 'ab\303' >"$dir/half"
 error "half a character" "not valid UTF-8: byte 0xc3 at offset 2" generate -m "$tiny" -f "$dir/half"
 printf 'x\355\240\200' >"$dir/surrogate"
 error "a surrogate" "not valid UTF-8: byte 0xed at offset 1" generate -m "$tiny" -f "$dir/surrogate"
-error "prompt and canvas over -c" "40 prompt tokens and 1 canvases of 24 tokens need 64 places, the context has 63" \
+error "prompt and canvas over -c" "40 prompt tokens and 1 canvas of 24 tokens need 64 places, the context has 63" \
     generate -m "$tiny" --prompt-ids "$dir/prompt" -c 63 -n 24
 works "prompt and canvas that fill -c" generate -m "$tiny" --prompt-ids "$dir/prompt" -c 64 -n 24 --max-steps 1
 error "answer over the context" "the context has 4096" generate -m "$tiny" -p hi -n 1000000000

@@ -185,9 +185,10 @@ cp $demo "$models/cut.gguf.part" && rm "$models/cut.gguf" && echo x | dd of="$mo
     conv=notrunc 2>/dev/null
 error "a spoilt part" "the download stopped at 1000000" fetch cut
 has "is thrown away" "starting from zero" "$dir/err"
-error "a short file" "the download ended after 50000 of $n bytes; \`easel fetch short\` goes on" fetch short
+error "a short file" "the server's file has 50000 bytes, expected $n: it is not" fetch short
 error "is short the second time too" "the server's file has 50000 bytes, expected $n" fetch short
 error "a long file" "the server sends more than the 1000 bytes expected" fetch long
+check "is not begun" ! -e "$models/long.gguf.part"
 cp $demo "$models/long.gguf.part"
 error "a long part" "sends more than" fetch long
 has "is thrown away too" "longer than the model; starting from zero" "$dir/err"

@@ -67,7 +67,7 @@ generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu -
 tr -s ' \n' '\n\n' <<END | head -n 41 >"$dir/ids"
 $(seq 100 200 | tr '\n' ' ')
 END
-error "a prompt one token too long" "41 prompt tokens and 1 canvases of 24 tokens need 65 places, the context has 64" \
+error "a prompt one token too long" "41 prompt tokens and 1 canvas of 24 tokens need 65 places, the context has 64" \
     generate -m "$tiny" --prompt-ids "$dir/ids" -n 24 -c 64 --device cpu
 
 # ---- A model file that vanishes, and one that is cut short, between two requests

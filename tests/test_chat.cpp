@@ -6,6 +6,7 @@
 #include "chat.h"
 #include "check.h"
 #include "make_gguf.h"
+#include "text.h"
 
 using namespace easel;
 
@@ -197,6 +198,25 @@ TEST_CASE("chat: message lists and vocabularies that cannot be served", "[chat]"
                     control.tokenizer.encode("<|channel>thought\nx<channel|>y<turn|>z", Specials::All));
     CHECK(reply.thought == "x");
     CHECK(reply.answer == "y");
+    const std::vector<int32_t> past = control.tokenizer.encode("y<turn|>z", Specials::All);
+    CHECK(split_reply(control.tokenizer, past).answer == "y");
+    CHECK(split_reply(control.tokenizer, past, true).answer == "yz");
+}
+
+TEST_CASE("chat: white space is what the template trims", "[chat]") {
+    const char* const spaces[] = {" ",    "\t",     "\n",     "\f",     "\v",
+                                  "\x1c", "\u0085", "\u00a0", "\u2003", "\u3000"};
+    std::string all;
+    for (const char* space : spaces) {
+        CHECK(is_blank(space));
+        CHECK(space_bytes(std::string(space) + "a") == std::string_view(space).size());
+        all += space;
+    }
+    CHECK(is_blank(all));
+    CHECK(is_blank(""));
+    CHECK(strip(all + "a b" + all) == "a b");
+    CHECK_FALSE(is_blank("\u200b"));  // no space to Python either
+    CHECK(trim("\u00a0 ") == "\u00a0");
 }
 
 TEST_CASE("chat: a reply splits into thought and answer", "[chat]") {

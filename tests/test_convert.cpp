@@ -1,5 +1,7 @@
 // Tests of convert(): the types of the published files, and Hugging Face folders and GGUF files converted in
 // a folder of their own.
+#include <sys/stat.h>
+
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -506,7 +508,13 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
     check_has(convert_error(folder, "q8_0"), {"blk.1.ffn_up.weight", "nan", "Q8_0"});
 
     const TempDir dir;
-    check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }), {"config.json"});
+    check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+              {"config.json", "expected a JSON file: No such file"});
+    // A pipe that nobody writes to does not hang.
+    REQUIRE(mkfifo((dir / "config.json").c_str(), 0600) == 0);
+    check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+              {"config.json: is not a file, expected one of JSON"});
+    fs::remove(dir / "config.json");
     HfFolder().write(dir.path(), 1);
     const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
     std::ofstream(dir / "tokenizer.json") << "{\"normalizer\":" << deep << "}";

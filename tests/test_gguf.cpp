@@ -472,7 +472,7 @@ TEST_CASE("gguf: files that cannot be opened") {
           dir.path("absent.gguf: cannot open the model file: No such file or directory"));
     CHECK(message(dir.path("")) ==
           dir.path("") + ": expected a GGUF file, found a folder; of a Hugging Face folder `easel convert " +
-              dir.path("") + " model.gguf` makes one");
+              dir.path("") + " model.gguf --type q4_k_m` makes one");
     CHECK(message("/dev/null") ==
           "/dev/null: expected a GGUF file, found something that is not a regular file");
     CHECK(message(dir.write("empty.gguf", "")) ==

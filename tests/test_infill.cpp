@@ -95,6 +95,11 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
           "there are choices for hole 0, the canvas has holes 1 to 1");
     CHECK(parse_message("text", {{1, {"a"}}}) == "there are choices for hole 1, the canvas has none");
     CHECK(parse_message("[[1]]", {{1, {}}}) == "there are no choices for hole 1, expected one or more");
+    std::string many;
+    for (int i = 0; i < 1000; i++) many += "[[1000000]]";
+    CHECK(
+        place_message(many, 32) ==
+        "the canvas text has 1000000000 tokens, 1000000000 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[33]]", 32) ==
           "the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32");
     CHECK(place_message("[[32]][[*]]", 32) ==

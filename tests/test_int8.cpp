@@ -6,6 +6,7 @@
 
 #include "blocks.h"
 #include "catch.h"
+#include "chat.h"
 #include "easel.h"
 #include "gemm.h"
 #include "golden.h"
@@ -239,26 +240,38 @@ TEST_CASE("int8: logits of the golden model of all block types", "[int8]") {
     CHECK(median_row_error(logits, expected, c) < 0.15);
 }
 
-// Weights that were trained damp what is rounded: 0.2 % of the logits, measured, in either pass.
+// What the demo model knows.
+constexpr const char* kPrompts[] = {
+    "What is 47 + 35?", "What is the capital of France?", "Reverse the word \"canvas\".", "Count to 7.",
+    "Hello!",           "Sort these numbers: 52, 17, 33."};
+
+// Weights that were trained damp what is rounded, where the prompt is one of those that they were trained on:
+// 0.2 to 0.3 % of the logits, measured, in either pass, in the median of the prompts.
 TEST_CASE("int8: logits of the demo model", "[int8]") {
-    const auto model =
-        std::make_shared<Model>(std::make_shared<Gguf>(Gguf::from_memory(demo_model(), "demo")));
+    const auto file = std::make_shared<Gguf>(Gguf::from_memory(demo_model(), "demo"));
+    const auto model = std::make_shared<Model>(file);
+    const Tokenizer tokenizer(*file);
     const Config& c = model->config;
     std::mt19937 random(11);
-    std::vector<int32_t> prompt(40), canvas(c.n_canvas);
-    for (auto* ids : {&prompt, &canvas})
-        for (int32_t& id : *ids) id = static_cast<int32_t>(random() % c.n_vocab);
-    std::vector<float> z[2][2];
-    for (int i = 0; i < 2; i++) {
-        const auto backend = make_cpu_backend(model, c.n_context, i ? CpuMath::Int8 : CpuMath::Float);
-        backend->encode(prompt);
-        for (auto& logits : z[i]) logits.resize(size_t(c.n_canvas) * c.n_vocab);
-        backend->logits({canvas, {}, 1}, z[i][0]);
-        backend->logits({canvas, z[0][0], 0.8f}, z[i][1]);
+    std::vector<int32_t> canvas(c.n_canvas);
+    for (int32_t& id : canvas) id = static_cast<int32_t>(random() % c.n_vocab);
+    std::vector<double> error[2];
+    for (const char* prompt : kPrompts) {
+        const Message message{Role::User, prompt};
+        std::vector<float> z[2][2];
+        for (int i = 0; i < 2; i++) {
+            const auto backend = make_cpu_backend(model, c.n_context, i ? CpuMath::Int8 : CpuMath::Float);
+            backend->encode(render_chat(tokenizer, "", {&message, 1}, {}));
+            for (auto& logits : z[i]) logits.resize(size_t(c.n_canvas) * c.n_vocab);
+            backend->logits({canvas, {}, 1}, z[i][0]);
+            backend->logits({canvas, z[0][0], 0.8f}, z[i][1]);
+        }
+        for (int pass : {0, 1}) error[pass].push_back(relative_error(z[1][pass], z[0][pass]));
     }
-    for (int pass : {0, 1}) {
-        CHECK(relative_error(z[1][pass], z[0][pass]) < 0.004);
-        CHECK(z[1][pass] != z[0][pass]);
+    for (auto& e : error) {
+        std::sort(e.begin(), e.end());
+        CHECK(e[e.size() / 2] < 0.0035);
+        CHECK(e[0] > 0);
     }
 }
 
@@ -275,9 +288,7 @@ TEST_CASE("int8: the demo model gives the same answers as in float", "[int8]") {
     Engine exact(options);
     options.cpu_math = CpuMath::Int8;
     Engine fast(options);
-    for (const char* prompt :
-         {"What is 47 + 35?", "What is the capital of France?", "Reverse the word \"canvas\".", "Count to 7.",
-          "Hello!", "Sort these numbers: 52, 17, 33."})
+    for (const char* prompt : kPrompts)
         for (uint64_t seed : {1, 2, 3}) {
             INFO(prompt << ", seed " << seed);
             Request request;

@@ -471,7 +471,7 @@ TEST_CASE("memory: a prompt one token too long is refused, and nothing is encode
     r.sampler->max_steps = 1;
     r.prompt_ids = std::vector<int32_t>(41, 5);
     CHECK_THROWS_WITH(engine.generate(r),
-                      Catch::Contains("41 prompt tokens and 1 canvases of 24 tokens need 65 "
+                      Catch::Contains("41 prompt tokens and 1 canvas of 24 tokens need 65 "
                                       "places, the context has 64"));
     CHECK(engine.backend().n_cached() == 0);
     CHECK_THROWS_WITH(Engine({.model = fixture("tiny.gguf"), .n_context = -1, .device = "cpu"}),

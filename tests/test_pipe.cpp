@@ -151,12 +151,14 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
 }
 
 TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
+    const std::string deep = "{\"prompt\": " + std::string(1 << 20, '[') + "}";
     const struct {
         const char *line, *error;
     } cases[] = {
         {"{bad", "not valid JSON"},
         {"", "not valid JSON"},
         {"{\"prompt\": \"x\"} {}", "not valid JSON"},
+        {deep.c_str(), "JSON nested more than 100 deep"},
         {"{\"t_min\": 1e999, \"prompt\": \"x\"}", "not valid JSON: number overflow"},
         {"{\"prompt\": \"\xff\"}", "not valid UTF-8: byte 0xff at offset 12"},
         {"[1]", "the line is an array, expected a JSON object"},

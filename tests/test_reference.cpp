@@ -259,6 +259,8 @@ TEST_CASE("prompts: work and memory by arithmetic") {
     // A thread holds the scores of some rows over all keys.
     CHECK(large.scratch - small.scratch == 4 * int64_t{n_threads()} * kCpuRows * (65536 - 8192));
     CHECK(large.weights == small.weights);
+    CHECK(large.n_encode == std::max(kCpuEncode, c.n_canvas));
+    CHECK((large.host == 0 && large.n_offload == 0));
     Model wide = *model;
     wide.config.n_ff_self_cond = wide.config.n_ff + 1000;
     CHECK(plan_cpu(wide, 8192).scratch - small.scratch == 4 * int64_t{kCpuEncode} * 2 * 1000);

@@ -160,6 +160,11 @@ TEST_CASE("a file is written by one at a time") {
     std::fclose(file);
     std::fclose(open_text());
     CHECK(fs::file_size(dir / "text") == 0);
+    // A name that a program makes up may be a link to somebody's file; one that a user gives is meant.
+    fs::create_symlink(dir / "text", dir / "link");
+    check_has(error_of([&] { open_alone(dir / "link", "text"); }),
+              {"link: cannot be written: Too many levels"});
+    std::fclose(open_alone(dir / "link", dir / "link"));
     std::FILE* null = open_alone("/dev/null", "null");  // a device is for all
     std::fclose(open_alone("/dev/null", "null"));
     std::fclose(null);

@@ -3,7 +3,8 @@
 Every kind is a function of a random generator that returns (content, prompt, answer). `content` is what the prompt is
 about, without the wording; its hash decides whether the prompt belongs to the training or to the test split, so a test
 prompt asks for something that training never showed in any wording. Counting, facts and chat lines are closed sets: they
-are the same in both splits. Standard library only.
+are the same in both splits. What is of none of these kinds ("other") is answered with what the model can do. Standard
+library only.
 """
 
 import hashlib
@@ -44,6 +45,39 @@ CHAT = {
     "Bye": "Goodbye!",
     "Goodbye": "Goodbye!",
 }
+
+# What people ask a model and this one cannot do.
+QUESTIONS = """\
+Why is the sky blue?|Tell me a joke|Tell me a joke.|Write a poem about the sea.|What time is it?|How are you?|What is love?
+Who was Albert Einstein?|Explain quantum physics in simple terms.|Write a haiku|What is the meaning of life?|Is it raining?
+Write a function that sorts a list in Python.|Translate "good morning" to French.|How do I boil an egg?|Where do I live?
+What is the weather like today?|Summarize this text: the cat sat on the mat.|Tell me about yourself.|What is 3 squared?
+Give me a recipe for pancakes.|Who won the world cup in 2018?|How far is the moon?|Write a story about a dragon.|Sing a song
+What should I cook tonight?|Can you help me with my homework?|What is your favourite colour?|Do you speak German?|test
+Write a letter to my landlord.|What is a black hole?|List five animals.|Name three rivers in Africa.|When did Rome fall?
+Fix this code: print("hello"|Is Python better than C++?|How tall is Mount Everest?|What day is it today?|Good morning!
+Explain how a transformer works.|What is a GPU?|Write hello world in C.|How many people live in China?|foo|abc|asdf|ok
+Make a plan for a trip to Japan.|What is the square root of 16?|Why do cats purr?|Define entropy.|What is diffusion?|yes
+Tell me something interesting.|Recommend a book.|Draw a cat.|What is the largest planet?|Play chess with me.|no|Sure
+Solve x + 3 = 10.|What rhymes with orange?|How old are you?|Where are you from?|Are you alive?|Do you like music?|Why?
+Write an email to my boss.|How does a car engine work?|What is the boiling point of water?|Please help me|What?|How?
+Who is the president of France?|What happened in 1969?|Complete the sentence: the quick brown fox|Once upon a time|Go on
+Say hello in Spanish.|What is machine learning?|Give me ten names for a dog.|How do I learn to swim?|Stop|Repeat after me
+Convert 10 miles to kilometers.|What is the speed of light?|Why is the sea salty?|Speak like a pirate.|I am sad|I love you
+What is a noun?|Spell the word necessary.|Make me laugh|What comes after z?|Is the earth flat?|Count the stars|Add salt
+The weather is nice today.|My name is Bob.|I have two cats and a dog.|This is a test.|What did I just say?|Try again
+""".replace("\n", "|").strip("|").split("|")
+
+SYSTEMS = """\
+Be brief.|You are a helpful assistant.|You are a pirate.|Answer in one word.|Answer in German.|Speak plain English.|Be kind
+You are an expert in physics and mathematics.|You answer questions about a small shop.|Never say no.|You are Bob, a robot.
+Think step by step.|Use no more than ten words.|Today is Monday.|You help people to write code.|Do what you are asked to do.
+""".replace("\n", "|").strip("|").split("|")
+
+# What the model thinks first when it is asked to think.
+THOUGHTS = {"add": "Add the numbers.", "sort": "Put the numbers in order.", "reverse": "Write the letters backwards.",
+            "upper": "Capitalize the letters.", "length": "Count the letters.", "json": "Name, age and city.",
+            "count": "Count up.", "capital": "Name the capital.", "chat": "Be kind.", "other": "I can not do this."}
 
 NAMES = """\
 Ann Ben Tom Mia Eva Max Leo Zoe Ida Kim Ada Amy Bob Cara Dan Emma Finn Gina Hana Ivan Jack Kate Liam
@@ -166,8 +200,34 @@ def chat(rng):
     return f"chat {prompt}", prompt, CHAT[prompt]
 
 
-KINDS = {f.__name__: f for f in (add, sort, reverse, upper, length, json, count, capital, chat)}
+def other(rng):
+    """A known question, or one made up of the same words and of those of the other kinds; or a sum that is out of reach."""
+    prompt, form = rng.choice(QUESTIONS), rng.random()
+    if form < 0.15:
+        a, b = rng.randint(100, 999), rng.choice((rng.randint(2, 99), rng.randint(100, 9999)))
+        prompt = rng.choice(("What is {} + {}?", "{} + {} = ?", "Add {} and {}.")).format(*rng.sample((a, b), 2))
+    elif form < 0.3:
+        prompt = rng.choice(("What is {} {} {}?", "{} {} {} = ?", "{} {} {}")).format(
+            rng.randint(2, 99), rng.choice("-*/"), rng.randint(2, 99))
+    elif form < 0.8:
+        first, pool = prompt.split()[0], " ".join(rng.sample(QUESTIONS, 4)).split() + rng.sample(WORDS, 3)
+        prompt = " ".join([first] + [w.strip(".?!:") for w in rng.sample(pool, rng.randint(1, 7))])
+        prompt += rng.choice(("", ".", "?", "!"))
+    return f"other {prompt}", prompt.lower() if rng.random() < 0.1 else prompt, CHAT["What can you do?"]
+
+
+KINDS = {f.__name__: f for f in (add, sort, reverse, upper, length, json, count, capital, chat, other)}
 CLOSED = ("count", "capital", "chat")  # memorised, not generalised: every prompt is trained on and must be right
+
+
+def system_text(rng):
+    """Instructions of the kind that people give, which change no answer."""
+    return rng.choice(SYSTEMS) if rng.random() < 0.6 else other(rng)[1]
+
+
+def earlier_turns(rng, n, test=False):
+    """n turns of any kind, [(prompt, answer)], as what is asked may come after."""
+    return [sample(rng.choice(list(KINDS)), rng, test) for _ in range(n)]
 
 
 def sample(kind, rng, test=False):

@@ -1,12 +1,12 @@
 """Trains the demo model: a tiny DiffusionGemma (the transformers class itself) on prompts that demo_prompts.py
 makes up.
 
-    python tools/train_demo.py --out DIR
+    python tools/train_demo.py --out DIR [--start MODEL.gguf]
 
 DIR becomes an ordinary Hugging Face folder (config, weights, tokenizer, chat template), rewritten whenever the
 score on unseen prompts is as good as ever. DIR.state holds what a restart continues from, and the log. The objective
 is that of block diffusion with uniform noise: encode the prefix causally, put noise on the canvas, predict every
-clean token of it. Two CPU cores take about 75 minutes.
+clean token of it. --start begins with the weights of an earlier demo model (needs the gguf package).
 """
 
 import argparse
@@ -34,8 +34,9 @@ LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention", "slid
 T_MIN, T_MAX, STEPS, ENTROPY_BOUND, CONFIDENCE = 0.4, 0.8, 48, 0.1, 0.005  # as the 26B checkpoint generates
 
 # How often each kind is drawn: what is harder to learn comes more often.
-MIXTURE = {"add": 44, "sort": 22, "reverse": 6, "upper": 3, "length": 3, "json": 8, "count": 7, "capital": 5,
-           "chat": 2}
+MIXTURE = {"add": 28, "sort": 24, "reverse": 6, "upper": 3, "length": 4, "json": 9, "count": 7, "capital": 7,
+           "chat": 5, "other": 7}
+MAX_TURNS = 5  # before the one that is answered; half of the examples have some
 
 # -----------------------------------------------------------------------------------------------------------
 # Tokenizer: the scheme of Gemma 4 in small
@@ -123,10 +124,18 @@ CHAT_TEMPLATE = """\
 """
 
 
-def render(prompt, earlier=()):
-    """A user turn in the chat format, thinking off, behind earlier (prompt, answer) turns."""
-    turns = "".join(f"<|turn>user\n{p}<turn|>\n<|turn>model\n{a}<turn|>\n" for p, a in earlier)
-    return f"<bos>{turns}<|turn>user\n{prompt}<turn|>\n<|turn>model\n<|channel>thought\n<channel|>"
+def render(prompt, earlier=(), system="", think=False):
+    """A user turn in the chat format, behind a system message and earlier (prompt, answer) turns."""
+    first = ("<|think|>\n" if think else "") + system
+    turns = f"<|turn>system\n{first}<turn|>\n" if first else ""
+    turns += "".join(f"<|turn>user\n{p}<turn|>\n<|turn>model\n{a}<turn|>\n" for p, a in earlier)
+    thought = "" if think else "<|channel>thought\n<channel|>"
+    return f"<bos>{turns}<|turn>user\n{prompt}<turn|>\n<|turn>model\n{thought}"
+
+
+def render_answer(kind, answer, think):
+    """What the model is to write."""
+    return f"<|channel>thought\n{demo_prompts.THOUGHTS[kind]}\n<channel|>{answer}" if think else answer
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -159,6 +168,43 @@ def build_model(n_vocab, ids):
                 p.fill_(p.shape[0] ** -0.25)  # scores of unit variance: they are not scaled by the head size
         model.model.decoder.embed_tokens.weight[ids["<pad>"]].zero_()
     return model
+
+
+# GGUF names of a layer's tensors, and of those outside, by the class's own.
+IN_LAYER = {
+    "input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "pre_feedforward_layernorm.weight": "ffn_norm.weight", "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
+    "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
+    "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
+    "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
+    "self_attn.q_proj.weight": "attn_q.weight", "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight", "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight", "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight", "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight", "router.proj.weight": "ffn_gate_inp.weight",
+    "router.scale": "ffn_gate_inp.scale", "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight", "router.per_expert_scale": "ffn_down_exps.scale"}
+OUTSIDE = {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
+
+
+def gguf_name(name):
+    """The GGUF name of a parameter of the class."""
+    name = name.removeprefix("model.encoder.language_model.").removeprefix("model.decoder.")
+    if name.startswith("layers."):
+        _, number, rest = name.split(".", 2)
+        return f"blk.{number}.{IN_LAYER[rest]}"
+    return OUTSIDE.get(name) or name.replace("self_conditioning.", "self_cond_").replace("_proj", "")
+
+
+def load_gguf(model, path):
+    """Copies the weights of a demo model that `easel convert` wrote into the model."""
+    from gguf import GGUFReader, dequantize
+    tensors = {t.name: t for t in GGUFReader(path).tensors}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "vision" not in name:
+                t = tensors[gguf_name(name)]
+                p.copy_(torch.tensor(dequantize(t.data, t.tensor_type)).view_as(p))
 
 
 def masks(n_prefix, width):
@@ -283,12 +329,19 @@ def generate(model, prefixes, end_ids, generator, max_canvases=4, batch=128):
 
 
 def evaluate(model, tokenizer, n, seed):
-    """Right answers on n unseen prompts of every kind, {kind: (share right, mean steps per canvas)}; the processes
-    share the work and all get the result."""
+    """Right answers on n unseen prompts of every kind, {kind: (share right, mean steps per canvas)}: every other one
+    after earlier turns, every third with a system message, every fifth with a thought; the processes share the work and
+    all get the result."""
+    rng = random.Random(seed)
     end_ids = {tokenizer.token_to_id(t) for t in ("<eos>", "<turn|>", "<|tool_response>")}
-    asked = [(kind, *pair) for kind in demo_prompts.KINDS for pair in demo_prompts.test_set(kind, n, seed)]
+    asked = []
+    for kind in demo_prompts.KINDS:
+        for i, (prompt, answer) in enumerate(demo_prompts.test_set(kind, n, seed)):
+            earlier = demo_prompts.earlier_turns(rng, rng.randint(1, MAX_TURNS) if i % 2 else 0, test=True)
+            system, think = demo_prompts.system_text(rng) if i % 3 == 2 else "", i % 5 == 4
+            asked.append((kind, render(prompt, earlier, system, think), render_answer(kind, answer, think)))
     asked = asked[dist.get_rank()::dist.get_world_size()]
-    prefixes = [tokenizer.encode(render(prompt), add_special_tokens=False).ids for _, prompt, _ in asked]
+    prefixes = [tokenizer.encode(prefix, add_special_tokens=False).ids for _, prefix, _ in asked]
     answers = generate(model, prefixes, end_ids, torch.Generator().manual_seed(seed))
     mine = [(kind, ended and tokenizer.decode(ids, skip_special_tokens=False) == answer,
              sum(taken) / len(taken)) for (kind, _, answer), (ids, ended, taken) in zip(asked, answers)]
@@ -347,11 +400,14 @@ def all_reduce(tensors):
 
 def make_example(tokenizer, rng, kinds, weights):
     """One training pair (prefix ids, clean canvas ids). Answers longer than a canvas give one of their canvases,
-    with the earlier ones at the end of the prefix. One example in five follows an earlier turn."""
-    prompt, answer = demo_prompts.sample(rng.choices(kinds, weights)[0], rng)
-    earlier = [demo_prompts.sample(rng.choice(kinds), rng)] if rng.random() < 0.2 else []
-    prefix = tokenizer.encode(render(prompt, earlier), add_special_tokens=False).ids
-    ids = tokenizer.encode(answer + "<turn|>", add_special_tokens=False).ids
+    with the earlier ones at the end of the prefix."""
+    kind = rng.choices(kinds, weights)[0]
+    prompt, answer = demo_prompts.sample(kind, rng)
+    earlier = demo_prompts.earlier_turns(rng, max(0, rng.randint(1 - MAX_TURNS, MAX_TURNS)))
+    system = demo_prompts.system_text(rng) if rng.random() < 0.2 else ""
+    think = rng.random() < 0.1
+    prefix = tokenizer.encode(render(prompt, earlier, system, think), add_special_tokens=False).ids
+    ids = tokenizer.encode(render_answer(kind, answer, think) + "<turn|>", add_special_tokens=False).ids
     start = CANVAS * rng.randrange(math.ceil(len(ids) / CANVAS))
     clean = ids[start:start + CANVAS]
     return prefix + ids[:start], clean + [0] * (CANVAS - len(clean))
@@ -432,6 +488,8 @@ def train(rank, args):
     tokenizer = build_tokenizer()
     n_vocab = tokenizer.get_vocab_size()
     model, ema = (build_model(n_vocab, tokenizer.get_vocab()) for _ in range(2))
+    if args.start:
+        load_gguf(model, args.start)
     ema.load_state_dict(model.state_dict())
     check_joint(model)
     model.train()
@@ -502,6 +560,7 @@ def train(rank, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the Hugging Face folder to write")
+    parser.add_argument("--start", type=Path, help="a GGUF file of an earlier demo model, whose weights to begin with")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--micro", type=int, default=2, help="parts of a batch, by length")
