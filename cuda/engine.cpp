@@ -349,13 +349,14 @@ class DeviceBackend final : public Backend {
         mark(s, Part::Router);
         route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
               c_.n_expert_used, b_.routing);
-        permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, c_.n_expert_used, c_.n_expert);
+        const int n_slot = n * c_.n_expert_used;
+        permute(s, b_.slot_of, b_.token_of, b_.groups, b_.chosen, n, c_.n_expert_used, c_.n_expert,
+                expert_group<T>(c_.n_expert, n_slot));
         mark(s, Part::ExpertUp);
         experts_.need(s, layer);
-        const int n_slot = n * c_.n_expert_used;
-        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.experts, n_slot);
+        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.groups, n_slot);
         mark(s, Part::ExpertDown);
-        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.experts, n_slot);
+        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.groups, n_slot);
         experts_.used(s, layer);
         if (!marks_) dense_side_.join(s);
     }

@@ -166,14 +166,15 @@ class Kernels {
                   n_used, b_.routing);
         });
         add("permute", {}, false, [=, this](Stream s) {
-            permute(s, b_.slot_of, b_.token_of, b_.experts, b_.chosen, n, n_used, c_.n_expert);
+            permute(s, b_.slot_of, b_.token_of, b_.groups, b_.chosen, n, n_used, c_.n_expert,
+                    expert_group<T>(c_.n_expert, n * n_used));
         });
         weights("expert_gate_up", w.expert_gate_up, 1.0 * n * n_used, [=, this, &w](Stream s) {
-            expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.experts,
+            expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.groups,
                            n * n_used);
         });
         weights("expert_down", w.expert_down, 1.0 * n * n_used, [=, this, &w](Stream s) {
-            expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.experts, n * n_used);
+            expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.groups, n * n_used);
         });
         add("layer_end", {}, false, [=, this, &w](Stream s) {
             layer_end(s, b_.x, b_.in, h_.data(), b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,

@@ -250,7 +250,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
                         [&](Arena& a) { b.slot_out = a.take<float>(n_pair * d); }});
     for (int** p : {&b.chosen, &b.slot_of, &b.token_of}) *p = arena.take<int>(n_pair);
     b.weight = arena.take<float>(n_pair);
-    b.experts = arena.take<ExpertSlots>(c.n_expert);
+    b.groups = arena.take<ExpertGroup>(max_groups<T>(c.n_expert, room.n_token * c.n_expert_used));
     for (float** p : {&b.cos, &b.sin, &b.cos_swa, &b.sin_swa})
         *p = arena.take<float>(n * c.max_head_dim() / 2);
     b.live = arena.take<uint8_t>(n_vocab_tile(c.n_vocab));

@@ -109,7 +109,7 @@ struct Buffers {
     float* routing;                        // route_scratch()
     int *chosen, *slot_of, *token_of;      // [n n_expert_used]
     float* weight;                         // the same
-    ExpertSlots* experts;                  // [n_expert]
+    ExpertGroup* groups;                   // [max_groups()]
     T* slot_middle;                        // [n n_expert_used, n_ff_exp]
     int64_t middle_bytes;                  // of q_in, o_in, slot_middle and middle together
     float* slot_out;                       // [n n_expert_used, n_embd]

@@ -11,8 +11,8 @@ namespace {
 
 // The activation rows of a block, in tiles of 8: many, or few, for the experts of a canvas alone.
 template <class X>
-constexpr int kMany = sizeof(X) == 4 ? 8 : 16;
-constexpr int kFew = 4;
+constexpr int kMany = kManyRows<X> / 8;
+constexpr int kFew = kFewRows / 8;
 // With these: blocks that an SM's registers have to do for.
 template <int N_TOKEN_TILE>
 constexpr int n_block = N_TOKEN_TILE == kFew ? 2 : 1;
@@ -24,31 +24,33 @@ constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 template <Type TYPE, class X, int N_TOKEN_TILE>
 using LinearGemm = WeightGemm<TYPE, X, n_warp<X>, n_row_tile<X>, N_TOKEN_TILE, n_block<N_TOKEN_TILE>>;
 
-// out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of one expert or of all
-// tokens.
+// out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of a group of an expert's
+// or of all tokens.
 //   out      [n_slot, n_out] Y, row stride ldo
 //   x        [., n_col] X, row stride ldx
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
-//   experts  [n_expert] their slots; null: one matrix, slots 0 to n_token
+//   groups   [n_group(n_expert, n_token, 128 or 32)] of slots; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   256 rows x 128 or 32 slots (float: 64 x 64); gated: half of the rows are gate's, half up's, so both
 //         meet in one thread's registers.
-// Launch: grid (n_tile / 16, n_expert or n_token / 128, parts), 256 threads.
+// Launch: grid (n_tile / 16, groups or n_token / 128, parts), 256 threads.
 // Shared: WeightGemm's, for Q4_K 131 KiB, 82 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
 //         numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
 //         bytes of weights are on their way, and what is read of the activations beside them: room for 32
-//         slots instead of 128 lets two blocks into an SM. An expert with more goes over its weights again,
-//         from L2. A product of all tokens is bound by what its blocks read from L2, so its tile is as large
-//         as an SM's registers allow.
+//         slots instead of 128 lets two blocks into an SM. An expert with more has several groups, whose
+//         blocks begin one after the other: they run at the same time, and what the first reads of the
+//         weights the others find in L2. In one block, pass after pass, each would come from memory: the
+//         blocks of all SMs go over more between two passes than L2 holds. A product of all tokens is bound
+//         by what its blocks read from L2, so its tile is as large as an SM's registers allow.
 // Maths:  float32 accumulation in order of columns. Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
 __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     linear_kernel(Y* out, int ldo, int n_out, const X* x, int ldx, const uint8_t* records,
-                  int64_t expert_bytes, int n_tile, int n_chunk, const ExpertSlots* experts,
+                  int64_t expert_bytes, int n_tile, int n_chunk, const ExpertGroup* groups,
                   const int* token_of, int n_token, float scale) {
     constexpr int kTokens = 8 * N_TOKEN_TILE, N_ROW_TILE = n_row_tile<X>;
     using Gemm = LinearGemm<TYPE, X, N_TOKEN_TILE>;
@@ -56,9 +58,10 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     SHARED_ARRAY(int, row_of, kTokens);
     const int thread = threadIdx.x, g = thread % 32 / 4, t = thread % 4, tile = blockIdx.x * Gemm::N_TILE;
     int begin = blockIdx.y * kTokens, end = min(begin + kTokens, n_token);
-    if (N_TOKEN_TILE == kFew || experts) {
+    if (N_TOKEN_TILE == kFew || groups) {
         wait_for_last_launch();
-        const ExpertSlots own = experts[blockIdx.y];
+        const ExpertGroup own = groups[blockIdx.y];
+        if (own.begin == own.end) return;  // the whole block
         begin = own.begin, end = own.end, records += own.expert * expert_bytes;
     }
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
@@ -69,38 +72,36 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
         out += int64_t{part} * n_token * ldo;
     }
 
-    for (int base = begin; base < end; base += kTokens) {
-        const int n_row = min(kTokens, end - base);
-        if (thread < kTokens) {
-            const int slot = base + min(thread, n_row - 1);
-            row_of[thread] = token_of ? token_of[slot] : slot;
-        }
-        __syncthreads();  // row_of is complete
-        float acc[N_ROW_TILE][N_TOKEN_TILE][4];
-        Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of,
-                       n_row, N_TOKEN_TILE != kFew && !experts);
+    const int n_row = end - begin;
+    if (thread < kTokens) {
+        const int slot = begin + min(thread, n_row - 1);
+        row_of[thread] = token_of ? token_of[slot] : slot;
+    }
+    __syncthreads();  // row_of is complete
+    float acc[N_ROW_TILE][N_TOKEN_TILE][4];
+    Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of, n_row,
+                   N_TOKEN_TILE != kFew && !groups);
 
-        // A warp's row tiles are four apart; of each a lane has output g, and g + 8 of one that is not gated.
-        constexpr int N_OUT = GATED ? 8 : 16;
-        const int first_out = (tile + Gemm::row_tile(thread / 32, 0)) * N_OUT + g;
-        Y* row = out + int64_t{base + 2 * t} * ldo + first_out;
-        UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
-            if (n > 0 && 8 * n >= n_row) break;  // the same for all
-            UNROLL for (int j = 0; j < 2; j++) {
-                const bool counts = 8 * n + 2 * t + j < n_row;
-                UNROLL for (int m = 0; m < N_ROW_TILE; m++) {
-                    const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
-                    const int i = 4 * N_OUT * m;
-                    if constexpr (GATED) {
-                        const Y y = from_f32<Y>(gelu_tanh<Y>(low) * high * scale);
-                        if (counts && first_out + i < n_out) row[i] = y;
-                    } else {
-                        if (counts && first_out + i < n_out) row[i] = from_f32<Y>(low * scale);
-                        if (counts && first_out + i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
-                    }
+    // A warp's row tiles are four apart; of each a lane has output g, and g + 8 of one that is not gated.
+    constexpr int N_OUT = GATED ? 8 : 16;
+    const int first_out = (tile + Gemm::row_tile(thread / 32, 0)) * N_OUT + g;
+    Y* row = out + int64_t{begin + 2 * t} * ldo + first_out;
+    UNROLL for (int n = 0; n < N_TOKEN_TILE; n++) {
+        if (n > 0 && 8 * n >= n_row) break;  // the same for all
+        UNROLL for (int j = 0; j < 2; j++) {
+            const bool counts = 8 * n + 2 * t + j < n_row;
+            UNROLL for (int m = 0; m < N_ROW_TILE; m++) {
+                const float low = acc[m][n][j], high = acc[m][n][2 + j];  // rows g and g + 8
+                const int i = 4 * N_OUT * m;
+                if constexpr (GATED) {
+                    const Y y = from_f32<Y>(gelu_tanh<Y>(low) * high * scale);
+                    if (counts && first_out + i < n_out) row[i] = y;
+                } else {
+                    if (counts && first_out + i < n_out) row[i] = from_f32<Y>(low * scale);
+                    if (counts && first_out + i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
                 }
-                row += j == 0 ? ldo : 7 * ldo;
             }
+            row += j == 0 ? ldo : 7 * ldo;
         }
     }
 }
@@ -142,20 +143,21 @@ __global__ void __launch_bounds__(32 * kSquareWarps)
 }
 
 template <bool GATED, int N_TOKEN_TILE, class X, class Y>
-void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const ExpertSlots* experts,
+void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const ExpertGroup* groups,
             const int* token_of, int n_token, int n_part = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
-    require(experts || N_TOKEN_TILE != kFew, "bug: without experts this kernel waits for no launch");
+    require(groups || N_TOKEN_TILE != kFew, "bug: without experts this kernel waits for no launch");
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;
             using Gemm = LinearGemm<type.value, X, N_TOKEN_TILE>;
-            const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE,
-                            experts ? w.n_expert : (n_token + kTokens - 1) / kTokens, n_part);
+            const int n_y =
+                groups ? n_group(w.n_expert, n_token, kTokens) : (n_token + kTokens - 1) / kTokens;
+            const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE, n_y, n_part);
             EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, Gemm::N_THREAD,
                          Gemm::shared_bytes(), stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
                          padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
-                         experts, token_of, n_token, w.scale);
+                         groups, token_of, n_token, w.scale);
         } else {
             fail("bug: weights of a type that these activations are not multiplied with");
         }
@@ -186,34 +188,31 @@ template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {
     launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, nullptr, nullptr, n_token);
 }
-// Whether n_slot slots are three quarters of 8 kFew an expert, or less.
-static bool few_slots(const Weights& w, int n_slot) {
-    return n_slot <= w.n_expert * kFew * 6;
-}
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const ExpertSlots* experts, int n_slot) {
-    if constexpr (sizeof(T) == 2)  // in float32, where nothing is fast, there is one way
-        if (few_slots(w, n_slot))
-            return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, experts, token_of, 0);
-    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, experts, token_of, 0);
+                    const ExpertGroup* groups, int n_slot) {
+    if constexpr (sizeof(T) == 2)
+        if (expert_group<T>(w.n_expert, n_slot) == kFewRows)
+            return launch<true, kFew>(stream, out, padded(w.n_row / 2), x, w, groups, token_of, n_slot);
+    launch<true, kMany<T>>(stream, out, padded(w.n_row / 2), x, w, groups, token_of, n_slot);
 }
 template <class T>
-void expert_down(Stream stream, float* out, const T* x, const Weights& w, const ExpertSlots* experts,
+void expert_down(Stream stream, float* out, const T* x, const Weights& w, const ExpertGroup* groups,
                  int n_slot) {
     if constexpr (sizeof(T) == 2)
-        if (few_slots(w, n_slot)) return launch<false, kFew>(stream, out, w.n_row, x, w, experts, nullptr, 0);
-    launch<false, kMany<T>>(stream, out, w.n_row, x, w, experts, nullptr, 0);
+        if (expert_group<T>(w.n_expert, n_slot) == kFewRows)
+            return launch<false, kFew>(stream, out, w.n_row, x, w, groups, nullptr, n_slot);
+    launch<false, kMany<T>>(stream, out, w.n_row, x, w, groups, nullptr, n_slot);
 }
 
 template void linear(Stream, float*, const F16*, const Weights&, int, int);
 template void linear(Stream, float*, const float*, const Weights&, int, int);
 template void gate_up(Stream, F16*, const F16*, const Weights&, int);
 template void gate_up(Stream, float*, const float*, const Weights&, int);
-template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const ExpertSlots*, int);
-template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const ExpertSlots*,
+template void expert_gate_up(Stream, F16*, const F16*, const Weights&, const int*, const ExpertGroup*, int);
+template void expert_gate_up(Stream, float*, const float*, const Weights&, const int*, const ExpertGroup*,
                              int);
-template void expert_down(Stream, float*, const F16*, const Weights&, const ExpertSlots*, int);
-template void expert_down(Stream, float*, const float*, const Weights&, const ExpertSlots*, int);
+template void expert_down(Stream, float*, const F16*, const Weights&, const ExpertGroup*, int);
+template void expert_down(Stream, float*, const float*, const Weights&, const ExpertGroup*, int);
 
 }  // namespace easel

@@ -180,28 +180,30 @@ constexpr int kSortWarps = 16, kSortThreads = 32 * kSortWarps;
 // A stable counting sort of the pairs p = token n_used + i by chosen[p].
 //   slot_of  [n_pair] where pair p went
 //   token_of [n_pair] by slot
-//   experts  [n_expert] those with most pairs first
+//   groups   [n_group] slots of an expert, `group` at most; experts with most pairs first, then empty ones
 //   chosen   [n_pair]
 // Tile:   one block; warp w has the w-th sixteenth of the pairs, 32 at a time.
 // Launch: grid 1, 512 threads.
-// Shared: a counter a warp and expert: 8 KiB for 128 experts, 64 for 1024.
+// Shared: a counter a warp and expert: 8 KiB for 128 experts, 64 for 1024; an expert's pairs and groups.
 // Why:    2048 pairs are too few for more blocks. Counters of its own let a warp place its pairs without the
 //         others: lanes with the same expert find their rank among them by a vote.
 // Maths:  integers; the atomic additions are counts, whose order does not show.
 // Check:  tests/test_moe.cpp.
 __global__ void __launch_bounds__(kSortThreads)
-    permute_kernel(int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_pair,
-                   int n_used, int n_expert) {
+    permute_kernel(int* slot_of, int* token_of, ExpertGroup* groups, const int* chosen, int n_pair,
+                   int n_used, int n_expert, int n_group, int group) {
     wait_for_last_launch();
-    SHARED_DYNAMIC(int, count);             // [kSortWarps, n_expert]: pairs, then the next slot
-    SHARED_ARRAY(int, total, kMaxExperts);  // of an expert; then its first slot
+    SHARED_DYNAMIC(int, count);                   // [kSortWarps, n_expert]: pairs, then the next slot
+    SHARED_ARRAY(int, total, kMaxExperts);        // of an expert; then its first slot
+    SHARED_ARRAY(int, n_own_group, kMaxExperts);  // of an expert
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int n_round = (n_pair + kSortThreads - 1) / kSortThreads;  // of 32 pairs, of each warp
     const int begin = warp * n_round * 32;
     int* const own = count + warp * n_expert;
 
     for (int i = thread; i < kSortWarps * n_expert; i += kSortThreads) count[i] = 0;
-    __syncthreads();  // the counters are zero
+    for (int i = thread; i < n_group; i += kSortThreads) groups[i] = {};
+    __syncthreads();  // the counters are zero, the groups empty
     for (int r = 0; r < n_round; r++) {
         const int p = begin + 32 * r + lane;
         if (p < n_pair) atomicAdd(own + chosen[p], 1);
@@ -211,16 +213,17 @@ __global__ void __launch_bounds__(kSortThreads)
     for (int e = thread; e < n_expert; e += kSortThreads) {
         int sum = 0;
         for (int w = 0; w < kSortWarps; w++) sum += count[w * n_expert + e];
-        total[e] = sum;
+        total[e] = sum, n_own_group[e] = (sum + group - 1) / group;
     }
     __syncthreads();  // the totals are complete
     constexpr int kOwn = kMaxExperts / kSortThreads;
-    int rank[kOwn], n_own[kOwn];
+    int first[kOwn], n_own[kOwn];  // the groups of the experts before; pairs
     UNROLL for (int i = 0; i < kOwn; i++) {
         const int e = thread + i * kSortThreads;
         if (e >= n_expert) continue;
-        n_own[i] = total[e], rank[i] = 0;
-        for (int o = 0; o < n_expert; o++) rank[i] += total[o] > n_own[i] || (total[o] == n_own[i] && o < e);
+        n_own[i] = total[e], first[i] = 0;
+        for (int o = 0; o < n_expert; o++)
+            if (total[o] > n_own[i] || (total[o] == n_own[i] && o < e)) first[i] += n_own_group[o];
     }
     __syncthreads();  // the totals have been read
     if (warp == 0) {
@@ -239,7 +242,10 @@ __global__ void __launch_bounds__(kSortThreads)
     __syncthreads();  // the first slots are complete
     UNROLL for (int i = 0; i < kOwn; i++) {
         const int e = thread + i * kSortThreads;
-        if (e < n_expert) experts[rank[i]] = {e, total[e], total[e] + n_own[i]};
+        if (e >= n_expert) continue;
+        const int end = total[e] + n_own[i];
+        ExpertGroup* to = groups + first[i];
+        for (int begin = total[e]; begin < end; begin += group) *to++ = {e, begin, min(begin + group, end)};
     }
     for (int e = thread; e < n_expert; e += kSortThreads) {
         int next = total[e];
@@ -269,11 +275,12 @@ __global__ void __launch_bounds__(kSortThreads)
 
 }  // namespace
 
-void permute(Stream stream, int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_token,
-             int n_used, int n_expert) {
+void permute(Stream stream, int* slot_of, int* token_of, ExpertGroup* groups, const int* chosen, int n_token,
+             int n_used, int n_expert, int group) {
     require(n_expert <= kMaxExperts, "bug: more experts than permute() has room for");
+    const int n_pair = n_token * n_used;
     EASEL_LAUNCH(permute_kernel, 1, kSortThreads, sizeof(int) * kSortWarps * n_expert, stream, slot_of,
-                 token_of, experts, chosen, n_token * n_used, n_used, n_expert);
+                 token_of, groups, chosen, n_pair, n_used, n_expert, n_group(n_expert, n_pair, group), group);
 }
 
 }  // namespace easel

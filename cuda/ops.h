@@ -6,6 +6,8 @@
 // in a shape is the row without its padding. Launchers add to `stream` and return at once. What varies from
 // step to step is in LoopState, in device memory, so that a captured launch stays good.
 #pragma once
+#include <algorithm>
+
 #include "backend.h"
 #include "ptx.h"
 #include "quant.h"
@@ -129,8 +131,8 @@ EASEL_BOTH constexpr int joint_column(int place) {
     return half + (i < 32 ? 32 * quarter + i : 64 + 96 * quarter + i - 32);
 }
 
-// The slots of an expert: pairs (token, i) that permute() has put next to each other.
-struct alignas(16) ExpertSlots {
+// Slots of one expert: pairs (token, i) that permute() has put next to each other.
+struct alignas(16) ExpertGroup {
     int expert, begin, end;
 };
 
@@ -247,13 +249,42 @@ constexpr int linear_parts(int n_row, int n_token) {
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 
-// out [n_slot, n_ff_exp] T, slot s from row token_of[s] of x with the expert whose slot it is.
+// Activation rows of a block: of products of all tokens, and of experts with many; of experts with few.
+template <class T>
+constexpr int kManyRows = sizeof(T) == 4 ? 64 : 128;
+constexpr int kFewRows = 32;
+// The most slots that are few: three quarters of those rows an expert.
+constexpr int few_slots(int n_expert) {
+    return n_expert * (kFewRows / 4 * 3);
+}
+// Slots of a group, at most: the rows of a block of expert_gate_up() and expert_down(). In float, where
+// nothing is fast, there is one way.
+template <class T>
+constexpr int expert_group(int n_expert, int n_slot) {
+    return sizeof(T) == 2 && n_slot <= few_slots(n_expert) ? kFewRows : kManyRows<T>;
+}
+// Groups of up to `group` slots that n_slot slots make, at most: each of the experts has one with a single
+// slot, and all other groups are full.
+constexpr int n_group(int n_expert, int n_slot, int group) {
+    const int n_used = std::min(n_expert, n_slot);
+    return n_used + (n_slot - n_used) / group;
+}
+// The most of any pass with up to n_slot slots: of the largest, or of the largest with few.
+template <class T>
+constexpr int max_groups(int n_expert, int n_slot) {
+    const int few = std::min(n_slot, few_slots(n_expert));
+    return std::max(n_group(n_expert, n_slot, expert_group<T>(n_expert, n_slot)),
+                    n_group(n_expert, few, expert_group<T>(n_expert, few)));
+}
+
+// out [n_slot, n_ff_exp] T, slot s from row token_of[s] of x with the expert whose slot it is. groups as
+// permute() makes them, of expert_group<T>(w.n_expert, n_slot).
 template <class T>
 void expert_gate_up(Stream stream, T* out, const T* x, const Weights& w, const int* token_of,
-                    const ExpertSlots* experts, int n_slot);
+                    const ExpertGroup* groups, int n_slot);
 // out [n_slot, n_embd] float32, slot s from row s of x.
 template <class X>
-void expert_down(Stream stream, float* out, const X* x, const Weights& w, const ExpertSlots* experts,
+void expert_down(Stream stream, float* out, const X* x, const Weights& w, const ExpertGroup* groups,
                  int n_slot);
 
 // max = the largest sum of squares of a row of w, all experts, decoded to F16. See scale_products() in
@@ -288,11 +319,12 @@ constexpr int64_t route_scratch(int n_token, int n_embd, int n_expert) {
     return int64_t{(n_embd + kRouteColumns - 1) / kRouteColumns} * n_token * n_expert;
 }
 
-// Groups the pairs (token, i) by expert, in order of token, then i: pair p = token n_used + i goes to slot
-// slot_of[p]; token_of[slot] is its token. experts [n_expert]: those with most slots first (ties: the lower
-// number), as they take longest.
-void permute(Stream stream, int* slot_of, int* token_of, ExpertSlots* experts, const int* chosen, int n_token,
-             int n_used, int n_expert);
+// Sorts the pairs (token, i) by expert, in order of token, then i: pair p = token n_used + i goes to slot
+// slot_of[p]; token_of[slot] is its token. groups [n_group(n_expert, n_token n_used, group)]: an expert's
+// slots, `group` at a time, then the next expert's; those with most slots first (ties: the lower number), as
+// they take longest. The rest is empty, begin = end.
+void permute(Stream stream, int* slot_of, int* token_of, ExpertGroup* groups, const int* chosen, int n_token,
+             int n_used, int n_expert, int group);
 
 // ---- head.cu ----------------------------------------------------------------------------------------------
 

@@ -142,14 +142,17 @@ void time_parts(const Measured<T>& m, const GenerateParams& params, int n_repeat
 template <class T>
 void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProfile& out) {
     const Config& c = m.config;
-    std::vector<ExpertSlots> experts(c.n_expert);
+    const int n = c.n_canvas * c.n_expert_used;
+    std::vector<ExpertGroup> groups(n_group(c.n_expert, n, expert_group<T>(c.n_expert, n)));
     Marks marks;
     marks.on_mark = [&](Stream s, Part part) {
         if (part != Part::ExpertUp) return;
-        copy_to_host(s, experts.data(), m.buffers.experts, experts.size() * sizeof(ExpertSlots));
+        copy_to_host(s, groups.data(), m.buffers.groups, groups.size() * sizeof(ExpertGroup));
         finish(s);
-        for (const ExpertSlots& e : experts) out.experts_used += double(e.end > e.begin) / c.n_layer;
-        out.expert_tokens += double(experts[0].end - experts[0].begin) / c.n_layer;
+        std::vector<int> n_slot(c.n_expert);
+        for (const ExpertGroup& g : groups) n_slot[g.expert] += g.end - g.begin;
+        for (const int n : n_slot) out.experts_used += double(n > 0) / c.n_layer;
+        out.expert_tokens += double(*std::max_element(n_slot.begin(), n_slot.end())) / c.n_layer;
     };
     m.begin(params);
     m.step(marks);

@@ -524,6 +524,27 @@ TEST_CASE("device: made-up routers spread the tokens as asked") {
     CHECK(skewed.expert_tokens > 12);
 }
 
+// Where most tokens of a pass want the same expert, it has several groups of slots (permute()); in short
+// passes each has one.
+TEST_CASE("device: experts with many tokens, at once and few at a time") {
+    const auto model = synthetic_model("toy", "q8_0", 2);
+    const Config& c = model->config;
+    std::vector<int32_t> prompt(150), canvas(c.n_canvas);
+    for (size_t i = 0; i < prompt.size(); i++) prompt[i] = int32_t(i * 37 % 400);
+    REQUIRE(expert_group<F16>(c.n_expert, int(prompt.size()) * c.n_expert_used) == kFewRows);
+    const auto backend = device_backend(model, {.n_context = 256, .n_encode = 256});
+    std::vector<std::vector<float>> logits;
+    for (const size_t chunk : {size_t{25}, prompt.size()}) {
+        backend->truncate(0);
+        for (size_t at = 0; at < prompt.size(); at += chunk)
+            backend->encode(std::span(prompt).subspan(at, chunk));
+        logits.emplace_back(size_t(c.n_canvas) * c.n_vocab);
+        backend->logits({canvas, {}, 1}, logits.back());
+    }
+    // The median: sums of attention over tiles of other keys may tip a router.
+    CHECK(row_errors(logits[1], logits[0], c.n_vocab)[c.n_canvas / 2] < 1e-3);
+}
+
 #ifndef EASEL_CUDA
 TEST_CASE("device: the profile of a step where a driver refuses the graph") {
     const ProfilePlan plan{.step = true, .n_repeat = 1};

@@ -1,4 +1,7 @@
 // test_linear.cpp: products with weights against double precision, every record type, odd sizes.
+#include <algorithm>
+#include <random>
+
 #include "check.h"
 #include "weights.h"
 
@@ -107,36 +110,51 @@ TEMPLATE_TEST_CASE("gate_up: gelu of one half times the other", "", F16, float) 
     }
 }
 
-// Slots of experts in odd numbers: none, one, more than a tile of 128; rows picked through token_of. In tiles
-// of 32 slots, which few slots ask for, and in those of 128 that a larger number does.
+// Slots of experts in odd numbers: none, one, a group, more, several; rows picked through token_of. In groups
+// of 32 slots, which few slots ask for, and in those of 128 that a larger number does (float: 64). With empty
+// groups, and with as many groups as there can be.
 TEMPLATE_TEST_CASE("expert_gate_up and expert_down", "", F16, float) {
     using Y = TestType;
-    const bool many = GENERATE(false, true);
-    const int n_ff = 24, n_col = 256, n_token = 30, n_expert = 5, counts[] = {0, 1, 140, 16, 3};
+    struct Case {
+        std::vector<int> counts;
+        int group, n_empty, n_empty_float;  // of F16; groups without slots
+    };
+    const Case c =
+        GENERATE(Case{{0, 1, 97, 32, 33, 3, 0, 16}, 32, 3, 3}, Case{{1, 97, 33, 1, 1, 1, 1, 33}, 32, 0, 1},
+                 Case{{0, 1, 140, 16, 3}, 128, 1, 1}, Case{{129, 1, 129}, 128, 0, 0});
+    const std::vector<int>& counts = c.counts;
+    const int n_ff = 24, n_col = 256, n_token = 30, n_expert = int(counts.size());
     std::vector<int> first{0}, token_of;
     for (int n : counts) {
         for (int i = 0; i < n; i++) token_of.push_back((i * 7 + n) % n_token);
         first.push_back(first.back() + n);
     }
-    std::vector<ExpertSlots> experts;  // in any order
-    for (int e : {2, 0, 4, 3, 1}) experts.push_back({e, first[e], first[e + 1]});
-    const int n_slot = first.back(), n_slot_said = many ? 1000 : 100;
+    const int n_slot = first.back(), group = expert_group<Y>(n_expert, n_slot);
+    CHECK(group == (sizeof(Y) == 2 ? c.group : 64));
+    std::vector<ExpertGroup> groups;
+    for (int e = 0; e < n_expert; e++)
+        for (int s = first[e]; s < first[e + 1]; s += group)
+            groups.push_back({e, s, std::min(s + group, first[e + 1])});
+    const size_t n_empty = sizeof(Y) == 2 ? c.n_empty : c.n_empty_float;
+    REQUIRE(groups.size() + n_empty == size_t(n_group(n_expert, n_slot, group)));
+    groups.resize(groups.size() + n_empty, {1 << 20, n_slot, n_slot});  // nothing of theirs is read
+    std::shuffle(groups.begin(), groups.end(), std::mt19937(4));        // any order will do
     const auto x = rounded<TestType>(random_floats(size_t(n_token) * n_col, 5));
     const TestWeights up = make_weights<TestType>(Type::Q4_K, 2 * n_ff, n_col, 6, true, n_expert);
     const TestWeights down = make_weights<Y>(Type::F32, 50, n_ff, 7, false, n_expert);
     const auto x_device = to_device(to_rows<TestType>(x, n_col));
     const auto token_device = to_device(token_of);
-    const auto experts_device = to_device(experts);
+    const auto groups_device = to_device(groups);
     const DeviceArray<Y> middle(size_t(n_slot) * padded(n_ff));
     const auto got = every_schedule([&] {
         fill_zero(Stream{}, middle.data(), middle.bytes());
         expert_gate_up(Stream{}, middle.data(), x_device.data(), up.w, token_device.data(),
-                       experts_device.data(), n_slot_said);
+                       groups_device.data(), n_slot);
         return to_host(middle);
     });
     const auto out = every_schedule([&] {
         const DeviceArray<float> y(size_t(n_slot) * 50);
-        expert_down(Stream{}, y.data(), middle.data(), down.w, experts_device.data(), n_slot_said);
+        expert_down(Stream{}, y.data(), middle.data(), down.w, groups_device.data(), n_slot);
         return to_host(y);
     });
     std::vector<double> expected, expected_out;

@@ -1,6 +1,7 @@
 // test_moe.cpp: the router's choice and the grouping by expert of moe.cu against plain sorting.
 #include <algorithm>
 #include <numeric>
+#include <random>
 
 #include "check.h"
 #include "kernel.h"
@@ -83,6 +84,45 @@ Floats whole_numbers(size_t n, int size, uint32_t seed) {
     return out;
 }
 
+// Runs permute() and checks it against plain sorting. Returns how many groups have slots.
+int check_permute(const Ints& chosen, int n_token, int n_used, int n_expert, int group) {
+    const size_t n_pair = chosen.size();
+    INFO(n_token << " tokens, " << n_used << " of " << n_expert << ", groups of " << group);
+    const Ints out = every_schedule([&] {
+        const DeviceArray<int> slot_of(n_pair), token_of(n_pair);
+        const DeviceArray<ExpertGroup> groups(n_group(n_expert, int(n_pair), group));
+        const auto d = to_device(chosen);
+        permute({}, slot_of.data(), token_of.data(), groups.data(), d.data(), n_token, n_used, n_expert,
+                group);
+        Ints all = to_host(slot_of);
+        const Ints tokens = to_host(token_of);
+        all.insert(all.end(), tokens.begin(), tokens.end());
+        for (const ExpertGroup& g : to_host(groups)) all.insert(all.end(), {g.expert, g.begin, g.end});
+        return all;
+    });
+
+    Ints order(n_pair), slot_of(n_pair), token_of(n_pair), first(n_expert + 1, 0);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return chosen[a] < chosen[b]; });
+    for (size_t s = 0; s < n_pair; s++) slot_of[order[s]] = int(s), token_of[s] = order[s] / n_used;
+    for (int e : chosen) first[e + 1]++;
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    CHECK(Ints(out.begin(), out.begin() + n_pair) == slot_of);
+    CHECK(Ints(out.begin() + n_pair, out.begin() + 2 * n_pair) == token_of);
+    Ints by_size(n_expert), groups;
+    std::iota(by_size.begin(), by_size.end(), 0);
+    const auto size = [&](int e) { return first[e + 1] - first[e]; };
+    std::stable_sort(by_size.begin(), by_size.end(), [&](int a, int b) { return size(a) > size(b); });
+    for (int e : by_size)
+        for (int s = first[e]; s < first[e + 1]; s += group)
+            groups.insert(groups.end(), {e, s, std::min(s + group, first[e + 1])});
+    const Ints got(out.begin() + 2 * n_pair, out.end());
+    REQUIRE(groups.size() <= got.size());
+    CHECK(Ints(got.begin(), got.begin() + groups.size()) == groups);
+    for (size_t i = groups.size(); i < got.size(); i += 3) REQUIRE(got[i + 1] == got[i + 2]);
+    return int(groups.size() / 3);
+}
+
 }  // namespace
 
 TEST_CASE("route chooses the largest logits", "[moe]") {
@@ -149,13 +189,13 @@ TEST_CASE("route stays within the experts when logits are NaN", "[moe]") {
 TEST_CASE("permute sorts by expert and keeps the order", "[moe]") {
     enum Kind { Any, OneExpert, EmptyOnes, Last };
     struct Case {
-        int n_token, n_used, n_expert;
+        int n_token, n_used, n_expert, group;
         Kind kind;
     };
-    const Case c =
-        GENERATE(Case{1, 1, 1, Any}, Case{1, 8, 128, Any}, Case{256, 8, 128, Any}, Case{33, 2, 4, Any},
-                 Case{31, 3, 9, EmptyOnes}, Case{100, 1, 16, OneExpert}, Case{7, 4, 1024, Last},
-                 Case{301, 8, 1000, Any}, Case{513, 1, 40, EmptyOnes}, Case{8192, 8, 128, Any});
+    const Case c = GENERATE(
+        Case{1, 1, 1, 32, Any}, Case{1, 8, 128, 32, Any}, Case{256, 8, 128, 32, Any}, Case{33, 2, 4, 64, Any},
+        Case{31, 3, 9, 32, EmptyOnes}, Case{100, 1, 16, 32, OneExpert}, Case{7, 4, 1024, 32, Last},
+        Case{301, 8, 1000, 32, Any}, Case{513, 1, 40, 128, EmptyOnes}, Case{8192, 8, 128, 128, Any});
     const size_t n_pair = size_t(c.n_token) * c.n_used;
     Ints chosen(n_pair);
     std::mt19937 engine(5);
@@ -171,34 +211,54 @@ TEST_CASE("permute sorts by expert and keeps the order", "[moe]") {
             chosen[size_t(t) * c.n_used + i] = e;
         }
     }
-    const Ints out = every_schedule([&] {
-        const DeviceArray<int> slot_of(n_pair), token_of(n_pair);
-        const DeviceArray<ExpertSlots> experts(c.n_expert);
-        const auto d = to_device(chosen);
-        permute({}, slot_of.data(), token_of.data(), experts.data(), d.data(), c.n_token, c.n_used,
-                c.n_expert);
-        Ints all = to_host(slot_of);
-        const Ints tokens = to_host(token_of);
-        all.insert(all.end(), tokens.begin(), tokens.end());
-        for (const ExpertSlots& e : to_host(experts)) all.insert(all.end(), {e.expert, e.begin, e.end});
-        return all;
-    });
+    check_permute(chosen, c.n_token, c.n_used, c.n_expert, c.group);
+}
 
-    Ints order(n_pair), slot_of(n_pair), token_of(n_pair), first(c.n_expert + 1, 0);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return chosen[a] < chosen[b]; });
-    for (size_t s = 0; s < n_pair; s++) slot_of[order[s]] = int(s), token_of[s] = order[s] / c.n_used;
-    for (int e : chosen) first[e + 1]++;
-    std::partial_sum(first.begin(), first.end(), first.begin());
-    INFO(c.n_token << " tokens, " << c.n_used << " of " << c.n_expert);
-    CHECK(Ints(out.begin(), out.begin() + n_pair) == slot_of);
-    CHECK(Ints(out.begin() + n_pair, out.begin() + 2 * n_pair) == token_of);
-    Ints by_size(c.n_expert), experts;
-    std::iota(by_size.begin(), by_size.end(), 0);
-    const auto size = [&](int e) { return first[e + 1] - first[e]; };
-    std::stable_sort(by_size.begin(), by_size.end(), [&](int a, int b) { return size(a) > size(b); });
-    for (int e : by_size) experts.insert(experts.end(), {e, first[e], first[e + 1]});
-    CHECK(Ints(out.begin() + 2 * n_pair, out.end()) == experts);
+// Slots of each expert: none, a group's, one less and more; as many groups as there can be, where each expert
+// has one slot more than full groups.
+TEST_CASE("permute makes groups of an expert's slots", "[moe]") {
+    struct Case {
+        Ints counts;
+        int group, n_filled, n_group;
+    };
+    const Case c =
+        GENERATE(Case{{32, 33, 0, 1, 31, 64, 65}, 32, 10, 13}, Case{{64, 65, 0, 129, 63}, 64, 7, 9},
+                 Case{{128, 127, 300, 129, 0}, 128, 7, 10}, Case{{0, 0, 100, 0}, 32, 4, 7},
+                 Case{{33, 1, 1, 65}, 32, 7, 7}, Case{{1, 257, 129}, 128, 6, 6},
+                 Case{{0, 1, 0, 1, 0, 0}, 32, 2, 2}, Case{{32}, 32, 1, 1}, Case{{33}, 32, 2, 2});
+    Ints chosen;
+    for (size_t e = 0; e < c.counts.size(); e++) chosen.insert(chosen.end(), c.counts[e], int(e));
+    std::shuffle(chosen.begin(), chosen.end(), std::mt19937(3));
+    const int n_slot = int(chosen.size()), n_expert = int(c.counts.size());
+    CHECK(check_permute(chosen, n_slot, 1, n_expert, c.group) == c.n_filled);
+    CHECK(n_group(n_expert, n_slot, c.group) == c.n_group);
+}
+
+// n_group() is the most that any counts of slots give, by trying them all.
+TEST_CASE("permute: groups there can be", "[moe]") {
+    for (int group = 1; group <= 5; group++) {
+        Ints most(25, 0);  // of `n` experts, by slots
+        for (int n = 1; n <= 6; n++) {
+            Ints next(most.size(), 0);
+            for (int s = 0; s < int(next.size()); s++)
+                for (int own = n == 1 ? s : 0; own <= s; own++)
+                    next[s] = std::max(next[s], most[s - own] + (own + group - 1) / group);
+            most = next;
+            for (int s = 1; s < int(most.size()); s++) {
+                INFO(n << " experts, " << s << " slots, groups of " << group);
+                REQUIRE(n_group(n, s, group) == most[s]);
+            }
+        }
+    }
+}
+
+// The buffer is for a pass of any length up to the longest: passes with fewer slots have smaller groups.
+TEMPLATE_TEST_CASE("permute: room for the groups of every pass", "[moe]", F16, float) {
+    int most = 0;
+    for (int n_slot = 1; n_slot <= 20000; n_slot++) {
+        most = std::max(most, n_group(128, n_slot, expert_group<TestType>(128, n_slot)));
+        REQUIRE(max_groups<TestType>(128, n_slot) == most);
+    }
 }
 
 TEST_CASE("route and permute refuse what they have no room for", "[moe]") {
@@ -208,5 +268,5 @@ TEST_CASE("route and permute refuse what they have no room for", "[moe]") {
     CHECK_THROWS_AS(run_route(1025, 8), Error);
     CHECK_THROWS_AS(run_route(8, 9), Error);
     CHECK_THROWS_AS(run_route(64, 33), Error);
-    CHECK_THROWS_AS(permute({}, nullptr, nullptr, nullptr, nullptr, 1, 1, 1025), Error);
+    CHECK_THROWS_AS(permute({}, nullptr, nullptr, nullptr, nullptr, 1, 1, 1025, 32), Error);
 }

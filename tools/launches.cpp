@@ -43,7 +43,7 @@ int main() {
         linear<F16>(s, nullptr, nullptr, w, n);
         argument = of_type + "," + std::to_string(kFew);
         w.n_expert = 128;
-        const ExpertSlots some{};
+        const ExpertGroup some{};
         expert_down<F16>(s, nullptr, nullptr, w, &some, 8 * n);
 #elif defined(HEAD)
         lm_head<F16>(s, nullptr, nullptr, nullptr, nullptr, nullptr, w, n, 30, nullptr);
@@ -63,7 +63,7 @@ int main() {
 #elif defined(MOE)
     argument = "4";
     route(s, nullptr, nullptr, nullptr, nullptr, nullptr, n, d, 128, 8, nullptr);
-    permute(s, nullptr, nullptr, nullptr, nullptr, n, 8, 128);
+    permute(s, nullptr, nullptr, nullptr, nullptr, n, 8, 128, kFewRows);
 #elif defined(SAMPLE)
     argument = "F16";
     sample<F16>(s, nullptr, nullptr, nullptr, nullptr, n, 262144, nullptr, nullptr);

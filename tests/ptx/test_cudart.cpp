@@ -119,9 +119,9 @@ TEST_CASE("cudart: a kernel keeps the shared memory that it has been allowed") {
     const DeviceArray<int> slot_of(2), token_of(2), chosen(2);
     const auto run = [&](int n_expert) {
         const OwnStream s;
-        const DeviceArray<ExpertSlots> experts(n_expert);
+        const DeviceArray<ExpertGroup> groups(n_expert);
         fill_zero(s.s, chosen.data(), 8);
-        permute(s.s, slot_of.data(), token_of.data(), experts.data(), chosen.data(), 2, 1, n_expert);
+        permute(s.s, slot_of.data(), token_of.data(), groups.data(), chosen.data(), 2, 1, n_expert, 32);
         finish(s.s);
     };
     run(1000);
