@@ -296,9 +296,9 @@ class DeviceBackend final : public Backend {
             const bool parts = mask == Mask::Canvas;
             project_qkv(s, w, cache_[l], n, parts);
             if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
-            const int n_split = mask == Mask::Canvas ? n_attention_split(c_, l, room_.n_context) : 1;
+            const KeyParts split = parts ? key_parts(c_, l, room_.n_context) : KeyParts{};
             mark(s, Part::Attention);
-            attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, n_split, b_.attention, b_.state);
+            attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, split, b_.attention, b_.state);
             mark(s, Part::AttentionOut);
             const int n_part = parts ? linear_parts(w.o.n_row, n) : 1;
             linear(s, b_.o, b_.o_in, w.o, n, n_part);

@@ -144,11 +144,11 @@ class Kernels {
             qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_qkv_part, w.q_norm, w.k_norm,
                      cos, sin, n, w.shape, c_.rms_eps, b_.state);
         });
-        const int n_split = n_attention_split(c_, l, m_.room.n_context);
+        const KeyParts parts = key_parts(c_, l, m_.room.n_context);
         const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
         add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, cache, n, n_prefix),
             true, [=, this, &w](Stream s) {
-                attention(s, o_in_.data(), b_.q_in, cache, n, w.shape, Mask::Canvas, n_split, b_.attention,
+                attention(s, o_in_.data(), b_.q_in, cache, n, w.shape, Mask::Canvas, parts, b_.attention,
                           b_.state);
             });
         const int n_o_part = linear_parts(w.o.n_row, n);

@@ -169,16 +169,16 @@ AttentionShape attention_shape(const Config& c, int layer) {
     return {c.n_head, l.n_head_kv, l.head_dim, l.global ? 0 : c.window};
 }
 
-int n_attention_split(const Config& c, int layer, int n_context) {
+KeyParts key_parts(const Config& c, int layer, int n_context) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? n_context : std::min(n_context, c.window - 1 + c.n_canvas);
-    // Whole waves of the 132 SMs of an H100 or H200, each of which holds one block (attention.cu, BLOCK_M);
-    // one wave if that leaves a part 256 keys.
+    // Waves of the 132 SMs of an H100 or H200, each of which holds one block (attention.cu, BLOCK_M). More
+    // than 8 parts cost more to merge than they are worth.
     const int n_row = l.head_dim <= 256 ? 128 : 64;
     const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
-    const int in_wave = std::max(1, 132 / n_block);
-    const int n = std::clamp(std::max((n_key + 511) / 512, std::min(n_key / 256, in_wave)), 1, 8);
-    return n < in_wave ? n : n / in_wave * in_wave;
+    KeyParts parts{.most = 8, .in_wave = std::max(1, 132 / n_block)};
+    parts.most = parts.used(n_key);
+    return parts;
 }
 
 // One place for what is needed at different times: each takes its own from an arena that begins there.
@@ -216,7 +216,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
         q_out = std::max(q_out, rows * q_row);
         k_out = std::max(k_out, rows * k_row);
         attention =
-            std::max(attention, attention_scratch<T>(c.n_canvas, s, n_attention_split(c, l, room.n_context)));
+            std::max(attention, attention_scratch<T>(c.n_canvas, s, key_parts(c, l, room.n_context).most));
     }
     Buffers<T> b{};
     // Names of one place: what the first has is not needed any more when the second is written, or the kernel

@@ -143,7 +143,7 @@ constexpr int kLoadSlots = 3;
 int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
-// Parts that the keys of a denoise pass are split into.
-int n_attention_split(const Config& config, int layer, int n_context);
+// Of the keys of a denoise pass, with up to n_context tokens.
+KeyParts key_parts(const Config& config, int layer, int n_context);
 
 }  // namespace easel

@@ -295,16 +295,33 @@ void max_row_square(Stream stream, float* max, const Weights& w);
 
 enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 
+// Parts of the keys of a pass that are worked on at once. A launch, which a graph keeps, has blocks for the
+// most that there may be; how many of them have work follows from the keys that there are.
+struct KeyParts {
+    int most = 1;
+    int in_wave = 1;  // whose blocks the SMs hold at once
+    int least = 256;  // keys that are worth a part, while all parts are one wave
+
+    // Of n_key keys, which a longer pass or prefix does not make fewer: one wave if that leaves a part
+    // `least` keys, else as many as have 512 each, but whole waves.
+    EASEL_BOTH constexpr int used(int n_key) const {
+        const int worth = n_key / least < in_wave ? n_key / least : in_wave, needed = (n_key + 511) / 512;
+        int n = worth < needed ? needed : worth;
+        n = n < 1 ? 1 : n > most ? most : n;
+        return n < in_wave ? n : n / in_wave * in_wave;
+    }
+};
 // out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
-// put at positions n_cached .., and whatever the mask lets them see before. n_split parts of the keys are
-// worked on at once; scratch: attention_scratch<T>() floats (none for n_split 1).
+// put at positions n_cached .., and whatever the mask lets them see before. scratch: attention_scratch<T>()
+// floats (none for one part at most).
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
-               const AttentionShape& shape, Mask mask, int n_split, float* scratch, const LoopState* state);
+               const AttentionShape& shape, Mask mask, const KeyParts& parts, float* scratch,
+               const LoopState* state);
 template <class T>
-constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split) {
+constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_part) {
     const int row = 2 + shape.head_dim * int{sizeof(T)} / 4;
-    return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * row : 0;
+    return n_part > 1 ? int64_t{n_part} * n_token * shape.n_head * row : 0;
 }
 
 // ---- moe.cu -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // test_attention.cpp: attention() against softmax(q k^T) v in double. Slots of the cache that no row may see
-// are NaN in every case, and what lies past the columns of an output row must stay as it was.
+// are NaN in every case, so is scratch; what lies past the columns of an output row must stay as it was, and
+// what scratch has for parts that are not used.
 #include <algorithm>
 #include <limits>
 
@@ -15,20 +16,23 @@ struct Case {
     int window;  // 0: global
     int n_cached, n_token;
     Mask mask;
-    int n_split = 1;
+    int n_split = 1;     // parts of the keys, however few there are
     float score = 2;     // standard deviation of the scores
     int more_slots = 0;  // of the cache, than it needs
     bool joint = false;  // K and V of heads of 512: see KvLayer
+    KeyParts rule = {};  // for n_split 0
 
     AttentionShape shape() const { return {n_head, n_head_kv, head_dim, window}; }
     int n_slot() const { return (window ? window - 1 + n_token : n_cached + n_token) + more_slots; }
+    KeyParts parts() const { return n_split ? KeyParts{n_split, n_split, 1} : rule; }
+    int n_key() const { return n_cached + n_token - oldest(n_cached); }
     int oldest(int position) const { return window ? std::max(0, position - (window - 1)) : 0; }
 };
 std::ostream& operator<<(std::ostream& s, const Case& c) {
     return s << "head_dim " << c.head_dim << ", heads " << c.n_head << "/" << c.n_head_kv << ", window "
              << c.window << ", n_cached " << c.n_cached << ", n_token " << c.n_token
-             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", n_split " << c.n_split
-             << (c.joint ? ", joint" : "");
+             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", parts " << c.parts().used(c.n_key())
+             << " of " << c.parts().most << (c.joint ? ", joint" : "");
 }
 
 // q [n_token, n_head, head_dim]; k, v [n_head_kv, position, head_dim]: rounded to T.
@@ -96,6 +100,8 @@ std::vector<double> expected(const Case& c, const Inputs<T>& in) {
     return out;
 }
 
+constexpr uint32_t kUnwritten = 0xffffffff;  // NaN, also as two F16
+
 // The rows of out, whose padding must be as it was before the launch.
 template <class T>
 std::vector<T> run(const Case& c, const Inputs<T>& in) {
@@ -111,9 +117,14 @@ std::vector<T> run(const Case& c, const Inputs<T>& in) {
     LoopState state{};
     state.n_cached = c.n_cached;
     const auto device_state = to_device(std::vector<LoopState>{state});
-    const DeviceArray<float> scratch(attention_scratch<T>(c.n_token, c.shape(), c.n_split));
+    const KeyParts parts = c.parts();
+    const auto scratch =
+        to_device(std::vector<uint32_t>(attention_scratch<T>(c.n_token, c.shape(), parts.most), kUnwritten));
     attention<T>(Stream{}, out.data(), q.data(), {k.data(), v.data(), c.n_slot(), c.joint}, c.n_token,
-                 c.shape(), c.mask, c.n_split, scratch.data(), device_state.data());
+                 c.shape(), c.mask, parts, reinterpret_cast<float*>(scratch.data()), device_state.data());
+    const auto left = to_host(scratch);
+    const int64_t n_used = attention_scratch<T>(c.n_token, c.shape(), parts.used(c.n_key()));
+    CHECK(std::count(left.begin() + n_used, left.end(), kUnwritten) == std::ssize(left) - n_used);
     auto rows = to_host(out);
     int n_touched = 0;
     for (int t = 0; t < c.n_token; t++)
@@ -219,11 +230,75 @@ TEMPLATE_TEST_CASE("attention: parts of the keys", "[attention]", F16, float) {
     check<TestType>({32, 1, 1, 8, 0, 64, Mask::Causal, 3});
 }
 
+TEST_CASE("attention: how many parts keys are worth") {
+    const auto used = [](KeyParts parts, std::vector<int> n_keys) {
+        for (int& n : n_keys) n = parts.used(n);
+        return n_keys;
+    };
+    using Numbers = std::vector<int>;
+    // A wave of one, two and four parts; three, of which 8 would be two waves and two thirds.
+    CHECK(used({8, 1}, {1, 512, 513, 1024, 1025, 1536, 1537, 3584, 3585, 262144}) ==
+          Numbers{1, 1, 2, 2, 3, 3, 4, 7, 8, 8});
+    CHECK(used({8, 2}, {1, 511, 512, 1024, 1025, 1536, 1537, 2560, 2561, 3584, 3585, 262144}) ==
+          Numbers{1, 1, 2, 2, 2, 2, 4, 4, 6, 6, 8, 8});
+    CHECK(used({8, 4}, {1, 511, 512, 767, 768, 1024, 2048, 2049, 3584, 3585, 262144}) ==
+          Numbers{1, 1, 2, 2, 3, 4, 4, 4, 4, 8, 8});
+    CHECK(used({8, 3}, {768, 1536, 2560, 2561, 3072, 3073, 262144}) == Numbers{3, 3, 3, 6, 6, 6, 6});
+    // More than there may be; fewer than a wave.
+    CHECK(used({8, 132}, {2047, 2048, 262144}) == Numbers{7, 8, 8});
+    CHECK(used({1, 4}, {1, 262144}) == Numbers{1, 1});
+    CHECK(used({}, {1, 262144}) == Numbers{1, 1});
+}
+
+TEMPLATE_TEST_CASE("attention: as many parts as the keys are worth", "[attention]", F16, float) {
+    const auto check_with = [](KeyParts rule, Case c) {
+        c.n_split = 0;
+        c.rule = rule;
+        check<TestType>(c);
+    };
+    // Room for eight: on both sides of where one becomes two, two four, and so on to eight, then far beyond.
+    for (const int n_key : {3, 511, 512, 1536, 1537, 2560, 2561, 3584, 3585, 9000})
+        check_with({8, 2}, {16, 2, 1, 0, n_key - 3, 3, Mask::Canvas});
+    for (const int n_key : {20, 511, 512, 767, 768, 1023, 1024, 3584, 3585})
+        check_with({8, 4}, {34, 3, 1, 0, n_key - 20, 20, Mask::Canvas});
+    // Room for fewer than the keys are worth.
+    for (const int n_key : {511, 3585}) check_with({2, 2}, {16, 2, 1, 0, n_key - 3, 3, Mask::Canvas});
+    // Behind a window the keys do not become more.
+    for (const int n_cached : {0, 500, 752, 753, 5000})
+        check_with({4, 4}, {32, 2, 1, 1008, n_cached, 17, Mask::Canvas, 0, 2, 5});
+    // Fewer of a pass' rows than a part has keys see them: what is used goes by the last row's.
+    for (const int n_token : {511, 512, 600}) {
+        check_with({8, 8}, {16, 2, 1, 0, 0, n_token, Mask::Causal});
+        check_with({8, 8}, {16, 2, 1, 40, 100, n_token, Mask::Causal});
+    }
+    for (const int head_dim : {256, 512})
+        for (const int n_cached : {3, 700}) {
+            check_with({8, 2}, {head_dim, 2, 1, 0, n_cached, 9, Mask::Canvas});
+            check_with({4, 4}, {head_dim, 2, 1, 600, n_cached, 9, Mask::Canvas});
+        }
+}
+
+TEMPLATE_TEST_CASE("attention: room for more parts changes no bit", "[attention]", F16, float) {
+    for (const int n_key : {90, 600}) {  // one, two
+        Case c{64, 2, 1, 0, n_key - 20, 20, Mask::Canvas, 0};
+        c.rule = {8, 2};
+        const Inputs<TestType> in(c);
+        const auto large = every_schedule([&] { return run<TestType>(c, in); }, 2);
+        c.rule.most = c.rule.used(n_key);
+        const auto just = run<TestType>(c, in);
+        INFO(c);
+        CHECK(from_rows(large, 128) == from_rows(just, 128));
+    }
+}
+
 TEMPLATE_TEST_CASE("attention: the model's own shapes", "[attention]", F16, float) {
     check<TestType>({256, 2, 1, 1024, 1500, 33, Mask::Canvas, 2});
     check<TestType>({256, 2, 1, 1024, 1030, 33, Mask::Causal});
     Case joint{512, 8, 1, 0, 1000, 9, Mask::Canvas, 3};
     joint.joint = sizeof(TestType) == 2;
+    check<TestType>(joint);
+    joint.n_split = 0;
+    joint.rule = {8, 2};  // two of them
     check<TestType>(joint);
 }
 
@@ -301,19 +376,21 @@ TEST_CASE("attention: a row's bits do not depend on its place in a tile", "[atte
 }
 
 TEST_CASE("attention: refuses what it cannot do", "[attention]") {
-    const auto launch = [](AttentionShape shape, int n_token, int n_split) {
-        attention<float>(Stream{}, nullptr, nullptr, {}, n_token, shape, Mask::Causal, n_split, nullptr,
+    const auto launch = [](AttentionShape shape, int n_token, KeyParts parts) {
+        attention<float>(Stream{}, nullptr, nullptr, {}, n_token, shape, Mask::Causal, parts, nullptr,
                          nullptr);
     };
-    CHECK_THROWS_AS(launch({2, 1, 33, 0}, 1, 1), Error);
-    CHECK_THROWS_AS(launch({2, 1, 514, 0}, 1, 1), Error);
-    CHECK_THROWS_AS(launch({3, 2, 32, 0}, 1, 1), Error);
-    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, 2), Error);  // no scratch
-    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 0, 1), Error);
+    CHECK_THROWS_AS(launch({2, 1, 33, 0}, 1, {}), Error);
+    CHECK_THROWS_AS(launch({2, 1, 514, 0}, 1, {}), Error);
+    CHECK_THROWS_AS(launch({3, 2, 32, 0}, 1, {}), Error);
+    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, {2}), Error);  // no scratch
+    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 0, {}), Error);
+    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, {1, 0}), Error);
+    CHECK_THROWS_AS(launch({2, 1, 32, 0}, 1, {1, 1, 0}), Error);
     const auto joint = [](auto value, int head_dim) {
         using T = decltype(value);
         attention<T>(Stream{}, nullptr, nullptr, {nullptr, nullptr, 8, true}, 1, {2, 1, head_dim, 0},
-                     Mask::Causal, 1, nullptr, nullptr);
+                     Mask::Causal, {}, nullptr, nullptr);
     };
     CHECK_THROWS_AS(joint(F16{}, 256), Error);
     CHECK_THROWS_AS(joint(0.0f, 512), Error);

@@ -91,6 +91,18 @@ TEST_CASE("memory: a prompt far beyond the window, on the device, in calls of an
     check_chunks(*backend, c, 3 * c.window + 5, 1e-6);
 }
 
+// Attention splits keys that there are, not those that there is room for.
+TEST_CASE("memory: a larger context than needed changes no bit") {
+    const Config& c = tiny()->config;
+    const auto prompt = random_ids(30, 1, c.n_vocab);
+    std::vector<std::vector<float>> logits;
+    for (const int n_context : {30 + c.n_canvas, c.n_context}) {
+        const auto backend = device_backend(tiny(), {.n_context = n_context, .n_encode = 24});
+        logits.push_back(logits_after(*backend, c, prompt, prompt.size()));
+    }
+    CHECK(logits[0] == logits[1]);
+}
+
 // Calls of one size, but passes of another: the ring of a sliding layer is as long as its window and a pass.
 TEST_CASE("memory: a prompt in passes of several sizes", "[slow]") {
     const Config& c = tiny()->config;
@@ -276,9 +288,17 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(large.weights == p.weights);
     // Attention in whole waves of an H200, 132 SMs: 32 blocks a part of the keys, in layer 5, which is
     // global, 64.
-    CHECK(n_attention_split(model->config, 0, 65536) == 4);
-    CHECK(n_attention_split(model->config, 5, 65536) == 8);
-    CHECK(n_attention_split(model->config, 5, 256) == 1);
+    CHECK(key_parts(model->config, 0, 65536).most == 4);
+    CHECK(key_parts(model->config, 5, 65536).most == 8);
+    CHECK(key_parts(model->config, 5, 256).most == 1);
+    // However large the room is: of each length as many as if the room ended there, and scratch for them.
+    for (const int l : {0, 5}) {
+        const KeyParts room = key_parts(model->config, l, 262144);
+        const int n_most = l ? 262144 : model->config.window - 1 + 256;
+        for (int n = 1; n <= n_most; n += n < 5000 ? 1 : 977)
+            if (key_parts(model->config, l, n).most != room.used(n)) FAIL(l << ", " << n << " keys");
+    }
+    CHECK(key_parts(model->config, 5, 262144).used(1024 + 256) == 2);
     // 16 GB: some layers' experts stay in the host's memory.
     const DeviceOptions small{.n_context = 8192, .n_encode = 512, .n_offload = 8};
     CHECK(plan_gpu(*model, small).total() < int64_t{15'500'000'000});

@@ -57,7 +57,7 @@ int main() {
             if (joint && head_dim != kJointDim) continue;
             argument = fmt::format("{},{}", head_dim, joint);
             attention<F16>(s, nullptr, nullptr, {nullptr, nullptr, 1, joint}, n, {16, 8, head_dim, 1024},
-                           Mask::Canvas, 1, nullptr, nullptr);
+                           Mask::Canvas, {}, nullptr, nullptr);
         }
     }
 #elif defined(MOE)
