@@ -18,6 +18,8 @@ namespace easel {
 void use_device(int index);
 // Shared memory that a block may have there, its arrays included.
 int max_shared_bytes();
+// Its multiprocessors.
+int n_sm();
 // Free memory of the device in use, as the driver says.
 int64_t free_device_bytes();
 

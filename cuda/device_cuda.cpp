@@ -156,7 +156,8 @@ std::vector<DeviceInfo> cuda_devices(std::string* why) {
                 p.name, p.major, p.minor, EASEL_ARCHS);
             continue;
         }
-        out.push_back({i, p.name, 10 * p.major + p.minor, static_cast<int64_t>(p.totalGlobalMem), driver});
+        out.push_back({i, p.name, 10 * p.major + p.minor, static_cast<int64_t>(p.totalGlobalMem), driver,
+                       p.multiProcessorCount});
     }
     if (why) *why = reason.empty() && out.empty() ? "there is no NVIDIA GPU" : reason;
     return out;
@@ -170,6 +171,12 @@ int max_shared_bytes() {
     CUDA(cudaGetDevice(&device));
     CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     return bytes;
+}
+int n_sm() {
+    int device = 0, n = 0;
+    CUDA(cudaGetDevice(&device));
+    CUDA(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
+    return n;
 }
 int64_t free_device_bytes() {
     size_t free = 0, total = 0;

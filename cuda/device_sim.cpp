@@ -53,6 +53,9 @@ void use_device(int index) {
 int max_shared_bytes() {
     return static_cast<int>(sim::shared_capacity);
 }
+int n_sm() {
+    return sim::n_sm;
+}
 int64_t free_device_bytes() {
     return int64_t{1} << 40;
 }

@@ -296,11 +296,11 @@ class DeviceBackend final : public Backend {
             const bool parts = mask == Mask::Canvas;
             project_qkv(s, w, cache_[l], n, parts);
             if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
-            const KeyParts split = parts ? key_parts(c_, l, room_.n_context) : KeyParts{};
+            const KeyParts split = parts ? key_parts(c_, l, room_) : KeyParts{};
             mark(s, Part::Attention);
             attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, split, b_.attention, b_.state);
             mark(s, Part::AttentionOut);
-            const int n_part = parts ? linear_parts(w.o.n_row, n) : 1;
+            const int n_part = parts ? linear_parts(w.o.n_row, n, room_.n_sm) : 1;
             linear(s, b_.o, b_.o_in, w.o, n, n_part);
             mark(s, Part::PostAttention);
             post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
@@ -324,7 +324,7 @@ class DeviceBackend final : public Backend {
     void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n, bool parts) {
         const bool global = w.shape.window == 0;
         const int n_qkv_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
-        const int n_part = parts ? linear_parts(n_qkv_row, n) : 1;
+        const int n_part = parts ? linear_parts(n_qkv_row, n, room_.n_sm) : 1;
         mark(s, Part::Qkv);
         // K and V leave most of a GPU idle, beside Q they cost little.
         linear(k_side_.fork(s), b_.k, b_.in, w.k, n, n_part);

@@ -136,7 +136,8 @@ class Kernels {
         const bool global = w.shape.window == 0;
         const float *cos = global ? b_.cos : b_.cos_swa, *sin = global ? b_.sin : b_.sin_swa;
         const std::string shape = fmt::format(" {} heads {}", w.shape.n_head, w.shape.head_dim);
-        const int n_qkv_part = linear_parts(w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0), n);
+        const int n_qkv_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
+        const int n_qkv_part = linear_parts(n_qkv_row, n, m_.room.n_sm);
         plain(b_.q, b_.in, w.q, n_qkv_part);
         plain(b_.k, b_.in, w.k, n_qkv_part);
         plain(b_.v, b_.in, w.v, n_qkv_part);
@@ -144,14 +145,14 @@ class Kernels {
             qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_qkv_part, w.q_norm, w.k_norm,
                      cos, sin, n, w.shape, c_.rms_eps, b_.state);
         });
-        const KeyParts parts = key_parts(c_, l, m_.room.n_context);
+        const KeyParts parts = key_parts(c_, l, m_.room);
         const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
         add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, cache, n, n_prefix),
             true, [=, this, &w](Stream s) {
                 attention(s, o_in_.data(), b_.q_in, cache, n, w.shape, Mask::Canvas, parts, b_.attention,
                           b_.state);
             });
-        const int n_o_part = linear_parts(w.o.n_row, n);
+        const int n_o_part = linear_parts(w.o.n_row, n, m_.room.n_sm);
         plain(b_.o, o_in_.data(), w.o, n_o_part);
         add("post_attention", {}, false, [=, this, &w](Stream s) {
             post_attention(s, h_.data(), b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_o_part,

@@ -86,9 +86,11 @@ struct ModelWeights {
 struct Room {
     int n_context;  // cached tokens plus canvas
     int n_token;    // of one pass
+    int n_sm;       // to be filled by parts of products and keys
     Room(const Config& c, const DeviceOptions& options)
         : n_context(options.n_context),
-          n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))) {}
+          n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))),
+          n_sm(options.n_sm) {}
 };
 // Whether a layer is one of those n_offload whose experts stay in the host's memory: they are spread evenly,
 // so that one comes over the bus while others are computed.
@@ -143,7 +145,7 @@ constexpr int kLoadSlots = 3;
 int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
-// Of the keys of a denoise pass, with up to n_context tokens.
-KeyParts key_parts(const Config& config, int layer, int n_context);
+// Of the keys of a denoise pass.
+KeyParts key_parts(const Config& config, int layer, const Room& room);
 
 }  // namespace easel

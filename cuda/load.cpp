@@ -38,8 +38,10 @@ DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
             options.memory_limit);
     limit_device_memory(options.memory_limit ? device_memory().used + options.memory_limit : 0);
     const int64_t free = free_device_bytes() - kDeviceSlack;
+    DeviceOptions asked = options;
+    asked.n_sm = n_sm();
     const DeviceOptions out =
-        fit_gpu(model, options, options.memory_limit ? std::min(options.memory_limit, free) : free);
+        fit_gpu(model, asked, options.memory_limit ? std::min(options.memory_limit, free) : free);
     // Not asked for, and pinned: no more than leaves the host alive.
     const int64_t host = plan_gpu(model, out).host, there_is = host_memory();
     require(out.n_offload == options.n_offload || host <= there_is / 2,

@@ -238,11 +238,11 @@ void layer_end(Stream stream, float* x, T* next_in, const float* h, const float*
 // w.n_row], to be added up by who reads it.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
-// Parts with which a product of few blocks of 256 x 128 fills an H200's 132 SMs; no more than four, as every
-// part has to be read again.
-constexpr int linear_parts(int n_row, int n_token) {
-    const int n_block = (n_row + 255) / 256 * ((n_token + 127) / 128), n = 132 / n_block;
-    return n < 1 ? 1 : n > 4 ? 4 : n;
+// Parts with which a product of few blocks of 256 x 128 fills n_sm SMs; no more than eight, as every part has
+// to be read again.
+constexpr int linear_parts(int n_row, int n_token, int n_sm) {
+    const int n_block = (n_row + 255) / 256 * ((n_token + 127) / 128), n = n_sm / n_block;
+    return n < 1 ? 1 : n > 8 ? 8 : n;
 }
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)

@@ -71,6 +71,8 @@ inline Schedule schedule;
 constexpr size_t max_static_bytes = 48 << 10, small_shared_bytes = 99 << 10, max_shared_bytes = 227 << 10;
 // What a block of the simulated GPU may have; for less, the kernels must be compiled for a smaller one.
 inline size_t shared_capacity = max_shared_bytes;
+// Multiprocessors that it says it has: an H200's. Blocks run one after the other.
+inline int n_sm = 132;
 // For more than this of dynamic shared memory EASEL_LAUNCH asks permission.
 constexpr size_t unasked_bytes = 32 << 10;
 

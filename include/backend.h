@@ -119,6 +119,7 @@ struct DeviceInfo {
     int capability = 0;  // 90: compute capability 9.0
     int64_t total_bytes = 0;
     int driver = 0;  // the CUDA version that the driver has: 12040 for 12.4
+    int n_sm = 0;    // multiprocessors
 };
 // What this program was built for: "CPU", or "CPU and CUDA 13.0 for 80 90a".
 std::string backends();
@@ -137,10 +138,11 @@ struct DeviceOptions {
     int n_encode = 2048;       // tokens of an encode pass at most; half or a quarter where memory is short
     int n_offload = 0;         // layers whose experts stay in the host's memory, or kFewestOffloaded
     int64_t memory_limit = 0;  // bytes of device memory at most; 0: what is free
-    bool exact = false;        // float32 throughout, slow and large: for tests
-    bool graph_loop = true;    // the whole answer in one graph; else the host launches all
-    bool overlap = true;       // launches begin while the ones before them end, where it is known to help
-    int silence_ms = 60'000;   // an answer's graph that is idle and says nothing for so long is given up
+    int n_sm = 132;           // multiprocessors to fill, an H200's for a plan alone: the backend asks the GPU
+    bool exact = false;       // float32 throughout, slow and large: for tests
+    bool graph_loop = true;   // the whole answer in one graph; else the host launches all
+    bool overlap = true;      // launches begin while the ones before them end, where it is known to help
+    int silence_ms = 60'000;  // an answer's graph that is idle and says nothing for so long is given up
     LoadProgressFn on_load;
 };
 

@@ -275,6 +275,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     const Config& c = model->config;
     DeviceOptions options;
     options.index = device.index;
+    options.n_sm = device.n_sm;
     options.n_offload = flags.n_offload;
     ProfilePlan plan;
     plan.step = asked("step");

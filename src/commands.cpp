@@ -355,6 +355,7 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     require(flags.n_context <= c.n_context, "context is {}, expected 1 to {}", flags.n_context, c.n_context);
     options.n_context = flags.n_context;
     options.n_offload = flags.n_offload;
+    if (const auto devices = cuda_devices(); !devices.empty()) options.n_sm = devices[0].n_sm;
     if (flags.memory_limit && flags.device == "cuda")
         options = fit_gpu(model, options, flags.memory_limit);
     else if (flags.memory_limit)

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "backend.h"
 #include "bench.h"
@@ -75,6 +76,26 @@ TEST_CASE("device: exact logits of the golden models") {
         check_logits(name, *backend, tolerance);
     }
 }
+
+#ifndef EASEL_CUDA
+// Other parts of products and keys; a pass no longer than a canvas leaves the parts' buffers no other room.
+TEST_CASE("device: exact logits on GPUs of other sizes") {
+    const auto model = load_model(fixture("mixed.gguf"));
+    std::set<std::vector<float>> found;
+    for (const int n : {1, 2, 5, 170}) {
+        INFO(n << " SMs");
+        sim::n_sm = n;
+        const auto backend = device_backend(model, {.n_encode = 1, .exact = true});
+        sim::n_sm = 132;
+        backend->encode(golden_prompt("mixed"));
+        check_logits("mixed", *backend, 3e-6);
+        std::vector<float> logits(size_t(model->config.n_canvas) * model->config.n_vocab);
+        backend->logits({std::vector<int32_t>(model->config.n_canvas, 7), {}, 1}, logits);
+        found.insert(logits);
+    }
+    CHECK(found.size() > 1);  // the order of sums was another
+}
+#endif
 
 // Widths, heads and expert sizes that fill no tile; tolerances as for the CPU.
 TEST_CASE("device: exact logits and loops of transformers' models", "[slow]") {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "backend.h"
 #include "catch.h"
@@ -122,6 +123,7 @@ TEST_CASE("memory: a prompt in passes of several sizes", "[slow]") {
 TEST_CASE("memory: a backend takes what the plan says and no more") {
     const auto mixed = load_model(fixture("mixed.gguf"));
     const auto check = [](const std::shared_ptr<const Model>& model, DeviceOptions o) {
+        o.n_sm = n_sm();
         const MemoryPlan plan = plan_gpu(*model, o);
         INFO("context " << o.n_context << ", plan " << plan.total());
         o.memory_limit = plan.total();  // so more would have failed
@@ -139,6 +141,17 @@ TEST_CASE("memory: a backend takes what the plan says and no more") {
     check(tiny(), {.n_context = 90, .n_encode = 40, .n_offload = 3});
     check(tiny(), {.n_context = 90, .exact = true});
     check(mixed, {.n_context = 90});
+#ifndef EASEL_CUDA
+    const DeviceOptions small{.n_context = 90, .n_encode = 1};
+    std::set<int64_t> totals;
+    for (const int n : {1, 3, 132, 170}) {
+        sim::n_sm = n;
+        check(tiny(), small);
+        totals.insert(device_backend(tiny(), small)->plan().total());
+    }
+    sim::n_sm = 132;
+    CHECK(totals.size() >= 3);  // else it was not asked
+#endif
     limit_device_memory(0);
 }
 
@@ -286,19 +299,35 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{12800});
     CHECK(large.scratch == p.scratch);
     CHECK(large.weights == p.weights);
-    // Attention in whole waves of an H200, 132 SMs: 32 blocks a part of the keys, in layer 5, which is
-    // global, 64.
-    CHECK(key_parts(model->config, 0, 65536).most == 4);
-    CHECK(key_parts(model->config, 5, 65536).most == 8);
-    CHECK(key_parts(model->config, 5, 256).most == 1);
-    // However large the room is: of each length as many as if the room ended there, and scratch for them.
-    for (const int l : {0, 5}) {
-        const KeyParts room = key_parts(model->config, l, 262144);
-        const int n_most = l ? 262144 : model->config.window - 1 + 256;
-        for (int n = 1; n <= n_most; n += n < 5000 ? 1 : 977)
-            if (key_parts(model->config, l, n).most != room.used(n)) FAIL(l << ", " << n << " keys");
+    // Attention in whole waves: 32 blocks a part of the keys, in layer 5, which is global, 64. Of an H200's
+    // 132 SMs, a 4090's 128, a 5090's 170, a GPU with few.
+    const auto parts = [&](int layer, int n_context, int n_sm) {
+        DeviceOptions o{.n_context = n_context};
+        o.n_sm = n_sm;
+        return key_parts(model->config, layer, Room(model->config, o));
+    };
+    for (const auto& [n_sm, sliding, global] :
+         {std::tuple{132, 4, 2}, {128, 4, 2}, {170, 4, 2}, {40, 3, 1}}) {
+        CHECK(parts(0, 65536, n_sm).most == sliding);
+        CHECK(parts(5, 65536, n_sm).most == 8);
+        CHECK(parts(5, 65536, n_sm).in_wave == global);
+        CHECK(parts(5, 256, n_sm).most == 1);
+        // However large the room is: of each length as many as if the room ended there.
+        for (const int l : {0, 5}) {
+            const KeyParts room = parts(l, 262144, n_sm);
+            const int n_most = l ? 262144 : model->config.window - 1 + 256;
+            for (int n = 1; n <= n_most; n += n < 5000 ? 1 : 977)
+                if (parts(l, n, n_sm).most != room.used(n)) FAIL(l << ", " << n << " keys");
+        }
     }
-    CHECK(key_parts(model->config, 5, 262144).used(1024 + 256) == 2);
+    CHECK(parts(5, 262144, 132).used(1024 + 256) == 2);
+    // Attention's output; Q, K and V of sliding layers, of global ones.
+    for (const auto& [n_sm, out, sliding, global] :
+         {std::tuple{132, 6, 2, 1}, {128, 5, 2, 1}, {170, 7, 2, 2}, {188, 8, 2, 2}, {40, 1, 1, 1}}) {
+        CHECK(linear_parts(2816, 256, n_sm) == out);
+        CHECK(linear_parts(8192, 256, n_sm) == sliding);
+        CHECK(linear_parts(9216, 256, n_sm) == global);
+    }
     // 16 GB: some layers' experts stay in the host's memory.
     const DeviceOptions small{.n_context = 8192, .n_encode = 512, .n_offload = 8};
     CHECK(plan_gpu(*model, small).total() < int64_t{15'500'000'000});

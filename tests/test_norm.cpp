@@ -173,7 +173,7 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                             Case{7, 2, 3, 1, 130, 8, false}, Case{3, 3, 2, 1, 512, 4, true},
                             Case{3, 4, 4, 2, 512, 5, true, true});
     if (c.joint && std::is_same_v<TestType, float>) return;  // of F16 alone
-    const int n_part = GENERATE(1, 2);
+    const int n_part = GENERATE(1, 2, 7);
     const int hd = c.head_dim, half = hd / 2, n_q = c.n_head * hd, n_kv = c.n_head_kv * hd;
     const Floats q = random_floats(size_t(n_part) * c.n_token * n_q, 1, 2),
                  k = random_floats(size_t(n_part) * c.n_token * n_kv, 2, 0.1f),
@@ -268,7 +268,7 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
     const Shape s = GENERATE(Shape{8, 32}, Shape{1, 48}, Shape{3, 100}, Shape{2, 33}, Shape{2, 2816},
                              Shape{1, 5000}, Shape{1, 8192});
     const int n_row = s.n_row, n = s.n;
-    const int n_part = GENERATE(1, 3);
+    const int n_part = GENERATE(1, 3, 7);
     Floats x = random_floats(size_t(n_row) * n, 1, 4), o = random_floats(n_part * x.size(), 2, 0.2f);
     for (int p = 0; p < n_part; p++)  // a row of zeros stays one
         std::fill_n(o.begin() + p * x.size(), n, 0.0f);

@@ -37,6 +37,7 @@ struct CUkern_st {
 
 namespace {
 
+constexpr int kMultiprocessors = 132;
 constexpr size_t kUnasked = 48 << 10, kMostShared = 227 << 10;  // bytes of shared memory
 
 std::map<const void*, CUkern_st>& kernels() {
@@ -176,14 +177,18 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
     strcpy(p->name, "fake GPU");
     p->major = 9;
     p->totalGlobalMem = kMemory;
+    p->multiProcessorCount = kMultiprocessors;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
     CHECK_CALL(index == 0, cudaErrorInvalidDevice);
     CHECK_CALL(attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ||
-                   attribute == cudaDevAttrComputeCapabilityMajor,
+                   attribute == cudaDevAttrComputeCapabilityMajor ||
+                   attribute == cudaDevAttrMultiProcessorCount,
                cudaErrorInvalidValue);
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : kMostShared;
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9
+             : attribute == cudaDevAttrMultiProcessorCount  ? kMultiprocessors
+                                                            : kMostShared;
     return cudaSuccess;
 }
 
