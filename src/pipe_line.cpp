@@ -113,7 +113,9 @@ void read_choices(const Json& v, PipeItem& item) {
         require(error == std::errc() && end == name.data() + name.size(),
                 "choices has the key {}, expected the number of a hole", brief(name));
         require(texts.is_array(), "choices of hole {} are {}, expected a list of texts", hole, shown(texts));
-        for (const Json& text : texts) item.request.choices[hole].push_back(read_text(text, "choices"));
+        const auto [choice, is_new] = item.request.choices.try_emplace(hole);  // an empty list is refused too
+        require(is_new, "choices of hole {} are there twice", hole);
+        for (const Json& text : texts) choice->second.push_back(read_text(text, "choices"));
     }
 }
 

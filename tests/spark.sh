@@ -52,11 +52,14 @@ refused("a wrong flag is not tried again", "ended with exit code 1 at line 10 of
         [easel, "pipe", "--frobnicate"])
 refused("an easel that answers nothing", "ended with exit code 0", ["true"])
 
-odd = [(1, '{"prompt":"What is 2 + 3?"}'), (2, "{bad"), (3, "{}"), (5, '{"cancel":"x"}'), (6, "[1]"), (7, '"cancel"')]
+odd = [(1, '{"prompt":"What is 2 + 3?"}'), (2, "{bad"), (3, "{}"), (5, '{"cancel":"x"}'), (6, "[1]"), (7, '"cancel"'),
+       (8, '{"x":' + 100000 * "[" + 100000 * "]" + ',"prompt":"Hi"}'), (9, '\ufeff{"prompt":"Hi"}'),
+       (10, '{"\\u0063ancel":1}')]
 out = {line["line"]: line for line in map(json.loads, spark_pipe.answer([easel, "pipe"], (), odd, restarts.append))}
 check("a line without an id has its number", out[1]["id"] == 1 and out[1]["type"] == "done", out)
-check("bad lines are errors", all(out[n]["type"] == "error" for n in (2, 3, 5, 6, 7)), out)
-check("a cancel is refused", "expected a request" in out[5]["message"], out)
+check("bad lines are errors", all(out[n]["type"] == "error" for n in (2, 3, 5, 6, 7, 8)), out)
+check("a cancel is refused", all("expected a request" in out[n]["message"] for n in (5, 10)), out)
+check("a byte-order mark is none of the line", out[9]["id"] == 9 and out[9]["type"] == "done", out)
 
 raised = Exception("Job aborted:\nTraceback\n  PipeError: easel on vm ended\nDriver stacktrace:\n  at java.base")
 check("a task's error is one line", spark_pipe.reason(raised) == "easel on vm ended", spark_pipe.reason(raised))

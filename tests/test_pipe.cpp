@@ -184,6 +184,8 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt\": \"x\", \"choices\": [1]}", "key choices is an array, expected an object of lists"},
         {"{\"prompt\": \"x\", \"choices\": {\"a\": [\"b\"]}}", "choices has the key a, expected the number"},
         {"{\"prompt\": \"x\", \"choices\": {\"1\": \"b\"}}", "choices of hole 1 are \"b\", expected a list"},
+        {"{\"prompt\": \"x\", \"choices\": {\"1\": [\"a\"], \"01\": [\"b\"]}}",
+         "choices of hole 1 are there twice"},
         {"{\"prompt\": \"x\", \"best_of\": 0}", "key best_of is 0, expected an integer from 1"},
         {"{\"prompt\": \"x\", \"best_of\": 1001}", "key best_of is 1001, expected an integer from 1 to 1000"},
         {"{\"prompt\": \"x\", \"retry_empty\": 1001}", "key retry_empty is 1001, expected"},

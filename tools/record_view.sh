@@ -25,7 +25,6 @@ tm send-keys Enter
 tm send-keys C-l
 sleep 1
 say 'Make JSON: Ann is 31 years old and lives in Oslo.'
-tm send-keys /clear Enter
 say 'Sort 52, 17, 31, 88'
 python3 tools/ansi_to_svg.py 76 8 "$dir"/[0-9]* >"$out"
 ls -l "$out"

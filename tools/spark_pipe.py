@@ -37,9 +37,10 @@ class PipeError(Exception):
 
 def request_id(text, number):
     """The line as it is sent, and the id it will be answered with; None where easel will say what is wrong."""
+    text = text.removeprefix("\ufeff")  # as easel takes it
     try:
         request = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text, None
     if not isinstance(request, dict):
         return text, None
@@ -50,11 +51,11 @@ def request_id(text, number):
 
 
 def is_cancel(text):
-    if '"cancel"' not in text:
+    if "cancel" not in text and "\\u" not in text:
         return False
     try:
-        return "cancel" in json.loads(text)
-    except (ValueError, TypeError):
+        return "cancel" in json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

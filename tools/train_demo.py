@@ -7,6 +7,9 @@ DIR becomes an ordinary Hugging Face folder (config, weights, tokenizer, chat te
 score on unseen prompts is as good as ever. DIR.state holds what a restart continues from, and the log. The objective
 is that of block diffusion with uniform noise: encode the prefix causally, put noise on the canvas, predict every
 clean token of it. --start begins with the weights of an earlier demo model (needs the gguf package).
+
+src/demo.gguf has had 2500 steps on single prompts (two CPU cores, 75 minutes), then, by --start and --lr 0.01, 1300 as they are
+drawn now.
 """
 
 import argparse
