@@ -2,8 +2,12 @@
 # demo.sh EASEL: what `make demo` shows: the built-in model turning noise into answers.
 set -eu
 easel=$1
-for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Reverse "planet"' 'What is the capital of Norway?' \
-    'Make JSON: Ann is 31 years old and lives in Oslo.'; do
-    echo "> $prompt"
-    "$easel" generate --show-steps -p "$prompt"
+ask() {
+    echo "> $*"
+    "$easel" generate --show-steps -p "$@"
+}
+for prompt in 'What is 47 + 35?' 'Sort 52, 17, 31' 'Reverse "planet"' 'What is the capital of Norway?'; do
+    ask "$prompt"
 done
+# Hotter than the model's own schedule, so that it takes more than two steps.
+ask 'Make JSON: Ann is 31 years old and lives in Oslo.' --t-max 4 --max-steps 12
