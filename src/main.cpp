@@ -477,9 +477,8 @@ int run(std::vector<std::string> words) {
         require(!words[0].starts_with('-'), "a command comes before {}, one of {}", words[0],
                 fmt::join(names, ", "));
         const std::string meant = nearest_name(words[0], names);
-        fail("there is no command \"{}\", {}", words[0],
-             meant.empty() ? fmt::format("expected one of {}", fmt::join(names, ", "))
-                           : fmt::format("the nearest is {} (see easel --help)", meant));
+        fail("there is no command \"{}\"{}, expected one of {}", words[0],
+             meant.empty() ? "" : fmt::format(" (the nearest is {})", meant), fmt::join(names, ", "));
     }
     try {
         app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // it takes them from the end

@@ -57,6 +57,7 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 
 error "no command" "expected a command, one of generate, chat" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
+error "a misspelt command" "no command \"genrate\" (the nearest is generate), expected one of" genrate
 error "a flag before the command" 'a command comes before -m, one of generate, chat, pipe' -m "$tiny" generate -p hi
 error "an unknown flag instead of one" 'a command comes before --frobnicate' --frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
