@@ -151,7 +151,7 @@ void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProf
         finish(s);
         std::vector<int> n_slot(c.n_expert);
         for (const ExpertGroup& g : groups) n_slot[g.expert] += g.end - g.begin;
-        for (const int n : n_slot) out.experts_used += double(n > 0) / c.n_layer;
+        for (const int own : n_slot) out.experts_used += double(own > 0) / c.n_layer;
         out.expert_tokens += double(*std::max_element(n_slot.begin(), n_slot.end())) / c.n_layer;
     };
     m.begin(params);

@@ -100,12 +100,11 @@ class Chat {
     }
 
     int run() {
-        if (input_.from_terminal()) {
+        if (input_.from_terminal())
             tell(fmt::format(
                 "{} on {}, a context of {} tokens. /help lists the commands, Ctrl-D ends.\n",
                 flags_.engine.model.empty() ? "The built-in demo model" : engine_.model().file->name(),
                 engine_.device(), engine_.n_context()));
-        }
         std::string text;
         while (!done_ && read_message(text)) {
             try {

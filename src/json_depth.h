@@ -1,6 +1,6 @@
 // json_depth.h: a bound on how deep the JSON of a file may nest. Copies, comparisons and dump() of a value
-// recurse: a million brackets would overflow the stack. Used by whatever reads files of others (convert,
-// traces).
+// recurse: a million brackets would overflow the stack. Used by whatever reads JSON of others (convert,
+// traces, chats, lines of a pipe).
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "check.h"
+#include "json_depth.h"
 #include "pipe.h"
 #include "sampler_settings.h"
 #include "text.h"
@@ -187,8 +188,10 @@ std::string unknown_key(const std::string& name) {
 // the first goes to `twice`.
 Json parse_json(std::string_view text, std::optional<std::string>& twice) {
     std::vector<std::set<std::string>> keys;  // of the objects that are open
-    return Json::parse(text, [&](int depth, Json::parse_event_t event, const Json& v) {
-        require(depth <= 100, "JSON nested more than 100 deep");
+    const std::string where = "the line";
+    return Json::parse(text, [&, shallow = refuse_deep(where)](int depth, Json::parse_event_t event,
+                                                               Json& v) {
+        shallow(depth, event, v);
         if (event == Json::parse_event_t::object_start) keys.emplace_back();
         if (event == Json::parse_event_t::object_end) keys.pop_back();
         if (event == Json::parse_event_t::key && !keys.back().insert(v.get<std::string>()).second && !twice)

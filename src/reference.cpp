@@ -596,11 +596,11 @@ class CpuBackend final : public Backend {
         });
     }
 
-    std::shared_ptr<const Model> model_;
-    const Model& m_;
     // Of activations, for soft_drop(): those of int8 have fewer than F16's.
     int n_bit() const { return math_ == CpuMath::Int8 ? 11 : 24; }
 
+    std::shared_ptr<const Model> model_;
+    const Model& m_;
     const Config& c_;
     int n_context_, n_cached_ = 0;
     int first_kept_ = 0;  // on sliding layers: positions before this one are gone
