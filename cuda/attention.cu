@@ -1,6 +1,6 @@
 // attention.cu: attention of the rows of a pass over the KV cache, canvas or causal, with or without a window
 // (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may work on parts of
-// the keys at once (KeyParts), which merge_kernel joins in fixed order. Called by engine.cpp.
+// the keys at once (KeyParts), which merge_kernel joins in fixed order. Called by forward.cpp.
 #include <climits>
 
 #include "check.h"

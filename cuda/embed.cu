@@ -1,6 +1,6 @@
 // embed.cu: the embedding matrix E, read as rows: those of the canvas' tokens, and, weighted with the last
 // step's probabilities, all of them (self-conditioning, SPEC 2.6). lm_head() of head.cu reads the same
-// records as a product's weights. Called by engine.cpp.
+// records as a product's weights. Called by forward.cpp.
 #include <algorithm>
 #include <cmath>
 

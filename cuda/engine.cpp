@@ -1,6 +1,6 @@
-// engine.cpp: the CUDA backend: passes as lists of launches, and the denoise loop as one graph. Implements
-// Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h, CUDA is behind device.h,
-// so the same text runs on a GPU and in the simulator.
+// engine.cpp: the CUDA backend: requests, the KV cache, and the denoise loop as one graph of forward passes
+// (forward.h). Implements Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h,
+// CUDA is behind device.h, so the same text runs on a GPU and in the simulator.
 #include <algorithm>
 #include <chrono>
 #include <optional>
@@ -10,11 +10,11 @@
 #include "backend.h"
 #include "check.h"
 #include "device.h"
+#include "forward.h"
 #include "host_ring.h"
 #include "layout.h"
 #include "load.h"
 #include "memory_plan.h"
-#include "offload.h"
 #include "profile.h"
 #include "request_checks.h"
 #include "simulator.h"
@@ -48,8 +48,8 @@ class DeviceBackend final : public Backend {
         cache_ = lay_out_cache<T>(*model_, room_, arena);
         b_ = lay_out_buffers<T>(*model_, room_, arena);
         clear_padding<T>(stream_.s, c_, room_, b_);
-        load_stats_ =
-            load_weights<T>(stream_.s, *model_, n_offload_, w_, b_.loading, experts_, options.on_load);
+        load_stats_ = load_weights<T>(stream_.s, *model_, n_offload_, w_, b_.loading, forward_.experts,
+                                      options.on_load);
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
@@ -80,7 +80,7 @@ class DeviceBackend final : public Backend {
             state.n_cached = n_cached_;
             copy_to_device(stream_.s, b_.state, &state, sizeof state);
             copy_to_device(stream_.s, b_.prompt, part.data(), part.size_bytes());
-            encode_pass(stream_.s, b_.prompt, static_cast<int>(part.size()));
+            forward_.encode(stream_.s, b_.prompt, static_cast<int>(part.size()));
             finish(stream_.s);  // what was copied has to live until here
             n_cached_ += static_cast<int>(part.size());
             written(n_cached_);
@@ -104,7 +104,7 @@ class DeviceBackend final : public Backend {
             probabilities<T>(stream_.s, b_.z, b_.live, logits.data(), request.prev_temperature, c_.n_canvas,
                              c_.n_vocab);
         }
-        denoise_pass(stream_.s, logits.data());
+        forward_.denoise(stream_.s, logits.data());
         written(n_cached_ + c_.n_canvas);
         copy_to_host(stream_.s, out.data(), logits.data(), n * sizeof(float));
         finish(stream_.s);
@@ -173,9 +173,9 @@ class DeviceBackend final : public Backend {
                     finish(stream_.s);
                 },
                 [this](Marks& marks) {
-                    marks_ = &marks;
+                    forward_.marks = &marks;
                     denoise_step(stream_.s, {});
-                    marks_ = nullptr;
+                    forward_.marks = nullptr;
                     marks.add(stream_.s, Part::End);
                     finish(stream_.s);
                     ring_.poll([](const Frame&) {});
@@ -250,124 +250,13 @@ class DeviceBackend final : public Backend {
     // The newest position that has been written: slots are shared by positions n_slot_ apart.
     void written(int end) { first_kept_ = std::max(first_kept_, end - n_slot_); }
 
-    // ---- passes -------------------------------------------------------------------------------------------
-
-    void mark(Stream s, Part part) {
-        if (marks_) marks_->add(s, part);
-    }
-
-    // n tokens into the KV cache, at the positions after what is cached.
-    void encode_pass(Stream s, const int32_t* tokens, int n) {
-        embed(s, b_.x, tokens, n, w_.embd);  // no norm here: only the canvas has one
-        layers(s, Mask::Causal, n);
-        advance(s, n, b_.state);
-    }
-
-    // Canvas tokens and the probabilities of the step before (in z) in; z and its statistics out.
-    void denoise_pass(Stream s, float* logits) {
-        const int n = c_.n_canvas;
-        mark(s, Part::Embed);
-        embed(s, b_.x, b_.tokens, n, w_.embd);
-        mark(s, Part::SoftEmbedding);
-        soft_embedding(s, b_.in, b_.z, b_.live, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft, b_.state);
-        mark(s, Part::SelfCond);
-        gate_up(s, b_.middle, b_.in, w_.self_cond_gate_up, n);
-        linear(s, b_.dense, b_.middle, w_.self_cond_down, n);
-        mark(s, Part::CanvasNorm);
-        canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state);
-        layers(s, Mask::Canvas, n);
-        mark(s, Part::Head);
-        lm_head(s, b_.z, b_.stats, b_.live, logits, b_.in, w_.output, n, c_.softcap, b_.state);
-    }
-
-    // All layers over the n rows of x; b_.in is rms(x) * output_norm afterwards (canvas only).
-    void layers(Stream s, Mask mask, int n) {
-        for (const LayerShape& l : c_.layers) {  // one table a kind of layer
-            if (&l != first_of(l.global)) continue;
-            rotation(s, l.global ? b_.cos : b_.cos_swa, l.global ? b_.sin : b_.sin_swa,
-                     l.global ? w_.freq : w_.freq_swa, n, l.head_dim / 2, b_.state);
-        }
-        rms_norm(s, b_.in, b_.x, w_.layers[0].attn_norm, n, c_.n_embd, c_.rms_eps);
-        experts_.begin(s, mask == Mask::Causal ? c_.n_layer - 1 : c_.n_layer);
-        for (int l = 0; l < c_.n_layer; l++) {
-            const LayerWeights& w = w_.layers[l];
-            const bool last = l == c_.n_layer - 1;
-            // Parts for the canvas alone: K and V of a token are the same bits in whatever pass it comes.
-            const bool parts = mask == Mask::Canvas;
-            project_qkv(s, w, cache_[l], n, parts);
-            if (mask == Mask::Causal && last) break;  // an encode pass leaves K and V, nothing else
-            const KeyParts split = parts ? key_parts(c_, l, room_) : KeyParts{};
-            mark(s, Part::Attention);
-            attention(s, b_.o_in, b_.q_in, cache_[l], n, w.shape, mask, split, b_.attention, b_.state);
-            mark(s, Part::AttentionOut);
-            const int n_part = parts ? linear_parts(w.o.n_row, n, room_.n_sm) : 1;
-            linear(s, b_.o, b_.o_in, w.o, n, n_part);
-            mark(s, Part::PostAttention);
-            post_attention(s, b_.h, b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_part,
-                           w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
-                           c_.rms_eps);
-            feed_forward(s, w, l, n);
-            mark(s, Part::LayerEnd);
-            layer_end(s, b_.x, b_.in, b_.h, b_.dense, b_.slot_out, b_.slot_of, b_.weight, c_.n_expert_used,
-                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm,
-                      mask == Mask::Canvas ? w.output_scale : w.enc_output_scale,
-                      last ? w_.output_norm : w_.layers[l + 1].attn_norm, n, c_.n_embd, c_.rms_eps);
-        }
-    }
-
-    const LayerShape* first_of(bool global) const {
-        for (const LayerShape& l : c_.layers)
-            if (l.global == global) return &l;
-        return nullptr;
-    }
-
-    void project_qkv(Stream s, const LayerWeights& w, const KvLayer<T>& cache, int n, bool parts) {
-        const bool global = w.shape.window == 0;
-        const int n_qkv_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
-        const int n_part = parts ? linear_parts(n_qkv_row, n, room_.n_sm) : 1;
-        mark(s, Part::Qkv);
-        // K and V leave most of a GPU idle, beside Q they cost little.
-        linear(k_side_.fork(s), b_.k, b_.in, w.k, n, n_part);
-        if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, n, n_part);
-        linear(s, b_.q, b_.in, w.q, n, n_part);
-        k_side_.join(s);
-        if (w.v.data) v_side_.join(s);
-        mark(s, Part::QkvNorm);
-        qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_part, w.q_norm, w.k_norm,
-                 global ? b_.cos : b_.cos_swa, global ? b_.sin : b_.sin_swa, n, w.shape, c_.rms_eps,
-                 b_.state);
-    }
-
-    // The dense branch into b_.dense, the experts' outputs into b_.slot_out; beside each other, but where
-    // each part is timed.
-    void feed_forward(Stream s, const LayerWeights& w, int layer, int n) {
-        const Stream dense = marks_ ? s : dense_side_.fork(s);
-        mark(s, Part::DenseUp);
-        gate_up(dense, b_.middle, b_.ffn_in, w.gate_up, n);
-        mark(s, Part::DenseDown);
-        linear(dense, b_.dense, b_.middle, w.down, n);
-        mark(s, Part::Router);
-        route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-              c_.n_expert_used, b_.routing);
-        const int n_slot = n * c_.n_expert_used;
-        permute(s, b_.slot_of, b_.token_of, b_.groups, b_.chosen, n, c_.n_expert_used, c_.n_expert,
-                expert_group<T>(c_.n_expert, n_slot));
-        mark(s, Part::ExpertUp);
-        experts_.need(s, layer);
-        expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.groups, n_slot);
-        mark(s, Part::ExpertDown);
-        expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.groups, n_slot);
-        experts_.used(s, layer);
-        if (!marks_) dense_side_.join(s);
-    }
-
     // ---- the loop -----------------------------------------------------------------------------------------
 
     void denoise_step(Stream s, const LoopConditions& conditions) {
-        denoise_pass(s, nullptr);
-        mark(s, Part::Sample);
-        sample(s, b_.rows, b_.z, b_.live, b_.stats, c_.n_canvas, c_.n_vocab, b_.given, b_.state);
-        mark(s, Part::Accept);
+        forward_.denoise(s, nullptr);
+        forward_.mark(s, Part::Sample);
+        forward_.sample(s);
+        forward_.mark(s, Part::Accept);
         accept(s, b_.tokens, b_.argmax, b_.rows, c_.n_canvas, c_.n_vocab, b_.state, ring_.device(),
                conditions);
     }
@@ -377,7 +266,7 @@ class DeviceBackend final : public Backend {
     void finish_canvas(Stream s, const LoopConditions& conditions) {
         end_canvas(s, b_.argmax, c_.n_canvas, b_.state, ring_.device(), conditions);
     }
-    void commit_canvas(Stream s) { encode_pass(s, b_.argmax, c_.n_canvas); }
+    void commit_canvas(Stream s) { forward_.encode(s, b_.argmax, c_.n_canvas); }
 
     // One launch an answer: while there is a canvas { commit the one before; while not settled { step } }.
     std::unique_ptr<Graph> make_graph() {
@@ -486,14 +375,12 @@ class DeviceBackend final : public Backend {
     ModelWeights w_;
     Buffers<T> b_;
     std::vector<KvLayer<T>> cache_;
-    ExpertStream experts_;
-    SideStream k_side_, v_side_, dense_side_;
+    Forward<T> forward_{c_, room_, w_, b_, cache_};
     std::unique_ptr<Graph> whole_;
     bool whole_in_order_ = false;  // how it was made
     // If asked for, or where a graph of launches that overlap is refused, and why.
     std::optional<LaunchesInOrder> in_order_;
     std::string overlap_refused_;
-    Marks* marks_ = nullptr;  // while a step is profiled
     LoadStats load_stats_;
     std::string note_;  // for the next answer
     int n_cached_ = 0;

@@ -1,6 +1,6 @@
 // head.cu: the output head: logits of every canvas row over the vocabulary, softcapped and divided by the
 // temperature, with the statistics of each tile of the vocabulary in the epilogue. sample.cu goes on from
-// these. Called by engine.cpp.
+// these. Called by forward.cpp.
 #include "check.h"
 #include "weight_gemm.h"
 

@@ -35,31 +35,25 @@ class Kernels {
           c_(m.config),
           w_(m.weights),
           b_(m.buffers),
+          canvas_{Mask::Canvas, c_.n_canvas},
           o_in_(b_.middle_bytes / sizeof(T)),
           h_(c_.n_canvas * c_.n_embd) {
-        const int n = c_.n_canvas;
         fill_zero(m.stream, o_in_.data(), o_in_.bytes());  // padding
-        const double z = double{1} * n * vocab_stride(c_.n_vocab) * sizeof(T);
+        b_.o_in = o_in_.data();
+        b_.h = h_.data();
+        const double n = c_.n_canvas, z = n * vocab_stride(c_.n_vocab) * sizeof(T);
         // First of all: z still holds a step's probabilities.
-        weights("soft_embedding", w_.embd, n, [this, n](Stream s) {
-            soft_embedding(s, b_.in, b_.z, b_.live, w_.embd, w_.self_cond_norm, c_.rms_eps, n, b_.soft,
-                           b_.state);
-        }).cost.bytes += z;
+        weights("soft_embedding", w_.embd, n, [this](Stream s) { ops_.soft_embedding(s); }).cost.bytes += z;
         const double row_bytes = double(w_.embd.expert_bytes()) / w_.embd.n_row;
         add("embed", {"", 0, n * row_bytes, 0}, false,
-            [this, n](Stream s) { embed(s, b_.x, b_.tokens, n, w_.embd); });
+            [this](Stream s) { embed(s, b_.x, b_.tokens, canvas_.n, w_.embd); });
         gated(w_.self_cond_gate_up, b_.in);
         plain(b_.dense, b_.middle, w_.self_cond_down);
-        add("canvas_norm", {}, false,
-            [this, n](Stream s) { canvas_norm(s, b_.x, b_.dense, n, c_.n_embd, c_.rms_eps, b_.state); });
+        add("canvas_norm", {}, false, [this](Stream s) { ops_.canvas_norm(s); });
         for (int l = 0; l < c_.n_layer; l++) layer(l, n_prefix);
-        const Launch head = [this, n](Stream s) {
-            lm_head(s, b_.z, b_.stats, b_.live, nullptr, b_.in, w_.output, n, c_.softcap, b_.state);
-        };
+        const Launch head = [this](Stream s) { ops_.lm_head(s, nullptr); };
         weights("lm_head", w_.output, n, head).cost.bytes += z;
-        add("sample", {"", 0, 2 * z, 0}, false, [this, n](Stream s) {
-            sample(s, b_.rows, b_.z, b_.live, b_.stats, n, c_.n_vocab, b_.given, b_.state);
-        }).prepare = head;
+        add("sample", {"", 0, 2 * z, 0}, false, [this](Stream s) { ops_.sample(s); }).prepare = head;
     }
 
     // The median of n_repeat rounds, after one that does not count.
@@ -131,67 +125,42 @@ class Kernels {
 
     void layer(int l, int n_prefix) {
         const LayerWeights& w = w_.layers[l];
-        const KvLayer<T>& cache = m_.cache[l];
-        const int n = c_.n_canvas, n_used = c_.n_expert_used;
-        const bool global = w.shape.window == 0;
-        const float *cos = global ? b_.cos : b_.cos_swa, *sin = global ? b_.sin : b_.sin_swa;
+        const int n = c_.n_canvas, window = w.shape.window;
         const std::string shape = fmt::format(" {} heads {}", w.shape.n_head, w.shape.head_dim);
-        const int n_qkv_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
-        const int n_qkv_part = linear_parts(n_qkv_row, n, m_.room.n_sm);
-        plain(b_.q, b_.in, w.q, n_qkv_part);
-        plain(b_.k, b_.in, w.k, n_qkv_part);
-        plain(b_.v, b_.in, w.v, n_qkv_part);
-        add("qkv_norm" + shape, {}, false, [=, this, &w](Stream s) {
-            qkv_norm(s, b_.q_in, cache, b_.q, b_.k, w.v.data ? b_.v : b_.k, n_qkv_part, w.q_norm, w.k_norm,
-                     cos, sin, n, w.shape, c_.rms_eps, b_.state);
-        });
-        const KeyParts parts = key_parts(c_, l, m_.room);
-        const int n_key = n + (global ? n_prefix : std::min(n_prefix, w.shape.window - 1));
-        add(fmt::format("attention{} keys {}", shape, n_key), attention_cost(w.shape, cache, n, n_prefix),
-            true, [=, this, &w](Stream s) {
-                attention(s, o_in_.data(), b_.q_in, cache, n, w.shape, Mask::Canvas, parts, b_.attention,
-                          b_.state);
-            });
-        const int n_o_part = linear_parts(w.o.n_row, n, m_.room.n_sm);
-        plain(b_.o, o_in_.data(), w.o, n_o_part);
-        add("post_attention", {}, false, [=, this, &w](Stream s) {
-            post_attention(s, h_.data(), b_.ffn_in, b_.expert_in, b_.router_in, b_.x, b_.o, n_o_part,
-                           w.post_attention_norm, w.ffn_norm, w.pre_ffw_norm_2, w.router_scale, n, c_.n_embd,
-                           c_.rms_eps);
-        });
+        const int n_part = ops_.qkv_parts(l, canvas_);
+        plain(b_.q, b_.in, w.q, n_part);
+        plain(b_.k, b_.in, w.k, n_part);
+        plain(b_.v, b_.in, w.v, n_part);
+        add("qkv_norm" + shape, {}, false, [=, this](Stream s) { ops_.qkv_norm(s, l, canvas_); });
+        const int n_key = n + (window ? std::min(n_prefix, window - 1) : n_prefix);
+        add(fmt::format("attention{} keys {}", shape, n_key),
+            attention_cost(w.shape, m_.cache[l], n, n_prefix), true,
+            [=, this](Stream s) { ops_.attention(s, l, canvas_); });
+        plain(b_.o, b_.o_in, w.o, ops_.output_parts(l, canvas_));
+        add("post_attention", {}, false, [=, this](Stream s) { ops_.post_attention(s, l, canvas_); });
         gated(w.gate_up, b_.ffn_in);
         plain(b_.dense, b_.middle, w.down);
-        const double router = 1.0 * c_.n_expert * c_.n_embd;
-        add("route", {"", 0, 4 * router, 2 * router * n}, true, [=, this, &w](Stream s) {
-            route(s, b_.chosen, b_.weight, b_.router_in, w.router, w.expert_scale, n, c_.n_embd, c_.n_expert,
-                  n_used, b_.routing);
-        });
-        add("permute", {}, false, [=, this](Stream s) {
-            permute(s, b_.slot_of, b_.token_of, b_.groups, b_.chosen, n, n_used, c_.n_expert,
-                    expert_group<T>(c_.n_expert, n * n_used));
-        });
-        weights("expert_gate_up", w.expert_gate_up, 1.0 * n * n_used, [=, this, &w](Stream s) {
-            expert_gate_up(s, b_.slot_middle, b_.expert_in, w.expert_gate_up, b_.token_of, b_.groups,
-                           n * n_used);
-        });
-        weights("expert_down", w.expert_down, 1.0 * n * n_used, [=, this, &w](Stream s) {
-            expert_down(s, b_.slot_out, b_.slot_middle, w.expert_down, b_.groups, n * n_used);
-        });
-        add("layer_end", {}, false, [=, this, &w](Stream s) {
-            layer_end(s, b_.x, b_.in, h_.data(), b_.dense, b_.slot_out, b_.slot_of, b_.weight, n_used,
-                      w.post_ffw_norm_1, w.post_ffw_norm_2, w.post_ffw_norm, w.output_scale, w.attn_norm, n,
-                      c_.n_embd, c_.rms_eps);
-        });
+        const double router = 1.0 * c_.n_expert * c_.n_embd, n_slot = 1.0 * n * c_.n_expert_used;
+        add("route", {"", 0, 4 * router, 2 * router * n}, true,
+            [=, this](Stream s) { ops_.route(s, l, canvas_); });
+        add("permute", {}, false, [this](Stream s) { ops_.permute(s, canvas_); });
+        weights("expert_gate_up", w.expert_gate_up, n_slot,
+                [=, this](Stream s) { ops_.expert_gate_up(s, l, canvas_); });
+        weights("expert_down", w.expert_down, n_slot,
+                [=, this](Stream s) { ops_.expert_down(s, l, canvas_); });
+        add("layer_end", {}, false, [=, this](Stream s) { ops_.layer_end(s, l, canvas_); });
     }
 
     const Measured<T>& m_;
     const Config& c_;
     const ModelWeights& w_;
-    const Buffers<T>& b_;
-    std::vector<Kernel> kernels_;
+    Buffers<T> b_;
+    const Pass canvas_;
     // Where a pass works in place, launches in a row would have another's result to work on.
     const DeviceArray<T> o_in_;
     const DeviceArray<float> h_;
+    Forward<T> ops_{c_, m_.room, w_, b_, m_.cache};
+    std::vector<Kernel> kernels_;
     const DeviceArray<uint8_t> other_{kBeyondCache};
     const DeviceArray<uint32_t> sums_{kReadBlocks};
     Event start_{true}, end_{true};

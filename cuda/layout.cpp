@@ -203,7 +203,7 @@ template <class T>
 Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     const Config& c = model.config;
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
-    // Of products whose columns the canvas has in parts: engine.cpp.
+    // Of products whose columns the canvas has in parts: forward.cpp.
     const auto part_rows = [&](int n_row) {
         return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_parts(n_row, c.n_canvas, room.n_sm));
     };

@@ -1,6 +1,6 @@
 // linear.cu: products with weights, of all tokens with one matrix or of each token with its experts, plain or
 // as a gated pair with its gelu product. One kernel; the matrix is read as records (records.h), whatever its
-// type. Called by engine.cpp.
+// type. Called by forward.cpp.
 #include "check.h"
 #include "device.h"
 #include "weight_gemm.h"

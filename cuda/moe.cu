@@ -1,5 +1,5 @@
 // moe.cu: which experts a token goes to, and in which order the experts find their tokens. The products with
-// the experts are linear.cu's, their sum is layer_end() of norm.cu. Called by engine.cpp.
+// the experts are linear.cu's, their sum is layer_end() of norm.cu. Called by forward.cpp.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"

@@ -1,6 +1,6 @@
 // norm.cu: what happens to a row of the residual stream between two products: RMS norms, the sums that they
 // follow, rotary positions, the way into the KV cache. Each kernel reads a row once and leaves it in every
-// form that the next products want. Called by engine.cpp.
+// form that the next products want. Called by forward.cpp.
 //
 // Float32 rows begin at multiples of 16 bytes where n is a multiple of 4.
 #include "check.h"
@@ -180,16 +180,11 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
 
 namespace {
 
-// q_out = rope(rms(q) * q_weight); cache.k = rope(rms(k) * k_weight), cache.v = rms(v), by head; of a joint
-// cache q_out has k_weight too in the columns that do not rotate, and cache.k only those that do
-//   q_out       [n_token, n_head, head_dim] T, row stride ldq
-//   cache       [n_head_kv, n_slot, head_dim] T: row t goes to slot (n_cached + t) % n_slot; see KvLayer for
-//               joint ones, of whose columns the first 64 of each half rotate, and no others
-//   q           [n_token, n_head, head_dim] float32
-//   k, v        [n_token, n_head_kv, head_dim] float32; may be the same
-//   n_part      q, k and v are each the sum of so many such, one after the other
-//   q_weight, k_weight [head_dim]
-//   cos, sin    [n_token, head_dim / 2]
+// q_out = rope(rms(q) * q_norm); cache.k = rope(rms(k) * k_norm), cache.v = rms(v), by head; of a joint
+// cache q_out has k_norm too in the columns that do not rotate, and cache.k only those that do
+//   p: see QkvNorm. q_out has rows of padded(n_head head_dim); cache [n_head_kv, n_slot, head_dim] T, of
+//   which row t goes to slot (n_cached + t) % n_slot; of the columns of joint ones (KvLayer) the first 64 of
+//   each half rotate, and no others.
 // Tile:   a head of a token a warp: query heads, then K's, then V's.
 // Launch: grid n_token (n_head + 2 n_head_kv) / 8, 256 threads.
 // Shared: none.
@@ -199,87 +194,78 @@ namespace {
 // Maths:  float32; the parts in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
-    qkv_norm_kernel(T* q_out, int ldq, KvLayer<T> cache, const float* q, const float* k, const float* v,
-                    int n_part, const float* q_weight, const float* k_weight, const float* cos,
-                    const float* sin, int n_token, AttentionShape shape, float eps, const LoopState* state) {
+__global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
     wait_for_last_launch();
     constexpr int N_PAIR = kMaxHeadDim / 2 / 32;  // of a lane, at most
-    const int lane = threadIdx.x % 32, n = shape.head_dim, half = n / 2;
-    const int n_head = shape.n_head, n_kv = shape.n_head_kv, n_job = n_head + 2 * n_kv;
+    const int lane = threadIdx.x % 32, n = p.shape.head_dim, half = n / 2;
+    const int n_head = p.shape.n_head, n_kv = p.shape.n_head_kv, n_job = n_head + 2 * n_kv;
     const int job = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
     const int row = job / n_job, head = job % n_job;
-    if (row >= n_token) return;  // the whole warp
+    if (row >= p.n_token) return;  // the whole warp
 
     const bool is_q = head < n_head, is_v = head >= n_head + n_kv, is_k = !is_q && !is_v;
     const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
-    const float* x =
-        is_q ? q + (int64_t{row} * n_head + head) * n : (is_v ? v : k) + (int64_t{row} * n_kv + kv_head) * n;
-    const int64_t stride = int64_t{n_token} * (is_q ? n_head : n_kv) * n;  // to the next part
-    const int64_t slot = (state->n_cached + row) % cache.n_slot;
-    const int64_t kv_row = kv_head * int64_t{cache.n_slot} + slot;
-    T* out = is_q   ? q_out + int64_t{row} * ldq + head * n
-             : is_v ? cache.v + kv_row * n
-                    : cache.k + kv_row * (cache.joint ? kJointRotated : n);
+    const float* x = is_q ? p.q + (int64_t{row} * n_head + head) * n
+                          : (is_v ? p.v : p.k) + (int64_t{row} * n_kv + kv_head) * n;
+    const int64_t stride = int64_t{p.n_token} * (is_q ? n_head : n_kv) * n;  // to the next part
+    const bool joint = p.cache.joint;
+    const int64_t slot = (p.state->n_cached + row) % p.cache.n_slot;
+    const int64_t kv_row = kv_head * int64_t{p.cache.n_slot} + slot;
+    T* out = is_q   ? p.q_out + int64_t{row} * padded(n_head * n) + head * n
+             : is_v ? p.cache.v + kv_row * n
+                    : p.cache.k + kv_row * (joint ? kJointRotated : n);
 
     float a[N_PAIR] = {}, b[N_PAIR] = {}, sum = 0;
-    NO_UNROLL for (int p = 0; p < n_part; p++) {  // the loads of a part do not wait for each other
+    NO_UNROLL for (int part = 0; part < p.n_part; part++) {  // the loads of a part do not wait for each other
         UNROLL for (int j = 0; j < N_PAIR; j++) {
             const int i = lane + 32 * j;
-            if (i < half) a[j] += x[p * stride + i], b[j] += x[p * stride + i + half];
+            if (i < half) a[j] += x[part * stride + i], b[j] += x[part * stride + i + half];
         }
     }
     UNROLL for (int j = 0; j < N_PAIR; j++) sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
-    const float scale = rms_scale(warp_sum(sum), n, eps);
-    const float* weight = is_q ? q_weight : k_weight;
-    cos += int64_t{row} * half;
-    sin += int64_t{row} * half;
+    const float scale = rms_scale(warp_sum(sum), n, p.eps);
+    const float* weight = is_q ? p.q_norm : p.k_norm;
+    const float *cos = p.cos + int64_t{row} * half, *sin = p.sin + int64_t{row} * half;
     UNROLL for (int j = 0; j < N_PAIR; j++) {
         const int i = lane + 32 * j;
         if (i >= half) break;
         float lo = a[j] * scale, hi = b[j] * scale;
-        const bool rotates = !cache.joint || i < kJointRotated / 2;
+        const bool rotates = !joint || i < kJointRotated / 2;
         if (is_k && !rotates) continue;
         if (is_q && !rotates) {
-            lo *= weight[i] * k_weight[i];
-            hi *= weight[i + half] * k_weight[i + half];
+            lo *= weight[i] * p.k_norm[i];
+            hi *= weight[i + half] * p.k_norm[i + half];
         } else if (!is_v) {
             const float x0 = lo * weight[i], x1 = hi * weight[i + half], c = cos[i], s = sin[i];
             lo = x0 * c - x1 * s;
             hi = x1 * c + x0 * s;
         }
-        const int at = cache.joint && !is_k ? joint_place(i) : i;
+        const int at = joint && !is_k ? joint_place(i) : i;
         out[at] = from_f32<T>(lo);
-        out[at + (cache.joint && is_k ? kJointRotated / 2 : half)] = from_f32<T>(hi);
+        out[at + (joint && is_k ? kJointRotated / 2 : half)] = from_f32<T>(hi);
     }
 }
 
 }  // namespace
 
 template <class T>
-void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
-              const float* v, int n_part, const float* q_weight, const float* k_weight, const float* cos,
-              const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state) {
-    require(shape.head_dim % 2 == 0 && shape.head_dim <= kMaxHeadDim,
+void qkv_norm(Stream stream, const QkvNorm<T>& p) {
+    require(p.shape.head_dim % 2 == 0 && p.shape.head_dim <= kMaxHeadDim,
             "bug: head_dim is to be even and at most 512");
-    require(!cache.joint || shape.head_dim == kJointDim, "bug: joint K and V are for heads of 512");
-    require(n_token <= cache.n_slot, "bug: more tokens than the cache has slots");
-    const int n_job = n_token * (shape.n_head + 2 * shape.n_head_kv);
-    EASEL_LAUNCH(qkv_norm_kernel<T>, (n_job + kWarps - 1) / kWarps, kThreads, 0, stream, q_out,
-                 padded(shape.n_head * shape.head_dim), cache, q, k, v, n_part, q_weight, k_weight, cos, sin,
-                 n_token, shape, eps, state);
+    require(!p.cache.joint || p.shape.head_dim == kJointDim, "bug: joint K and V are for heads of 512");
+    require(p.n_token <= p.cache.n_slot, "bug: more tokens than the cache has slots");
+    const int n_job = p.n_token * (p.shape.n_head + 2 * p.shape.n_head_kv);
+    EASEL_LAUNCH(qkv_norm_kernel<T>, (n_job + kWarps - 1) / kWarps, kThreads, 0, stream, p);
 }
 
 // ---- between attention and the next layer -----------------------------------------------------------------
 
 namespace {
 
-// h = x + rms(o) * post_attention; ffn_in = rms(h) * ffn_norm; expert_in = rms(h) * pre_ffw_norm_2;
+// h = x + rms(o) * post_attention_norm; ffn_in = rms(h) * ffn_norm; expert_in = rms(h) * pre_ffw_norm_2;
 // router_in = rms(h) * router_scale / sqrt(n)
-//   h, router_in        [n_row, n] float32
-//   ffn_in, expert_in   [n_row, n] T, row stride ldo
-//   x, o                [n_row, n] float32; o is the sum of n_part such, one after the other
-//   the four weights    [n]
+//   p: see PostAttention. ffn_in, expert_in have rows of padded(n).
+//   router_factor: 1 / sqrt(n)
 // Tile:   a row a block.
 // Launch: grid n_row, 256 threads.
 // Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
@@ -289,73 +275,64 @@ namespace {
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    post_attention_kernel(float* h, T* ffn_in, T* expert_in, float* router_in, int ldo, const float* x,
-                          const float* o, int n_part, const float* post_attention, const float* ffn_norm,
-                          const float* pre_ffw_norm_2, const float* router_scale, float router_factor, int n,
-                          float eps) {
+    post_attention_kernel(PostAttention<T> p, float router_factor) {
     wait_for_last_launch();
     constexpr int N_FLIGHT = 4;  // loads that do not wait for each other
     SHARED_DYNAMIC(float, row);
-    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
+    const int n = p.n;
+    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * padded(n);
     const int64_t stride = int64_t{gridDim.x} * n;  // to the next part
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         Values<float, V> own{};
-        NO_UNROLL for (int first = 0; first < n_part; first += N_FLIGHT) {
+        NO_UNROLL for (int first = 0; first < p.n_part; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];
-            UNROLL for (int p = 0; p < N_FLIGHT; p++) {
-                part[p] = {};
-                if (first + p < n_part) part[p] = load<V>(o + (first + p) * stride + at + i);
+            UNROLL for (int f = 0; f < N_FLIGHT; f++) {
+                part[f] = {};
+                if (first + f < p.n_part) part[f] = load<V>(p.o + (first + f) * stride + at + i);
             }
-            UNROLL for (int p = 0; p < N_FLIGHT; p++) UNROLL for (int j = 0; j < V; j++) own.v[j] +=
-                part[p].v[j];
+            UNROLL for (int f = 0; f < N_FLIGHT; f++) UNROLL for (int j = 0; j < V; j++) own.v[j] +=
+                part[f].v[j];
         }
         store(row + i, own);
         sum = sum_of_squares(own, sum);
     }
-    const float o_scale = block_rms_scale(sum, n, eps);
+    const float o_scale = block_rms_scale(sum, n, p.eps);
 
     sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        auto own = scaled(load<V>(row + i), o_scale, load<V>(post_attention + i));
-        const auto residual = load<V>(x + at + i);
+        auto own = scaled(load<V>(row + i), o_scale, load<V>(p.post_attention_norm + i));
+        const auto residual = load<V>(p.x + at + i);
         UNROLL for (int j = 0; j < V; j++) own.v[j] += residual.v[j];
-        store(h + at + i, own);
+        store(p.h + at + i, own);
         store(row + i, own);
         sum = sum_of_squares(own, sum);
     }
-    const float scale = block_rms_scale(sum, n, eps);
+    const float scale = block_rms_scale(sum, n, p.eps);
 
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         const auto own = load<V>(row + i);
-        store(ffn_in + at_out + i, scaled(own, scale, load<V>(ffn_norm + i)));
-        store(expert_in + at_out + i, scaled(own, scale, load<V>(pre_ffw_norm_2 + i)));
-        store(router_in + at + i, scaled(scaled(own, scale, load<V>(router_scale + i)), router_factor));
+        store(p.ffn_in + at_out + i, scaled(own, scale, load<V>(p.ffn_norm + i)));
+        store(p.expert_in + at_out + i, scaled(own, scale, load<V>(p.pre_ffw_norm_2 + i)));
+        store(p.router_in + at + i, scaled(scaled(own, scale, load<V>(p.router_scale + i)), router_factor));
     }
 }
 
 }  // namespace
 
 template <class T>
-void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
-                    const float* o, int n_part, const float* post_attention, const float* ffn_norm,
-                    const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps) {
-    with_width(n, [&](auto v) {
-        EASEL_LAUNCH((post_attention_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, h,
-                     ffn_in, expert_in, router_in, padded(n), x, o, n_part, post_attention, ffn_norm,
-                     pre_ffw_norm_2, router_scale, 1 / sqrtf(static_cast<float>(n)), n, eps);
+void post_attention(Stream stream, const PostAttention<T>& p) {
+    with_width(p.n, [&](auto v) {
+        EASEL_LAUNCH((post_attention_kernel<T, v.value>), p.n_row, kThreads, sizeof(float) * p.n, stream, p,
+                     1 / sqrtf(static_cast<float>(p.n)));
     });
 }
 
 namespace {
 
 // f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum_i weight[i] slot_out[slot_of[i]]) * post_ffw_norm_2;
-// x = (h + rms(f1 + f2) * post_ffw_norm) * out_scale; next_in = rms(x) * next_norm
-//   x, h, dense     [n_row, n] float32
-//   next_in         [n_row, n] T, row stride ldo; not written if next_norm is null
-//   slot_out        [n_row n_used, n] float32
-//   slot_of, weight [n_row, n_used]
-//   the norms       [n]
+// x = (h + rms(f1 + f2) * post_ffw_norm) * scale; next_in = rms(x) * next_norm
+//   p: see LayerEnd. next_in has rows of padded(n).
 // Tile:   a row a block.
 // Launch: grid n_row, 256 threads.
 // Shared: the row in its last form: experts' sum, f1 + f2, x; 11 KiB at n = 2816; a thread reads what it has
@@ -364,28 +341,24 @@ namespace {
 // Maths:  float32; the experts in the router's order, one fused multiply-add each.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads)
-    layer_end_kernel(float* x, T* next_in, int ldo, const float* h, const float* dense, const float* slot_out,
-                     const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
-                     const float* post_ffw_norm_2, const float* post_ffw_norm, float out_scale,
-                     const float* next_norm, int n, float eps) {
+__global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
     wait_for_last_launch();
     constexpr int N_FLIGHT = 8;  // loads that do not wait for each other
     SHARED_DYNAMIC(float, row);
     SHARED_ARRAY(const float*, expert_out, kMaxUsed);
     SHARED_ARRAY(float, expert_weight, kMaxUsed);
-    const int thread = threadIdx.x;
-    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * ldo;
+    const int thread = threadIdx.x, n = p.n, n_used = p.n_used;
+    const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * padded(n);
     if (thread < n_used) {
         const int64_t pair = int64_t{blockIdx.x} * n_used + thread;
-        expert_out[thread] = slot_out + int64_t{slot_of[pair]} * n;
-        expert_weight[thread] = weight[pair];
+        expert_out[thread] = p.slot_out + int64_t{p.slot_of[pair]} * n;
+        expert_weight[thread] = p.weight[pair];
     }
     __syncthreads();  // expert_out and expert_weight are complete
 
     float dense_sum = 0, mix_sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        const auto own_dense = load<V>(dense + at + i);  // beside the experts'
+        const auto own_dense = load<V>(p.dense + at + i);  // beside the experts'
         Values<float, V> mix{};
         for (int first = 0; first < n_used; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];
@@ -402,66 +375,51 @@ __global__ void __launch_bounds__(kThreads)
         mix_sum = sum_of_squares(mix, mix_sum);
         dense_sum = sum_of_squares(own_dense, dense_sum);
     }
-    const float dense_scale = block_rms_scale(dense_sum, n, eps);
-    const float mix_scale = block_rms_scale(mix_sum, n, eps);
+    const float dense_scale = block_rms_scale(dense_sum, n, p.eps);
+    const float mix_scale = block_rms_scale(mix_sum, n, p.eps);
 
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        auto own = scaled(load<V>(dense + at + i), dense_scale, load<V>(post_ffw_norm_1 + i));
-        const auto f2 = scaled(load<V>(row + i), mix_scale, load<V>(post_ffw_norm_2 + i));
+        auto own = scaled(load<V>(p.dense + at + i), dense_scale, load<V>(p.post_ffw_norm_1 + i));
+        const auto f2 = scaled(load<V>(row + i), mix_scale, load<V>(p.post_ffw_norm_2 + i));
         UNROLL for (int j = 0; j < V; j++) own.v[j] += f2.v[j];
         store(row + i, own);
         sum = sum_of_squares(own, sum);
     }
-    const float branch_scale = block_rms_scale(sum, n, eps);
+    const float branch_scale = block_rms_scale(sum, n, p.eps);
 
     sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        auto own = scaled(load<V>(row + i), branch_scale, load<V>(post_ffw_norm + i));
-        const auto residual = load<V>(h + at + i);
-        UNROLL for (int j = 0; j < V; j++) own.v[j] = (residual.v[j] + own.v[j]) * out_scale;
-        store(x + at + i, own);
+        auto own = scaled(load<V>(row + i), branch_scale, load<V>(p.post_ffw_norm + i));
+        const auto residual = load<V>(p.h + at + i);
+        UNROLL for (int j = 0; j < V; j++) own.v[j] = (residual.v[j] + own.v[j]) * p.scale;
+        store(p.x + at + i, own);
         store(row + i, own);
         sum = sum_of_squares(own, sum);
     }
-    if (!next_norm) return;
-    const float scale = block_rms_scale(sum, n, eps);
+    if (!p.next_norm) return;
+    const float scale = block_rms_scale(sum, n, p.eps);
     for (int i = first_value<V>(); i < n; i += kStride<V>)
-        store(next_in + at_out + i, scaled(load<V>(row + i), scale, load<V>(next_norm + i)));
+        store(p.next_in + at_out + i, scaled(load<V>(row + i), scale, load<V>(p.next_norm + i)));
 }
 
 }  // namespace
 
 template <class T>
-void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
-               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
-               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
-               int n_row, int n, float eps) {
-    require(n_used <= kMaxUsed, "bug: more experts a token than layer_end() has room for");
-    with_width(n, [&](auto v) {
-        EASEL_LAUNCH((layer_end_kernel<T, v.value>), n_row, kThreads, sizeof(float) * n, stream, x, next_in,
-                     padded(n), h, dense, slot_out, slot_of, weight, n_used, post_ffw_norm_1, post_ffw_norm_2,
-                     post_ffw_norm, scale, next_norm, n, eps);
+void layer_end(Stream stream, const LayerEnd<T>& p) {
+    require(p.n_used <= kMaxUsed, "bug: more experts a token than layer_end() has room for");
+    with_width(p.n, [&](auto v) {
+        EASEL_LAUNCH((layer_end_kernel<T, v.value>), p.n_row, kThreads, sizeof(float) * p.n, stream, p);
     });
 }
 
 template void rms_norm(Stream, F16*, const float*, const float*, int, int, float);
 template void rms_norm(Stream, float*, const float*, const float*, int, int, float);
-template void qkv_norm(Stream, F16*, const KvLayer<F16>&, const float*, const float*, const float*, int,
-                       const float*, const float*, const float*, const float*, int, const AttentionShape&,
-                       float, const LoopState*);
-template void qkv_norm(Stream, float*, const KvLayer<float>&, const float*, const float*, const float*, int,
-                       const float*, const float*, const float*, const float*, int, const AttentionShape&,
-                       float, const LoopState*);
-template void post_attention(Stream, float*, F16*, F16*, float*, const float*, const float*, int,
-                             const float*, const float*, const float*, const float*, int, int, float);
-template void post_attention(Stream, float*, float*, float*, float*, const float*, const float*, int,
-                             const float*, const float*, const float*, const float*, int, int, float);
-template void layer_end(Stream, float*, F16*, const float*, const float*, const float*, const int*,
-                        const float*, int, const float*, const float*, const float*, float, const float*, int,
-                        int, float);
-template void layer_end(Stream, float*, float*, const float*, const float*, const float*, const int*,
-                        const float*, int, const float*, const float*, const float*, float, const float*, int,
-                        int, float);
+template void qkv_norm(Stream, const QkvNorm<F16>&);
+template void qkv_norm(Stream, const QkvNorm<float>&);
+template void post_attention(Stream, const PostAttention<F16>&);
+template void post_attention(Stream, const PostAttention<float>&);
+template void layer_end(Stream, const LayerEnd<F16>&);
+template void layer_end(Stream, const LayerEnd<float>&);
 
 }  // namespace easel

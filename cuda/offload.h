@@ -1,6 +1,6 @@
 // offload.h: experts that stay in the host's memory, for cards that cannot hold them all. A pass has them
 // copied to the device one offloaded layer ahead of its need, on a stream of their own beside the
-// computation; captured into a graph, the copies are part of it. Used by engine.cpp.
+// computation; captured into a graph, the copies are part of it. Used by forward.cpp.
 #pragma once
 #include <memory>
 #include <vector>

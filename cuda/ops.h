@@ -1,4 +1,5 @@
-// ops.h: every launcher of this folder: what engine.cpp builds its passes from. One group a .cu file, where
+// ops.h: every launcher of this folder: what forward.cpp builds its passes from, engine.cpp
+// the loop. One group a .cu file, where
 // each stands under its kernel.
 //
 // T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
@@ -207,30 +208,61 @@ void canvas_norm(Stream stream, float* x, const float* add, int n_row, int n, fl
 void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_token, int half,
               const LoopState* state);
 
-// From the projections q [n_token, n_head head_dim], k, v [n_token, n_head_kv head_dim] float32 (v may be k):
-// q_out [n_token, n_head head_dim] T normed and rotated; K normed and rotated, V normed, into the cache at
-// positions n_cached + row. q, k and v are each the sum of n_part such.
+// From the projections of a layer into attention and its cache. q, k and v, float32, are each the sum of
+// n_part such, one after the other; v may be k.
 template <class T>
-void qkv_norm(Stream stream, T* q_out, const KvLayer<T>& cache, const float* q, const float* k,
-              const float* v, int n_part, const float* q_weight, const float* k_weight, const float* cos,
-              const float* sin, int n_token, const AttentionShape& shape, float eps, const LoopState* state);
+struct QkvNorm {
+    T* q_out;            // [n_token, n_head head_dim] = rope(rms(q) * q_norm), by head
+    KvLayer<T> cache;    // rope(rms(k) * k_norm) and rms(v) go to positions n_cached + row
+    const float* q;      // [n_part, n_token, n_head head_dim]
+    const float *k, *v;  // [n_part, n_token, n_head_kv head_dim]
+    int n_part = 1;
+    const float *q_norm, *k_norm;  // [head_dim]
+    const float *cos, *sin;        // [n_token, head_dim / 2], of rotation()
+    int n_token;
+    AttentionShape shape;
+    float eps;
+    const LoopState* state;
+};
+template <class T>
+void qkv_norm(Stream stream, const QkvNorm<T>& p);
 
-// h = x + rms(o) * post_attention; then three norms of h: ffn_in = rms(h) * ffn_norm, expert_in = rms(h) *
-// pre_ffw_norm_2, router_in = rms(h) * router_scale / sqrt(n). All [n_row, n]; o is the sum of n_part such.
+// What follows attention: the residual, and what the feed-forward branches read of it.
 template <class T>
-void post_attention(Stream stream, float* h, T* ffn_in, T* expert_in, float* router_in, const float* x,
-                    const float* o, int n_part, const float* post_attention, const float* ffn_norm,
-                    const float* pre_ffw_norm_2, const float* router_scale, int n_row, int n, float eps);
+struct PostAttention {
+    float* h;          // [n_row, n] = x + rms(o) * post_attention_norm
+    T* ffn_in;         // [n_row, n] = rms(h) * ffn_norm
+    T* expert_in;      // [n_row, n] = rms(h) * pre_ffw_norm_2
+    float* router_in;  // [n_row, n] = rms(h) * router_scale / sqrt(n)
+    const float* x;    // [n_row, n]
+    const float* o;    // [n_part, n_row, n], summed
+    int n_part = 1;
+    const float *post_attention_norm, *ffn_norm, *pre_ffw_norm_2, *router_scale;  // [n]
+    int n_row, n;
+    float eps;
+};
+template <class T>
+void post_attention(Stream stream, const PostAttention<T>& p);
 
-// The end of a layer: f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum over the token's experts, in the
-// router's order, of weight * slot_out[slot]) * post_ffw_norm_2; x = (h + rms(f1 + f2) * post_ffw_norm) *
-// scale. Then next_in = rms(x) * next_norm for what comes next (null: nothing does). slot_of, weight [n_row,
-// n_used]; slot_out [n_row n_used, n] float32.
+// The end of a layer. Of the dense branch f1 = rms(dense) * post_ffw_norm_1; of the experts f2 = rms(sum of
+// weight * slot_out[slot_of], in the router's order) * post_ffw_norm_2.
 template <class T>
-void layer_end(Stream stream, float* x, T* next_in, const float* h, const float* dense, const float* slot_out,
-               const int* slot_of, const float* weight, int n_used, const float* post_ffw_norm_1,
-               const float* post_ffw_norm_2, const float* post_ffw_norm, float scale, const float* next_norm,
-               int n_row, int n, float eps);
+struct LayerEnd {
+    float* x;                // [n_row, n] = (h + rms(f1 + f2) * post_ffw_norm) * scale
+    T* next_in;              // [n_row, n] = rms(x) * next_norm
+    const float *h, *dense;  // [n_row, n]
+    const float* slot_out;   // [n_row n_used, n]
+    const int* slot_of;      // [n_row, n_used]
+    const float* weight;     // [n_row, n_used]
+    int n_used;
+    const float *post_ffw_norm_1, *post_ffw_norm_2, *post_ffw_norm;  // [n]
+    float scale;
+    const float* next_norm;  // [n]; null: nothing comes next, next_in is not written
+    int n_row, n;
+    float eps;
+};
+template <class T>
+void layer_end(Stream stream, const LayerEnd<T>& p);
 
 // ---- linear.cu --------------------------------------------------------------------------------------------
 

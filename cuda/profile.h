@@ -1,40 +1,18 @@
-// profile.h: the CUDA backend as `easel bench` measures it: the names of a step's parts, marks on the
-// device's clock between them, and the backend's insides. engine.cpp marks and opens up; profile.cpp and
-// kernels.cpp measure.
+// profile.h: the CUDA backend as `easel bench` measures it: the names of a step's parts, and the backend's
+// insides. engine.cpp opens up; profile.cpp and kernels.cpp measure.
 #pragma once
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "bench.h"
 #include "device.h"
+#include "forward.h"
 #include "layout.h"
 
 namespace easel {
 
-// The kinds of launches of a denoise step, in order.
-enum class Part {
-    Embed,
-    SoftEmbedding,
-    SelfCond,
-    CanvasNorm,
-    Qkv,
-    QkvNorm,
-    Attention,
-    AttentionOut,
-    PostAttention,
-    DenseUp,
-    DenseDown,
-    Router,
-    ExpertUp,
-    ExpertDown,
-    LayerEnd,
-    Head,
-    Sample,
-    Accept,
-    End
-};
+// Of each Part.
 constexpr const char* kPartNames[] = {"embedding",
                                       "soft embedding",
                                       "self-conditioning",
@@ -53,36 +31,6 @@ constexpr const char* kPartNames[] = {"embedding",
                                       "lm head",
                                       "sample",
                                       "accept"};
-constexpr int kParts = static_cast<int>(Part::End);
-
-// When each part of a step began, on the device's clock.
-class Marks {
-  public:
-    // Called before each mark, if set: what it launches counts to the part before.
-    std::function<void(Stream, Part)> on_mark;
-
-    void clear() { n_ = 0; }
-    void add(Stream s, Part part) {
-        if (on_mark) on_mark(s, part);
-        if (n_ == events_.size()) events_.push_back(std::make_unique<Event>(true));
-        events_[n_]->record(s);
-        parts_.resize(n_ + 1);
-        parts_[n_++] = part;
-    }
-    // Milliseconds of each part; the last mark is the end.
-    std::vector<double> sums() const {
-        std::vector<double> out(kParts + 1);
-        for (size_t i = 0; i + 1 < n_; i++)
-            out[static_cast<int>(parts_[i])] += events_[i + 1]->ms_since(*events_[i]);
-        return out;
-    }
-
-  private:
-    std::vector<std::unique_ptr<Event>> events_;
-    std::vector<Part> parts_;
-    size_t n_ = 0;
-};
-
 // The insides of a backend; T as in engine.cpp.
 template <class T>
 struct Measured {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <utility>
 
-#ifdef EASEL_CUDA  // engine.cpp, layout.cpp, device_cuda.cpp, tests: no kernels, no nvcc
+#ifdef EASEL_CUDA  // engine.cpp, forward.cpp and so on, tests: no kernels, no nvcc
 
 #include <cuda_runtime.h>
 

@@ -196,10 +196,20 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
         const auto dq = to_device(q), dk = to_device(k), dv = to_device(v), dqw = to_device(q_weight),
                    dkw = to_device(k_weight), dc = to_device(cos), ds = to_device(sin);
         const auto state = device_state(c.n_cached, 3);
-        qkv_norm<TestType>({}, q_out.data(), {k_cache.data(), v_cache.data(), c.n_slot, c.joint}, dq.data(),
-                           dk.data(), c.v_is_k ? dk.data() : dv.data(), n_part, dqw.data(), dkw.data(),
-                           dc.data(), ds.data(), c.n_token, {c.n_head, c.n_head_kv, hd, 0}, kEps,
-                           state.data());
+        qkv_norm<TestType>({}, {.q_out = q_out.data(),
+                                .cache = {k_cache.data(), v_cache.data(), c.n_slot, c.joint},
+                                .q = dq.data(),
+                                .k = dk.data(),
+                                .v = c.v_is_k ? dk.data() : dv.data(),
+                                .n_part = n_part,
+                                .q_norm = dqw.data(),
+                                .k_norm = dkw.data(),
+                                .cos = dc.data(),
+                                .sin = ds.data(),
+                                .n_token = c.n_token,
+                                .shape = {c.n_head, c.n_head_kv, hd, 0},
+                                .eps = kEps,
+                                .state = state.data()});
         auto all = to_host(q_out);
         for (const auto& more : {to_host(k_cache), to_host(v_cache)})
             all.insert(all.end(), more.begin(), more.end());
@@ -255,8 +265,11 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
 
 TEST_CASE("qkv_norm refuses what it has no room for", "[norm]") {
     const auto run = [](int n_token, int head_dim, int n_slot, bool joint = false) {
-        qkv_norm<float>({}, nullptr, {nullptr, nullptr, n_slot, joint}, nullptr, nullptr, nullptr, 1, nullptr,
-                        nullptr, nullptr, nullptr, n_token, {1, 1, head_dim, 0}, kEps, nullptr);
+        QkvNorm<float> p{};
+        p.cache = {nullptr, nullptr, n_slot, joint};
+        p.n_token = n_token;
+        p.shape = {1, 1, head_dim, 0};
+        qkv_norm({}, p);
     };
     CHECK_THROWS_AS(run(1, 514, 8), Error);
     CHECK_THROWS_AS(run(1, 33, 8), Error);
@@ -281,9 +294,20 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
         const auto ffn_in = filled_rows<TestType>(n_row, n), expert_in = filled_rows<TestType>(n_row, n);
         const auto dx = to_device(x), d_o = to_device(o), dpost = to_device(post), dffn = to_device(ffn),
                    dpre = to_device(pre), drouter = to_device(router);
-        post_attention<TestType>({}, h.data(), ffn_in.data(), expert_in.data(), router_in.data(), dx.data(),
-                                 d_o.data(), n_part, dpost.data(), dffn.data(), dpre.data(), drouter.data(),
-                                 n_row, n, kEps);
+        post_attention<TestType>({}, {.h = h.data(),
+                                      .ffn_in = ffn_in.data(),
+                                      .expert_in = expert_in.data(),
+                                      .router_in = router_in.data(),
+                                      .x = dx.data(),
+                                      .o = d_o.data(),
+                                      .n_part = n_part,
+                                      .post_attention_norm = dpost.data(),
+                                      .ffn_norm = dffn.data(),
+                                      .pre_ffw_norm_2 = dpre.data(),
+                                      .router_scale = drouter.data(),
+                                      .n_row = n_row,
+                                      .n = n,
+                                      .eps = kEps});
         Floats all;
         for (const Floats& part :
              {to_host(h), to_host(router_in), host_f32(to_host(ffn_in)), host_f32(to_host(expert_in))})
@@ -342,9 +366,22 @@ TEMPLATE_TEST_CASE("layer_end joins the branches", "[norm]", float, F16) {
                    dweight = to_device(weight), d1 = to_device(norm1), d2 = to_device(norm2),
                    dpost = to_device(post), dnext = to_device(next);
         const auto dslot_of = to_device(slot_of);
-        layer_end<TestType>({}, x.data(), next_in.data(), dh.data(), ddense.data(), dslots.data(),
-                            dslot_of.data(), dweight.data(), c.n_used, d1.data(), d2.data(), dpost.data(),
-                            scale, c.last ? nullptr : dnext.data(), c.n_row, n, kEps);
+        layer_end<TestType>({}, {.x = x.data(),
+                                 .next_in = next_in.data(),
+                                 .h = dh.data(),
+                                 .dense = ddense.data(),
+                                 .slot_out = dslots.data(),
+                                 .slot_of = dslot_of.data(),
+                                 .weight = dweight.data(),
+                                 .n_used = c.n_used,
+                                 .post_ffw_norm_1 = d1.data(),
+                                 .post_ffw_norm_2 = d2.data(),
+                                 .post_ffw_norm = dpost.data(),
+                                 .scale = scale,
+                                 .next_norm = c.last ? nullptr : dnext.data(),
+                                 .n_row = c.n_row,
+                                 .n = n,
+                                 .eps = kEps});
         Floats all = to_host(x), second = host_f32(to_host(next_in));
         all.insert(all.end(), second.begin(), second.end());
         return all;
