@@ -25,7 +25,7 @@ constexpr int kOldestDriver = 12040;  // that knows graphs with loops, and the k
     text += fmt::format(": {} ({})", cudaGetErrorString(e), cudaGetErrorName(e));
     size_t free = 0, total = 0;
     cudaGetLastError();  // or the next call would report it again
-    const bool lost = cudaMemGetInfo(&free, &total) == e;
+    const bool lost = cudaMemGetInfo(&free, &total) != cudaSuccess;
     cudaGetLastError();
     if (lost) throw DeviceError(text);
     throw Error(text);
@@ -63,12 +63,15 @@ bool can_overlap() {
     return can = major == 9 || major == 10;
 }
 
-// Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0. There is no PTX.
+// Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0, and what is made for others
+// not on Jetson modules (8.7, 10.1). There is no PTX.
 bool has_code(const cudaDeviceProp& p) {
+    const bool jetson = (p.major == 8 && p.minor == 7) || (p.major == 10 && p.minor == 1);
     std::istringstream archs(EASEL_ARCHS);
     for (std::string arch; archs >> arch;) {
         const int n = std::stoi(arch), minor = n % 10;
-        if (n / 10 == p.major && (arch.back() == 'a' ? minor == p.minor : minor <= p.minor)) return true;
+        const bool exact = jetson || arch.back() == 'a';
+        if (n / 10 == p.major && (exact ? minor == p.minor : minor <= p.minor)) return true;
     }
     return false;
 }
@@ -96,11 +99,12 @@ void allow_shared(const void* kernel, const char* name, size_t bytes) {
     if (have >= bytes) return;
     const cudaError_t e =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (e != cudaSuccess) {
+    if (e == cudaErrorInvalidValue) {
         cudaGetLastError();
         fail("CUDA: kernel {} needs {} bytes of shared memory a block: {}", name, bytes,
              cudaGetErrorString(e));
     }
+    check_launch(e, name);
     have = bytes;
 }
 
@@ -367,6 +371,7 @@ struct Graph::Impl {
         inner->parent = this;
         Graph g(std::move(inner));
         body(g);
+        require(g.n_launch() > 0, "bug: a loop or a branch without a body");  // some drivers hang in those
         last = {node};
     }
 };
