@@ -24,7 +24,6 @@ bool overlaps_last(Stream stream);
 
 #elif defined(__CUDACC__)
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -116,14 +115,6 @@ DEVICE void store16(void* p, uint4 v) {
 DEVICE void store8(void* p, uint2 v) {
     *static_cast<uint2*>(p) = v;
 }
-// From global memory that no kernel writes meanwhile, and that is not read again soon.
-DEVICE uint4 load16_stream(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
 
 DEVICE uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -175,41 +166,15 @@ DEVICE void cp_async_wait() {
 DEVICE void barrier_sync(int id, int n) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
-DEVICE void barrier_arrive(int id, int n) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
-}
 
 // ---- matrices ---------------------------------------------------------------------------------------------
 
-// N 8x8 matrices of 16-bit values: lane 8 m + i brings the address of row i of matrix m, lane l gets in r[m]
-// the values (l / 4, 2 (l % 4)) and its right neighbour; transposed: (2 (l % 4), l / 4) and the one below.
-DEVICE void ldmatrix(uint32_t (&r)[1], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-DEVICE void ldmatrix(uint32_t (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
+// Four 8x8 matrices of 16-bit values: lane 8 m + i brings the address of row i of matrix m, lane l gets in
+// r[m] the values (l / 4, 2 (l % 4)) and its right neighbour; transposed: (2 (l % 4), l / 4) and the one
+// below.
 DEVICE void ldmatrix(uint32_t (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-DEVICE void ldmatrix_trans(uint32_t (&r)[1], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-DEVICE void ldmatrix_trans(uint32_t (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
                  : "r"(shared_address(row))
                  : "memory");
 }
@@ -229,13 +194,6 @@ DEVICE uint32_t movmatrix_trans(uint32_t a) {
 
 // d [16, 8] float += a [16, 16] b [16, 8]. Lane l = 4 g + t holds d (g, 2t) (g, 2t+1) (g+8, 2t) (g+8, 2t+1);
 // a (g, 2t..) (g+8, 2t..) (g, 2t+8..) (g+8, 2t+8..); b0 (2t.., g), b1 (2t+8.., g).
-DEVICE void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 DEVICE void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -249,15 +207,6 @@ DEVICE void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
         : "+r"(d[0]), "+r"(d[1])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-// d [16, 8] int += a [16, 32] b [32, 8]; four values to a register: a (g, 4t..) (g+8, 4t..) (g, 4t+16..)
-// (g+8, 4t+16..); b0 (4t.., g), b1 (4t+16.., g).
-DEVICE void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
@@ -375,22 +324,11 @@ DEVICE uint32_t pack_f16(float lo, float hi) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
     return d;
 }
-DEVICE uint32_t pack_bf16(float lo, float hi) {
-    uint32_t d;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
-    return d;
-}
 DEVICE float half_to_float(uint16_t h) {
     return __half2float(__ushort_as_half(h));
 }
 DEVICE uint16_t float_to_half(float f) {
     return __half_as_ushort(__float2half_rn(f));
-}
-DEVICE float bfloat_to_float(uint16_t h) {
-    return __uint_as_float(static_cast<uint32_t>(h) << 16);
-}
-DEVICE uint16_t float_to_bfloat(float f) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(f));
 }
 
 // 2^x and 1 / x by one instruction, off by two units in the last place; what is denormal counts as 0.

@@ -9,9 +9,8 @@
 // Reported, as a Fault thrown by launch(), with kernel, block, thread and source line:
 //   - deadlock, with what each thread waits for; lanes of a warp at different operations, or with different
 //     masks; __syncthreads at different lines; a named barrier that only a part of a warp has reached
-//   - a shuffle from a lane outside the mask; mma and ldmatrix in less than a full warp; wgmma that differ
-//   between
-//     the four warps, without wgmma.fence, or in flight at the end
+//   - a shuffle from a lane outside the mask; mma and ldmatrix in less than a full warp; wgmma without
+//     wgmma.fence, in flight at the end, or not the same in all four warps
 //   - loads, stores, cp.async and ldmatrix of ptx.h at misaligned or non-shared addresses; a thread that ends
 //     with a cp.async in flight; integer division by zero; stack overflow
 //   - reads and writes past the end of a buffer from allocate() or of dynamic shared memory (sizes rounded up
@@ -26,7 +25,7 @@
 // updates without an atomic that get lost, as threads take turns only where they wait; fences (they do
 // nothing); shared arrays of code that did not run, which count on a GPU; host pointers passed to kernels,
 // TMA tensor maps, register limits, __launch_bounds__, speed. mma sums in float in order of k, which
-// hardware does not, so results differ in the last bits; integer mma is exact.
+// hardware does not, so results differ in the last bits.
 #pragma once
 #include <atomic>
 #include <bit>
@@ -152,7 +151,7 @@ struct Warp {
 
 struct Barrier {
     uint32_t n_arrived, n_expected;
-    uint32_t arrived[32], waiting[32];  // lanes of each warp
+    uint32_t waiting[32];  // lanes of each warp
     Site at;
 };
 
@@ -172,7 +171,7 @@ struct Block {
     std::vector<Fiber> fibers;                                 // as many as a block has had yet
     Warp warps[32]{};
     Barrier barriers[16]{};
-    uint32_t n_vote = 0, votes = 0;  // of __syncthreads_count: so far, and at the last barrier
+    uint32_t n_vote = 0, votes = 0;  // of __syncthreads_or: so far, and at the last barrier
     uint64_t random = 0;
     Stacks stacks{1024};
     char* memory = map_guarded(memory_bytes);  // static shared arrays from its start, dynamic at its end
@@ -326,7 +325,7 @@ void warp_collective(const char* op, void* arg, Site at, F finish) {
 inline void release(Barrier& b) {
     for (uint32_t w = 0; w < block->n_warp; w++) {
         set_ready(w, b.waiting[w]);
-        b.arrived[w] = b.waiting[w] = 0;
+        b.waiting[w] = 0;
     }
     b.n_arrived = 0;
     block->votes = std::exchange(block->n_vote, 0);
@@ -334,7 +333,7 @@ inline void release(Barrier& b) {
 
 // Barrier 0 is that of __syncthreads, for all threads that have not ended. The others count `n` threads,
 // which must make whole warps, as the hardware counts warps.
-inline void arrive(const char* op, uint32_t id, uint32_t n, bool stay, Site at) {
+inline void arrive(const char* op, uint32_t id, uint32_t n, Site at) {
     Barrier& b = block->barriers[id];
     uint32_t lane = 1u << fiber->lane;
     if (!b.n_arrived)
@@ -343,34 +342,28 @@ inline void arrive(const char* op, uint32_t id, uint32_t n, bool stay, Site at) 
         fault(at, "{} {}: for {} threads, but {} at {}", op, id, n, b.n_expected, b.at.text());
     else if (!id && !(b.at == at))
         fault(at, "barrier in divergent code: {}, while other threads wait at {}", op, b.at.text());
-    else if (b.arrived[fiber->warp] & lane)
-        fault(at, "{} {}: the thread is already counted in", op, id);
-    b.arrived[fiber->warp] |= lane;
-    if (stay) b.waiting[fiber->warp] |= lane;
-    if (++b.n_arrived < (id ? n : block->n_live)) {
-        if (stay) wait({op, true, id, at});
-        return;
-    }
+    b.waiting[fiber->warp] |= lane;
+    if (++b.n_arrived < (id ? n : block->n_live)) return wait({op, true, id, at});
     for (uint32_t w = 0; id && w < block->n_warp; w++)
-        if (b.arrived[w] && b.arrived[w] != block->warps[w].lanes)
+        if (b.waiting[w] && b.waiting[w] != block->warps[w].lanes)
             fault(at, "barrier {} in divergent code: only lanes {:08x} of warp {} are there", id,
-                  b.arrived[w], w);
+                  b.waiting[w], w);
     release(b);
     yield();
 }
 
-// __syncthreads and its kin: for how many threads `vote` was true.
+// __syncthreads, _or and _and: for how many threads `vote` was true.
 inline int block_barrier(const char* op, bool vote, Site at) {
     block->n_vote += vote;
-    arrive(op, 0, 0, true, at);
+    arrive(op, 0, 0, at);
     return static_cast<int>(block->votes);
 }
 
-// bar.sync and bar.arrive.
-inline void named_barrier(const char* op, int id, int n, bool stay, Site at) {
+// bar.sync.
+inline void named_barrier(const char* op, int id, int n, Site at) {
     if (id < 1 || id > 15 || n < 32 || n % 32 || n > static_cast<int>(block->n_thread))
         fault(at, "{} {}, {}: barriers are 1-15, threads a multiple of 32 and in the block", op, id, n);
-    arrive(op, id, n, stay, at);
+    arrive(op, id, n, at);
 }
 
 // ---- memory -----------------------------------------------------------------------------------------------
@@ -623,11 +616,6 @@ inline std::string leftovers(const Block& b) {
     for (uint32_t i = 0; i < b.n_thread; i++)
         if (b.fibers[i].all_products != b.fibers[i / 128 * 128].all_products)
             return fmt::format("warps {} and {} differ in their wgmma", i / 32, i / 128 * 4);
-    for (const Barrier& barrier : b.barriers)
-        if (barrier.n_arrived)
-            return fmt::format(
-                "{} threads counted in at the barrier of {}, which the rest of {} never reached",
-                barrier.n_arrived, barrier.at.text(), barrier.n_expected);
     return {};
 }
 

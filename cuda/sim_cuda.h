@@ -17,27 +17,18 @@
 #define __launch_bounds__(...)
 
 // Vector types: as large as aligned.
-#define EASEL_SIM_VECTORS(T, name)                      \
-    struct alignas(2 * sizeof(T)) name##2 {             \
-        T x, y;                                         \
-    };                                                  \
-    struct alignas(4 * sizeof(T)) name##4 {             \
-        T x, y, z, w;                                   \
-    };                                                  \
-    inline name##2 make_##name##2(T x, T y) {           \
-        return {x, y};                                  \
-    }                                                   \
-    inline name##4 make_##name##4(T x, T y, T z, T w) { \
-        return {x, y, z, w};                            \
-    }
-EASEL_SIM_VECTORS(signed char, char)
-EASEL_SIM_VECTORS(unsigned char, uchar)
-EASEL_SIM_VECTORS(short, short)
-EASEL_SIM_VECTORS(unsigned short, ushort)
-EASEL_SIM_VECTORS(int, int)
-EASEL_SIM_VECTORS(unsigned, uint)
-EASEL_SIM_VECTORS(float, float)
-#undef EASEL_SIM_VECTORS
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) {
+    return {x, y};
+}
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
 
 #define threadIdx (easel::sim::fiber->tid)
 #define blockIdx (easel::sim::block->idx)
@@ -103,9 +94,6 @@ T atomic_update(T* p, F f) {
 inline void __syncthreads(EASEL_SIM_AT) {
     easel::sim::block_barrier("__syncthreads", false, at);
 }
-inline int __syncthreads_count(int p, EASEL_SIM_AT) {
-    return easel::sim::block_barrier("__syncthreads_count", p, at);
-}
 inline int __syncthreads_or(int p, EASEL_SIM_AT) {
     return easel::sim::block_barrier("__syncthreads_or", p, at) != 0;
 }
@@ -115,8 +103,6 @@ inline int __syncthreads_and(int p, EASEL_SIM_AT) {
 inline void __syncwarp(unsigned mask = ~0u, EASEL_SIM_AT) {
     easel::sim::collective("__syncwarp", mask, nullptr, at, [](uint32_t, void* const*) {});
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
 // ---- warp functions ---------------------------------------------------------------------------------------
@@ -133,11 +119,6 @@ T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, EASEL_SIM_A
     return easel::sim::shuffle("__shfl_up_sync", mask, v, from < (l & -width) ? l : from, width, at);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, EASEL_SIM_AT) {
-    int l = easel::sim::fiber->lane, from = l + static_cast<int>(delta & 31);
-    return easel::sim::shuffle("__shfl_down_sync", mask, v, from > (l | (width - 1)) ? l : from, width, at);
-}
-template <class T>
 T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32, EASEL_SIM_AT) {
     int l = easel::sim::fiber->lane, from = l ^ (lane_mask & 31);  // may be in a segment before, not after
     return easel::sim::shuffle("__shfl_xor_sync", mask, v, from > (l | (width - 1)) ? l : from, width, at);
@@ -150,9 +131,6 @@ inline unsigned __ballot_sync(unsigned mask, int p, EASEL_SIM_AT) {
 inline int __any_sync(unsigned mask, int p, EASEL_SIM_AT) {
     return easel::sim::fold("__any_sync", mask, int{p != 0}, at, std::bit_or());
 }
-inline int __all_sync(unsigned mask, int p, EASEL_SIM_AT) {
-    return easel::sim::fold("__all_sync", mask, int{p != 0}, at, std::bit_and());
-}
 template <class T>
 unsigned __match_any_sync(unsigned mask, T v, EASEL_SIM_AT) {
     return easel::sim::exchange<unsigned>("__match_any_sync", mask, v, at, [](uint32_t lanes, auto slot) {
@@ -161,18 +139,6 @@ unsigned __match_any_sync(unsigned mask, T v, EASEL_SIM_AT) {
                                   [&](int b) { slot(a).out |= unsigned{slot(a).in == slot(b).in} << b; });
         });
     });
-}
-template <class T>
-unsigned __match_all_sync(unsigned mask, T v, int* p, EASEL_SIM_AT) {
-    unsigned all =
-        easel::sim::exchange<unsigned>("__match_all_sync", mask, v, at, [](uint32_t lanes, auto slot) {
-            const T first = slot(std::countr_zero(lanes)).in;
-            bool same = true;
-            easel::sim::for_lanes(lanes, [&](int l) { same = same && slot(l).in == first; });
-            easel::sim::for_lanes(lanes, [&](int l) { slot(l).out = same ? lanes : 0; });
-        });
-    *p = all != 0;
-    return all;
 }
 
 // T is int or unsigned; a sum wraps.
@@ -192,15 +158,6 @@ T __reduce_max_sync(unsigned mask, T v, EASEL_SIM_AT) {
     static_assert(std::is_integral_v<T> && sizeof(T) == 4, "as in CUDA");
     return easel::sim::fold("__reduce_max_sync", mask, v, at, [](T a, T b) { return a < b ? b : a; });
 }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned v, EASEL_SIM_AT) {
-    return easel::sim::fold("__reduce_and_sync", mask, v, at, std::bit_and());
-}
-inline unsigned __reduce_or_sync(unsigned mask, unsigned v, EASEL_SIM_AT) {
-    return easel::sim::fold("__reduce_or_sync", mask, v, at, std::bit_or());
-}
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned v, EASEL_SIM_AT) {
-    return easel::sim::fold("__reduce_xor_sync", mask, v, at, std::bit_xor());
-}
 
 // ---- atomics ----------------------------------------------------------------------------------------------
 
@@ -210,36 +167,12 @@ T atomicAdd(T* p, std::type_identity_t<T> v) {
     return easel::sim::atomic_update(p, [&](T old) { return old + v; });
 }
 template <class T>
-T atomicMin(T* p, std::type_identity_t<T> v) {
-    return easel::sim::atomic_update(p, [&](T old) { return old < v ? old : v; });
-}
-template <class T>
 T atomicMax(T* p, std::type_identity_t<T> v) {
     return easel::sim::atomic_update(p, [&](T old) { return old < v ? v : old; });
-}
-template <class T>
-T atomicExch(T* p, std::type_identity_t<T> v) {
-    return easel::sim::atomic_update(p, [&](T) { return v; });
-}
-template <class T>
-T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> v) {
-    return easel::sim::atomic_update(p, [&](T old) { return old == expected ? v : old; });
-}
-template <class T>
-T atomicOr(T* p, std::type_identity_t<T> v) {
-    return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
-}
-template <class T>
-T atomicAnd(T* p, std::type_identity_t<T> v) {
-    return __atomic_fetch_and(p, v, __ATOMIC_RELAXED);
 }
 
 // ---- numbers ----------------------------------------------------------------------------------------------
 
-template <class T>
-T __ldg(const T* p) {
-    return *p;
-}
 inline unsigned __float_as_uint(float f) {
     return std::bit_cast<unsigned>(f);
 }
@@ -249,49 +182,12 @@ inline int __float_as_int(float f) {
 inline float __uint_as_float(unsigned u) {
     return std::bit_cast<float>(u);
 }
-inline float __int_as_float(int i) {
-    return std::bit_cast<float>(i);
-}
-// Saturates; 0 of NaN.
-inline int __float2int_rn(float f) {
-    if (!(std::fabs(f) < 0x1p31f)) return f > 0 ? INT32_MAX : f < 0 ? INT32_MIN : 0;
-    return static_cast<int>(std::nearbyint(f));
-}
-inline float __fadd_rn(float a, float b) {
-    volatile float sum = a + b;  // not to become part of a fused multiply-add
-    return sum;
-}
-inline float __fmul_rn(float a, float b) {
-    volatile float product = a * b;
-    return product;
-}
-inline float __fmaf_rn(float a, float b, float c) {
-    return std::fma(a, b, c);
-}
-inline float rsqrtf(float x) {
-    return 1 / std::sqrt(x);
-}
 
 inline int __popc(unsigned x) {
     return std::popcount(x);
 }
-inline int __popcll(unsigned long long x) {
-    return std::popcount(x);
-}
-inline int __clz(int x) {
-    return std::countl_zero(static_cast<unsigned>(x));
-}
 inline int __ffs(int x) {
     return __builtin_ffs(x);
-}
-inline unsigned __brev(unsigned x) {
-    x = (x >> 1 & 0x55555555) | (x & 0x55555555) << 1;
-    x = (x >> 2 & 0x33333333) | (x & 0x33333333) << 2;
-    x = (x >> 4 & 0x0f0f0f0f) | (x & 0x0f0f0f0f) << 4;
-    return __builtin_bswap32(x);
-}
-inline unsigned __umulhi(unsigned a, unsigned b) {
-    return static_cast<unsigned>(uint64_t{a} * b >> 32);
 }
 // Byte i of the result is byte (selector >> 4 * i & 7) of b:a. The instruction, prmt, can repeat its sign
 // instead; the function cannot, it clears the bits that ask for that.
@@ -301,10 +197,6 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     for (int i = 0; i < 4; i++)
         result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
     return result;
-}
-inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
-    return c;
 }
 
 #define EASEL_SIM_MIN_MAX(T)  \

@@ -65,9 +65,6 @@ inline void store16(void* p, uint4 v, EASEL_SIM_AT) {
 inline void store8(void* p, uint2 v, EASEL_SIM_AT) {
     sim::store("store8", p, v, at);
 }
-inline uint4 load16_stream(const void* p, EASEL_SIM_AT) {
-    return sim::load<uint4>("load16_stream", p, at);
-}
 
 template <class T>
 T* kept(T* p) {
@@ -93,10 +90,7 @@ void cp_async_wait() {
 }
 
 inline void barrier_sync(int id, int n, EASEL_SIM_AT) {
-    sim::named_barrier("bar.sync", id, n, true, at);
-}
-inline void barrier_arrive(int id, int n, EASEL_SIM_AT) {
-    sim::named_barrier("bar.arrive", id, n, false, at);
+    sim::named_barrier("bar.sync", id, n, at);
 }
 
 // ---- matrices ---------------------------------------------------------------------------------------------
@@ -107,12 +101,12 @@ struct LdMatrix {
     uint32_t* r;
 };
 
-template <int N, bool TRANS>
-void ldmatrix(const char* op, uint32_t (&r)[N], const void* row, Site at) {
-    if (fiber->lane < 8 * N) check_shared(op, row, 16, at);
+template <bool TRANS>
+void ldmatrix(const char* op, uint32_t (&r)[4], const void* row, Site at) {
+    check_shared(op, row, 16, at);
     LdMatrix own{row, r};
     warp_collective(op, &own, at, [](uint32_t, void* const* arg) {
-        for (int m = 0; m < N; m++) {
+        for (int m = 0; m < 4; m++) {
             uint16_t matrix[8][8];
             for (int i = 0; i < 8; i++) memcpy(matrix[i], static_cast<LdMatrix*>(arg[8 * m + i])->row, 16);
             for (int l = 0; l < 32; l++) {
@@ -140,7 +134,6 @@ inline uint32_t movmatrix(uint32_t a, Site at) {
 using Float8 __attribute__((vector_size(32))) = float;
 using Uint8 __attribute__((vector_size(32))) = uint32_t;
 using Half8 __attribute__((vector_size(16))) = uint16_t;
-using Byte8 __attribute__((vector_size(8))) = int8_t;
 
 // out[i] = float of the 16 bits h[i], i < 8.
 inline void halves_to_floats(const uint16_t* h, float* out) {
@@ -154,28 +147,14 @@ inline void halves_to_floats(const uint16_t* h, float* out) {
     const Uint8 result = (Uint8)f | special | (u & 0x8000) << 16;
     memcpy(out, &result, sizeof result);
 }
-inline void bfloats_to_floats(const uint16_t* h, float* out) {
-    Half8 bits;
-    memcpy(&bits, h, sizeof bits);
-    const Uint8 result = __builtin_convertvector(bits, Uint8) << 16;
-    memcpy(out, &result, sizeof result);
-}
 
-inline void bytes_to_floats(const int8_t* in, float* out) {
-    Byte8 bytes;
-    memcpy(&bytes, in, sizeof bytes);
-    const Float8 result = __builtin_convertvector(bytes, Float8);
-    memcpy(out, &result, sizeof result);
-}
-
-// d [16, 8] = a [16, K] b [K, 8]
-template <int K>
-__attribute__((no_sanitize("address", "undefined"))) void multiply(const float (&a)[16][K],
-                                                                   const float (&b)[K][8],
-                                                                   float (&d)[16][8]) {
+// d [16, 8] = a [16, 16] b [16, 8]
+__attribute__((no_sanitize("address", "undefined"))) inline void multiply(const float (&a)[16][16],
+                                                                          const float (&b)[16][8],
+                                                                          float (&d)[16][8]) {
     for (int i = 0; i < 16; i += 4) {
         Float8 row, d0{}, d1{}, d2{}, d3{};
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < 16; k++) {
             memcpy(&row, b[k], sizeof row);
             d0 += a[i][k] * row;
             d1 += a[i + 1][k] * row;
@@ -189,53 +168,43 @@ __attribute__((no_sanitize("address", "undefined"))) void multiply(const float (
     }
 }
 
-template <class D>
 struct Mma {
-    D* d;  // [4]
+    float* d;  // [4]
     const uint32_t* a;
     uint32_t b0, b1;
 };
 
-// d += a b of the lanes' fragments: values of type T, which `convert` makes floats, 8 at a time. Bytes are
-// exact: 32 products sum to less than 2^20.
-template <class T, class D, class F>
-void mma(const char* op, D* d, const uint32_t* a, uint32_t b0, uint32_t b1, Site at, F convert) {
-    constexpr int n_in_word = 4 / sizeof(T), K = 8 * n_in_word;
-    Mma<D> own{d, a, b0, b1};
+// d += a b of the lanes' fragments, halves.
+inline void mma(const char* op, float* d, const uint32_t* a, uint32_t b0, uint32_t b1, Site at) {
+    Mma own{d, a, b0, b1};
     warp_collective(op, &own, at, [&](uint32_t, void* const* arg) {
         uint32_t a_words[16][8];
-        T a_bits[16][K], b_bits[K][8];
+        uint16_t a_bits[16][16], b_bits[16][8];
         for (int l = 0; l < 32; l++) {
-            const Mma<D>& m = *static_cast<const Mma<D>*>(arg[l]);
+            const Mma& m = *static_cast<const Mma*>(arg[l]);
             const int g = l / 4, t = l % 4;
             a_words[g][t] = m.a[0];
             a_words[g + 8][t] = m.a[1];
             a_words[g][t + 4] = m.a[2];
             a_words[g + 8][t + 4] = m.a[3];
-            for (int i = 0; i < n_in_word; i++) {
-                b_bits[n_in_word * t + i][g] = static_cast<T>(m.b0 >> (8 * sizeof(T) * i));
-                b_bits[n_in_word * (t + 4) + i][g] = static_cast<T>(m.b1 >> (8 * sizeof(T) * i));
+            for (int i = 0; i < 2; i++) {
+                b_bits[2 * t + i][g] = static_cast<uint16_t>(m.b0 >> 16 * i);
+                b_bits[2 * t + 8 + i][g] = static_cast<uint16_t>(m.b1 >> 16 * i);
             }
         }
         memcpy(a_bits, a_words, sizeof a_bits);
-        float fa[16][K], fb[K][8], product[16][8];
+        float fa[16][16], fb[16][8], product[16][8];
         for (int i = 0; i < 16; i++)
-            for (int k = 0; k < K; k += 8) convert(&a_bits[i][k], &fa[i][k]);
-        for (int k = 0; k < K; k++) convert(b_bits[k], fb[k]);
+            for (int k = 0; k < 16; k += 8) halves_to_floats(&a_bits[i][k], &fa[i][k]);
+        for (int k = 0; k < 16; k++) halves_to_floats(b_bits[k], fb[k]);
         multiply(fa, fb, product);
-        auto to_d = [](float f) {
-            if constexpr (std::is_floating_point_v<D>)
-                return f;
-            else
-                return static_cast<D>(static_cast<int>(f));
-        };
         for (int l = 0; l < 32; l++) {
-            D* out = static_cast<const Mma<D>*>(arg[l])->d;
+            float* out = static_cast<const Mma*>(arg[l])->d;
             const float *upper = &product[l / 4][l % 4 * 2], *lower = upper + 8 * 8;
-            out[0] += to_d(upper[0]);
-            out[1] += to_d(upper[1]);
-            out[2] += to_d(lower[0]);
-            out[3] += to_d(lower[1]);
+            out[0] += upper[0];
+            out[1] += upper[1];
+            out[2] += lower[0];
+            out[3] += lower[1];
         }
     });
 }
@@ -261,38 +230,25 @@ uint32_t each_half(F f, T... x) {
 }
 }  // namespace sim
 
-#define EASEL_SIM_LDMATRIX(N)                                                    \
-    inline void ldmatrix(uint32_t(&r)[N], const void* row, EASEL_SIM_AT) {       \
-        sim::ldmatrix<N, false>("ldmatrix.x" #N, r, row, at);                    \
-    }                                                                            \
-    inline void ldmatrix_trans(uint32_t(&r)[N], const void* row, EASEL_SIM_AT) { \
-        sim::ldmatrix<N, true>("ldmatrix.x" #N ".trans", r, row, at);            \
-    }
-EASEL_SIM_LDMATRIX(1)
-EASEL_SIM_LDMATRIX(2)
-EASEL_SIM_LDMATRIX(4)
-#undef EASEL_SIM_LDMATRIX
-
+inline void ldmatrix(uint32_t (&r)[4], const void* row, EASEL_SIM_AT) {
+    sim::ldmatrix<false>("ldmatrix", r, row, at);
+}
+inline void ldmatrix_trans(uint32_t (&r)[4], const void* row, EASEL_SIM_AT) {
+    sim::ldmatrix<true>("ldmatrix.trans", r, row, at);
+}
 inline uint32_t movmatrix_trans(uint32_t a, EASEL_SIM_AT) {
     return sim::movmatrix(a, at);
 }
-inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
-    sim::mma<uint16_t>("mma.m16n8k16.bf16", d, a, b0, b1, at, sim::bfloats_to_floats);
-}
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
-    sim::mma<uint16_t>("mma.m16n8k16.f16", d, a, b0, b1, at, sim::halves_to_floats);
+    sim::mma("mma.m16n8k16.f16", d, a, b0, b1, at);
 }
 inline void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                   EASEL_SIM_AT) {
     float sums[4];
     for (int i = 0; i < 4; i++) sums[i] = f16_to_f32(static_cast<uint16_t>(d[i / 2] >> (i % 2 * 16)));
-    sim::mma<uint16_t>("mma.m16n8k16.f16 in f16", sums, a, b0, b1, at, sim::halves_to_floats);
+    sim::mma("mma.m16n8k16.f16 in f16", sums, a, b0, b1, at);
     for (int i = 0; i < 2; i++)
         d[i] = f32_to_f16(sums[2 * i]) | static_cast<uint32_t>(f32_to_f16(sums[2 * i + 1])) << 16;
-}
-inline void mma_m16n8k32_s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EASEL_SIM_AT) {
-    // The sum wraps; hence unsigned.
-    sim::mma<int8_t>("mma.m16n8k32.s8", reinterpret_cast<unsigned*>(d), a, b0, b1, at, sim::bytes_to_floats);
 }
 
 constexpr bool kHalfSums = false;  // tests/ptx has what a GPU of 8.6 does
@@ -325,7 +281,7 @@ inline void multiply_matrix(float (*d)[4], int n_tile, const uint32_t (&a)[4], u
         uint32_t half[2];
         for (int i = 0; i < 2; i++)
             memcpy(&half[i], matrix_row(b, 8 * n + fiber->lane / 4, 8 * i, at) + fiber->lane % 4 * 4, 4);
-        mma<uint16_t>("wgmma", d[n], a, half[0], half[1], at, halves_to_floats);
+        mma("wgmma", d[n], a, half[0], half[1], at);
     }
 }
 }  // namespace sim
@@ -380,9 +336,6 @@ inline uint32_t hmul2(uint32_t a, uint32_t b) {
 inline uint32_t pack_f16(float lo, float hi) {
     return f32_to_f16(lo) | static_cast<uint32_t>(f32_to_f16(hi)) << 16;
 }
-inline uint32_t pack_bf16(float lo, float hi) {
-    return f32_to_bf16(lo) | static_cast<uint32_t>(f32_to_bf16(hi)) << 16;
-}
 namespace sim {
 inline float flush(float x) {  // .ftz
     return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x;
@@ -399,12 +352,6 @@ inline float half_to_float(uint16_t h) {
 }
 inline uint16_t float_to_half(float f) {
     return f32_to_f16(f);
-}
-inline float bfloat_to_float(uint16_t h) {
-    return bf16_to_f32(h);
-}
-inline uint16_t float_to_bfloat(float f) {
-    return f32_to_bf16(f);
 }
 
 }  // namespace easel

@@ -69,7 +69,6 @@ struct Code {
     size_t param_bytes = 0, local_bytes = 0;
     int n_slot = 1;
     unsigned max_threads = 1024;  // of a block: __launch_bounds__
-    bool arrives = false;         // bar.arrive: then races are not looked for
     bool waits = false;           // griddepcontrol.wait
 };
 

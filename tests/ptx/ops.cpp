@@ -143,6 +143,11 @@ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
     }
     return d;
 }
+uint32_t reverse_bits(uint32_t a) {
+    uint32_t d = 0;
+    for (int i = 0; i < 32; i++) d |= (a >> i & 1) << (31 - i);
+    return d;
+}
 uint32_t lookup3(uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
     uint32_t d = 0;
     for (int i = 0; i < 32; i++)
@@ -240,16 +245,8 @@ Op store(const std::string& type) {
 template <Space SPACE>
 Op atomic(const std::string& name, const std::string& type) {
     if (name == "add") return of_type(type, ATOMIC_FOR((is_word<T> || std::is_same_v<T, float>), atomicAdd));
-    if (name == "min") return of_type(type, ATOMIC_FOR(is_word<T>, atomicMin));
     if (name == "max") return of_type(type, ATOMIC_FOR(is_word<T>, atomicMax));
-    if (name == "and") return of_type(type, ATOMIC_FOR(is_word<T>, atomicAnd));
-    if (name == "or") return of_type(type, ATOMIC_FOR(is_word<T>, atomicOr));
-    if (name == "exch") return of_type(type, ATOMIC_FOR(is_word<T>, atomicExch));
-    if (name != "cas") return nullptr;
-    return of_type(
-        type,
-        RESULT_FOR(is_word<T>,
-                   atomicCAS(reinterpret_cast<T*>(address<T, SPACE>(t, i, 1, 1, Access::Atomic)), b, c)));
+    return nullptr;
 }
 template <Space SPACE>
 Op memory(const Words& w) {
@@ -280,25 +277,22 @@ void cp_async_wait(Thread& t, const Ins& i) {
 
 // ---- warps and barriers -----------------------------------------------------------------------------------
 
-template <int N, bool TRANS>
+template <bool TRANS>
 void ldmatrix(Thread& t, const Ins& i) {
-    uint32_t r[N];
-    const char* row = t.shared(t.r[i.r[N]] + static_cast<uint64_t>(i.imm));
-    if (sim::fiber->lane < 8 * N) {
-        sim::check_shared("ldmatrix", row, 16, t.at(i));
-        watch_shared(t, i, Access::Read, row, 16);
-    }
-    sim::ldmatrix<N, TRANS>("ldmatrix", r, row, t.at(i));
-    for (int k = 0; k < N; k++) t.r[i.r[k]] = r[k];
+    uint32_t r[4];
+    const char* row = t.shared(t.r[i.r[4]] + static_cast<uint64_t>(i.imm));
+    sim::check_shared("ldmatrix", row, 16, t.at(i));
+    watch_shared(t, i, Access::Read, row, 16);
+    sim::ldmatrix<TRANS>("ldmatrix", r, row, t.at(i));
+    for (int k = 0; k < 4; k++) t.r[i.r[k]] = r[k];
 }
 
-// d, a, b, c: 4, 4, 2 and 4 registers. D: float or int.
-template <class D, auto MMA>
+// d, a, b, c: 4, 4, 2 and 4 registers.
 void mma(Thread& t, const Ins& i) {
-    D d[4];
+    float d[4];
     uint32_t a[4];
-    for (int k = 0; k < 4; k++) a[k] = operand<uint32_t>(t, i, 4 + k), d[k] = operand<D>(t, i, 10 + k);
-    MMA(d, a, operand<uint32_t>(t, i, 8), operand<uint32_t>(t, i, 9), t.at(i));
+    for (int k = 0; k < 4; k++) a[k] = operand<uint32_t>(t, i, 4 + k), d[k] = operand<float>(t, i, 10 + k);
+    mma_m16n8k16_f16(d, a, operand<uint32_t>(t, i, 8), operand<uint32_t>(t, i, 9), t.at(i));
     for (int k = 0; k < 4; k++) t.r[i.r[k]] = put(d[k]);
 }
 // The same with sums in F16, d and c: 2 registers.
@@ -312,18 +306,12 @@ void mma_f16_sums(Thread& t, const Ins& i) {
 Op matrix(const Words& w) {
     std::string opcode = w[0];
     for (size_t k = 1; k < w.size(); k++) opcode += "." + w[k];
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x1.shared.b16") return ldmatrix<1, false>;
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x2.shared.b16") return ldmatrix<2, false>;
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x4.shared.b16") return ldmatrix<4, false>;
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16") return ldmatrix<1, true>;
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16") return ldmatrix<2, true>;
-    if (opcode == "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16") return ldmatrix<4, true>;
+    if (opcode == "ldmatrix.sync.aligned.m8n8.x4.shared.b16") return ldmatrix<false>;
+    if (opcode == "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16") return ldmatrix<true>;
     if (opcode == "movmatrix.sync.aligned.m8n8.trans.b16")
         return RESULT(movmatrix_trans(in<uint32_t>(t, i, 0), t.at(i)));
-    if (opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") return mma<float, mma_m16n8k16_f16>;
+    if (opcode == "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") return mma;
     if (opcode == "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16") return mma_f16_sums;
-    if (opcode == "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32") return mma<float, mma_m16n8k16_bf16>;
-    if (opcode == "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32") return mma<int, mma_m16n8k32_s8>;
     return nullptr;
 }
 
@@ -380,7 +368,7 @@ void shuffle(Thread& t, const Ins& i) {
     if (first == 2) t.r[i.r[1]] = valid;
 }
 
-// d, a, mask, for all but match.all.
+// d, a, mask
 Op warp_operation(const Words& w) {
     const std::string &name = w[0], &kind = w[0] == "match" ? w[1] : w[2], &type = w.back();
     if (name == "vote") {
@@ -388,19 +376,9 @@ Op warp_operation(const Words& w) {
             return RESULT(__ballot_sync(in<uint32_t>(t, i, 1), in<bool>(t, i, 0) != i.flip, t.at(i)));
         if (kind == "any")
             return RESULT(__any_sync(in<uint32_t>(t, i, 1), in<bool>(t, i, 0) != i.flip, t.at(i)));
-        if (kind == "all")
-            return RESULT(__all_sync(in<uint32_t>(t, i, 1), in<bool>(t, i, 0) != i.flip, t.at(i)));
     }
-    if (name == "match" && type == "b32") {
-        if (kind == "any")
-            return RESULT(__match_any_sync(in<uint32_t>(t, i, 1), in<uint32_t>(t, i, 0), t.at(i)));
-        if (kind == "all")
-            return DO({  // d|p, a, mask
-                int same;
-                out(t, i, __match_all_sync(in<uint32_t>(t, i, 2), in<uint32_t>(t, i, 1), &same, t.at(i)));
-                t.r[i.r[1]] = same != 0;
-            });
-    }
+    if (name == "match" && kind == "any" && type == "b32")
+        return RESULT(__match_any_sync(in<uint32_t>(t, i, 1), in<uint32_t>(t, i, 0), t.at(i)));
     if (name != "redux") return nullptr;
 #define REDUX(f)                                        \
     of_type(type, DO_FOR((is_int<T> && sizeof(T) == 4), \
@@ -408,21 +386,16 @@ Op warp_operation(const Words& w) {
     if (kind == "add") return REDUX(__reduce_add_sync);
     if (kind == "min") return REDUX(__reduce_min_sync);
     if (kind == "max") return REDUX(__reduce_max_sync);
-    if (kind == "and") return REDUX(__reduce_and_sync);
-    if (kind == "or") return REDUX(__reduce_or_sync);
-    if (kind == "xor") return REDUX(__reduce_xor_sync);
     return nullptr;
 }
 
-// bar.sync 0; bar.sync id, n; bar.arrive id, n; bar.warp.sync mask; bar.red.OP d, 0, p
+// bar.sync 0; bar.sync id, n; bar.warp.sync mask; bar.red.OP d, 0, p
 Op barrier(const Words& w, int n) {
     if (w[1] == "warp")
         return DO({
             __syncwarp(operand<uint32_t>(t, i, 0), t.at(i));
             t.n_warp_barrier++;
         });
-    if (w[1] == "arrive")
-        return DO({ barrier_arrive(operand<int>(t, i, 0), operand<int>(t, i, 1), t.at(i)); });
     if (w[1] == "sync" && n == 2)
         return DO({
             watch_group(t, i, operand<int>(t, i, 0), operand<int>(t, i, 1));
@@ -441,7 +414,6 @@ Op barrier(const Words& w, int n) {
         out(t, i, f(in<bool>(t, i, 1) != i.flip, t.at(i))); \
         t.n_barrier++;                                      \
     })
-    if (w[2] == "popc") return VOTE(__syncthreads_count);
     if (w[2] == "and") return VOTE(__syncthreads_and);
     if (w[2] == "or") return VOTE(__syncthreads_or);
     return nullptr;
@@ -456,9 +428,7 @@ bool has(const Words& w, std::string_view word) {
 Op convert(const Words& w) {
     const std::string &to = w[w.size() - 2], &from = w.back();
     if (to == "f16x2" && has(w, "rn")) return RESULT(pack_f16(in<float>(t, i, 1), in<float>(t, i, 0)));
-    if (to == "bf16x2" && has(w, "rn")) return RESULT(pack_bf16(in<float>(t, i, 1), in<float>(t, i, 0)));
     if (to == "f16" && from == "f32" && has(w, "rn")) return RESULT(float_to_half(in<float>(t, i, 0)));
-    if (to == "bf16" && from == "f32" && has(w, "rn")) return RESULT(float_to_bfloat(in<float>(t, i, 0)));
     if (to == "f32" && from == "f16") return RESULT(half_to_float(in<uint16_t>(t, i, 0)));
     if (to == "f32" && from == "f32" && has(w, "sat"))
         return DO({
@@ -560,14 +530,12 @@ Op of_integers(const std::string& name, const std::string& type) {
         return RESULT(uint32_t((uint64_t{in<uint32_t>(t, i, 1)} << 32 | in<uint32_t>(t, i, 0))
                                    << (in<uint32_t>(t, i, 2) & 31) >>
                                32));
-    if (name == "brev" && type == "b32") return RESULT(__brev(in<uint32_t>(t, i, 0)));
+    if (name == "brev" && type == "b32") return RESULT(reverse_bits(in<uint32_t>(t, i, 0)));
     if (name == "prmt" && type == "b32")
         return RESULT(permute_bytes(in<uint32_t>(t, i, 0), in<uint32_t>(t, i, 1), in<uint32_t>(t, i, 2)));
     if (name == "lop3" && type == "b32")
         return RESULT(lookup3(in<uint32_t>(t, i, 0), in<uint32_t>(t, i, 1), in<uint32_t>(t, i, 2),
                               in<uint32_t>(t, i, 3)));
-    if (name == "dp4a.s32" && type == "s32")
-        return RESULT(__dp4a(in<int>(t, i, 0), in<int>(t, i, 1), in<int>(t, i, 2)));
     return nullptr;
 }
 

@@ -164,7 +164,6 @@ void watch_fence() {
 }
 
 void watch_group(const Thread& t, const Ins& i, int barrier, int n) {
-    if (t.code.arrives) return;
     int& group = races.group[sim::fiber->rank];
     if (group && group != barrier)
         sim::fault(t.at(i), "named barriers {} and {} in one thread: races could not be seen", group,
@@ -188,7 +187,6 @@ void watch_shared(const Thread& t, const Ins& i, Access access, const char* p, s
                         races.n_fence[rank]};
     races.last_barrier = std::max(races.last_barrier, now.barrier);
     if (!product) count_access(t, i, true, access == Access::Read, p, n);
-    if (t.code.arrives) return;
     for (Byte* b = &races.bytes[p - sim::block->memory]; n--; b++, p++) {
         if (concurrent(b->write, now) && !(access == Access::Atomic && b->atomic))
             report(t, i, access == Access::Read ? "reads" : "writes", b->write, p);

@@ -299,7 +299,6 @@ class Reader {
             operands(words[0] == "call" ? rest.substr(rest.rfind('(')) : rest, i);
         if (!decode(i, words, rest)) fail("an instruction that is not known here: {}", p.text);
         code_->ins.push_back(i);
-        code_->arrives |= words[0] == "bar" && words[1] == "arrive";
         code_->waits |= words[0] == "griddepcontrol" && words[1] == "wait";
     }
 
