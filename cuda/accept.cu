@@ -121,24 +121,19 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
     if (i == 0) has_slot = wait_for_slot(ring.header, n_frame, ring.n_slot);
     __syncthreads();  // has_slot is set, and the slot is free
     if (has_slot) {
-        uint8_t* slot = ring.slots + int64_t{n_frame % static_cast<uint32_t>(ring.n_slot)} * ring.slot_bytes;
-        int32_t* frame_tokens = reinterpret_cast<int32_t*>(slot + sizeof(FrameHeader));
-        int32_t* frame_argmax = frame_tokens + n_canvas;
-        float* frame_entropy = reinterpret_cast<float*>(frame_argmax + n_canvas);
-        float* frame_log_prob = frame_entropy + n_canvas;
-        uint8_t* frame_accepted = reinterpret_cast<uint8_t*>(frame_log_prob + n_canvas);
+        const uint32_t slot = n_frame % static_cast<uint32_t>(ring.n_slot);
+        const FrameSlot frame(ring.slots + int64_t{slot} * ring.slot_bytes, n_canvas);
         if (in_canvas) {
-            frame_tokens[i] = token;
-            frame_argmax[i] = row.argmax;
-            frame_entropy[i] = row.entropy;
-            frame_log_prob[i] = row.log_prob;
-            frame_accepted[i] = accepted;
+            frame.tokens[i] = token;
+            frame.argmax[i] = row.argmax;
+            frame.entropy[i] = row.entropy;
+            frame.log_prob[i] = row.log_prob;
+            frame.accepted[i] = accepted;
         }
         if (i == 0) {
             float dropped = 0;
             for (int w = 0; 32 * w < n_canvas; w++) dropped = fmaxf(dropped, most_dropped[w]);
-            *reinterpret_cast<FrameHeader*>(slot) = {canvas,  step, mean_entropy, temperature(config, step),
-                                                     dropped, last};
+            *frame.header = {canvas, step, mean_entropy, temperature(config, step), dropped, last};
         }
     }
     __syncthreads();  // the frame is written, by all; all have read the state
@@ -160,7 +155,7 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
 
 void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* rows, int n_canvas, int n_vocab,
             LoopState* state, const Ring& ring, const LoopConditions& conditions) {
-    require(ring.n_slot >= 1 && ring.slot_bytes >= ring_slot_bytes(n_canvas),
+    require(ring.n_slot >= 1 && ring.slot_bytes >= FrameSlot::bytes(n_canvas),
             "bug: the ring is too small for accept()");
     EASEL_LAUNCH(accept_kernel, 1, block_size(n_canvas), 0, stream, tokens, argmax, rows, n_canvas, n_vocab,
                  state, ring, conditions);

@@ -81,6 +81,7 @@ struct AttentionTile {
     };
     static constexpr int shared_bytes = 2 * KV * 2 + kThreads / 32 * int{sizeof(Given)};
     static_assert(!JOINT || (HD == kJointDim && COLS == kJointDim / 4), "joint_place() is for quarters");
+    static_assert(BLOCK_M == attention_rows(HD));
 };
 
 // Of a block. token: -1 if there is none; end: of the keys that it sees.

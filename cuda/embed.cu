@@ -68,8 +68,6 @@ __global__ void __launch_bounds__(kEmbedThreads)
 // sum, normed
 
 constexpr int kSoftWarps = 8, kSoftThreads = 32 * kSoftWarps;
-constexpr int kTokens = 128, kColumns = 2 * kChunk;  // of a block
-
 constexpr int kLiveThreads = 1024;
 
 // live_tiles: list[0] = the number of tiles whose flag is set, list[1 ..] = these tiles, ascending.
@@ -110,10 +108,10 @@ struct SoftTile {
     using R = Record<TYPE>;
     static constexpr int n_word = 128 / sizeof(T),
                          n_step = kVocabTile / n_word;  // words a step, steps a tile
-    static constexpr int ldp = tile_stride<T>(n_word), lde = tile_stride<T>(kColumns);
+    static constexpr int ldp = tile_stride<T>(n_word), lde = tile_stride<T>(kSoftColumns);
     static constexpr int raw_bytes = sizeof(T) == 4 ? 0 : R::scale_bytes + R::chunk_bytes;  // of a warp
 
-    T probs[2][kTokens * ldp];
+    T probs[2][kSoftTokens * ldp];
     T embd[2][n_word * lde];
     uint8_t raw[kSoftWarps * raw_bytes + 16];
 };
@@ -192,7 +190,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     if (state->step == 0) return;
     SHARED_DYNAMIC(Tile, tile);
     const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
-    const int token = blockIdx.x * kTokens, column = blockIdx.y * kColumns, split = blockIdx.z;
+    const int token = blockIdx.x * kSoftTokens, column = blockIdx.y * kSoftColumns, split = blockIdx.z;
     const int n_live = list[0], n_in_split = (n_live + gridDim.z - 1) / gridDim.z;
     const int first = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first));
     const int end = n_own * Tile::n_step;
@@ -245,7 +243,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     const auto load_probs = [&](int step) {
         if (step >= end) return;
         const T* const from = probs + own_probs + word_of(step);
-        UNROLL for (int i = 0; i < kTokens; i += row_step)  // past the canvas nothing
+        UNROLL for (int i = 0; i < kSoftTokens; i += row_step)  // past the canvas nothing
             cp_async<16>(tile->probs[step % 2] + (first_row + i) * Tile::ldp + part, from + i * ldp,
                          token + first_row + i < n_canvas ? 16 : 0);
     };
@@ -343,13 +341,14 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
-                    const float* norm, float eps, int n_canvas, float* scratch, const LoopState* state) {
+                    const float* norm, float eps, int n_canvas, int n_split, float* scratch,
+                    const LoopState* state) {
     require(!embd.gated && embd.n_expert == 1, "bug: an embedding is one matrix");
     const int n_vocab = embd.n_row, n_embd = embd.n_col, ld = padded(n_embd);
-    const int n_tile = n_vocab_tile(n_vocab), n_most = soft_splits(n_canvas, n_embd);
+    const int n_tile = n_vocab_tile(n_vocab);
     // At least 2 tiles a split while all are live, or it is all beginning and end.
-    const int n_in_split = std::max(2, (n_tile + n_most - 1) / n_most);
-    const int n_split = (n_tile + n_in_split - 1) / n_in_split;
+    const int n_in_split = std::max(2, (n_tile + n_split - 1) / n_split);
+    n_split = (n_tile + n_in_split - 1) / n_in_split;
     int* const list = reinterpret_cast<int*>(scratch);
     float* const partial = scratch + soft_list(n_vocab);
     EASEL_LAUNCH(live_tiles_kernel, 1, kLiveThreads, 0, stream, list, live, n_tile, state);
@@ -357,7 +356,8 @@ void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, 
     with_record(embd.type, [&](auto type) {
         constexpr Type TYPE = type.value;
         if constexpr ((sizeof(T) == 4) == (TYPE == Type::F32)) {
-            const dim3 grid((n_canvas + kTokens - 1) / kTokens, (ld + kColumns - 1) / kColumns, n_split);
+            const dim3 grid((n_canvas + kSoftTokens - 1) / kSoftTokens,
+                            (ld + kSoftColumns - 1) / kSoftColumns, n_split);
             const size_t shared_bytes = sizeof(SoftTile<TYPE, T>) + n_in_split * sizeof(int);
             EASEL_LAUNCH((soft_sum_kernel<TYPE, T>), grid, kSoftThreads, shared_bytes, stream, partial, list,
                          probs, embd.data, n_canvas, vocab_stride(n_vocab), ld, embd.n_tile(),
@@ -372,8 +372,8 @@ void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, 
 }
 
 template void soft_embedding(Stream, F16*, const F16*, const uint8_t*, const Weights&, const float*, float,
-                             int, float*, const LoopState*);
+                             int, int, float*, const LoopState*);
 template void soft_embedding(Stream, float*, const float*, const uint8_t*, const Weights&, const float*,
-                             float, int, float*, const LoopState*);
+                             float, int, int, float*, const LoopState*);
 
 }  // namespace easel

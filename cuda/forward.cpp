@@ -92,7 +92,7 @@ void Forward<T>::feed_forward(Stream s, int layer, Pass pass) {
 template <class T>
 void Forward<T>::soft_embedding(Stream s) {
     easel::soft_embedding(s, b_.in, b_.z, b_.live, w_.embd, w_.self_cond_norm, c_.rms_eps, c_.n_canvas,
-                          b_.soft, b_.state);
+                          soft_splits(c_.n_canvas, c_.n_embd, room_.n_sm), b_.soft, b_.state);
 }
 
 template <class T>

@@ -16,7 +16,7 @@ namespace easel {
 // A ring of frames in memory that host and device share.
 class HostRing {
   public:
-    explicit HostRing(int n_canvas) : n_canvas_(n_canvas), slot_bytes_(ring_slot_bytes(n_canvas)) {
+    explicit HostRing(int n_canvas) : n_canvas_(n_canvas), slot_bytes_(FrameSlot::bytes(n_canvas)) {
         memory_ = static_cast<uint8_t*>(mapped_alloc(kHeader + kSlots * slot_bytes_));
     }
     ~HostRing() { mapped_free(memory_); }
@@ -39,30 +39,27 @@ class HostRing {
     void poll(F take) {
         auto tail = word(&RingHeader::tail);
         for (uint32_t i = tail.load(); i != word(&RingHeader::head).load(std::memory_order_acquire); i++) {
-            const uint8_t* slot = memory_ + kHeader + i % kSlots * slot_bytes_;
-            const auto* h = reinterpret_cast<const FrameHeader*>(slot);
-            const auto* tokens = reinterpret_cast<const int32_t*>(h + 1);
+            const FrameSlot f(memory_ + kHeader + i % kSlots * slot_bytes_, n_canvas_);
+            const FrameHeader& h = *f.header;
             const size_t n = n_canvas_;
-            const auto* entropy = reinterpret_cast<const float*>(tokens + 2 * n);
-            const float* log_prob = entropy + n;
-            take(Frame{h->canvas,
-                       h->step,
-                       {tokens, n},
-                       {tokens + n, n},
-                       {entropy, n},
-                       {log_prob, n},
-                       {reinterpret_cast<const uint8_t*>(log_prob + n), n},
-                       h->mean_entropy,
-                       h->temperature,
-                       h->dropped,
-                       h->last != 0});
+            take(Frame{h.canvas,
+                       h.step,
+                       {f.tokens, n},
+                       {f.argmax, n},
+                       {f.entropy, n},
+                       {f.log_prob, n},
+                       {f.accepted, n},
+                       h.mean_entropy,
+                       h.temperature,
+                       h.dropped,
+                       h.last != 0});
             tail.store(i + 1, std::memory_order_release);
         }
     }
 
   private:
-    // Of some answers: a reader that stops for a while should not have a kernel wait for it, which some
-    // drivers end after seconds.
+    // Slots for several answers: a reader that pauses must not keep accept() waiting, as some drivers end a
+    // kernel after seconds.
     static constexpr int kHeader = 64, kSlots = 1024;
     RingHeader* header() { return reinterpret_cast<RingHeader*>(memory_); }
     std::atomic_ref<uint32_t> word(uint32_t RingHeader::*member) {

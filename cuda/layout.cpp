@@ -172,9 +172,9 @@ AttentionShape attention_shape(const Config& c, int layer) {
 KeyParts key_parts(const Config& c, int layer, const Room& room) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? room.n_context : std::min(room.n_context, c.window - 1 + c.n_canvas);
-    // Waves of SMs, each of which holds one block (attention.cu, BLOCK_M). At most 8 parts: what they leave
+    // Waves of SMs, each of which holds one block. At most 8 parts: what they leave
     // for the 26B model's canvas is 34 MB.
-    const int n_row = l.head_dim <= 256 ? 128 : 64;
+    const int n_row = attention_rows(l.head_dim);
     const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
     KeyParts parts{.most = 8, .in_wave = std::max(1, room.n_sm / n_block)};
     parts.most = parts.used(n_key);
@@ -235,7 +235,9 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
                         [&](Arena& a) {  // from lm_head() to the soft embedding of the next step
                             b.z = a.take<T>(int64_t{c.n_canvas} * vocab_stride(c.n_vocab));
                             b.stats = a.take<TileStats>(int64_t{c.n_canvas} * n_vocab_tile(c.n_vocab));
-                            b.soft = a.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab));
+                            b.soft =
+                                a.take<float>(soft_scratch(c.n_canvas, c.n_embd, c.n_vocab,
+                                                           soft_splits(c.n_canvas, c.n_embd, room.n_sm)));
                         },
                         [&](Arena& a) {  // until qkv_norm()
                             b.q = a.take<float>(q_out);

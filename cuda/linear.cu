@@ -1,6 +1,6 @@
 // linear.cu: products with weights, of all tokens with one matrix or of each token with its experts, plain or
 // as a gated pair with its gelu product. One kernel; the matrix is read as records (records.h), whatever its
-// type. Called by forward.cpp.
+// type. Called by forward.cpp; max_row_square() by load.cpp.
 #include "check.h"
 #include "device.h"
 #include "weight_gemm.h"
@@ -29,13 +29,13 @@ using LinearGemm = WeightGemm<TYPE, X, n_warp<X>, n_row_tile<X>, N_TOKEN_TILE, n
 //   out      [n_slot, n_out] Y, row stride ldo
 //   x        [., n_col] X, row stride ldx
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
-//   groups   [n_group(n_expert, n_token, 128 or 32)] of slots; null: one matrix, slots 0 to n_token
+//   groups   [n_group(n_expert, n_token, rows of a block)]; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
 // If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   256 rows x 128 or 32 slots (float: 64 x 64); gated: half of the rows are gate's, half up's, so both
 //         meet in one thread's registers.
 // Launch: grid (n_tile / 16, groups or n_token / 128, parts), 256 threads.
-// Shared: WeightGemm's, for Q4_K 131 KiB, 82 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
+// Shared: WeightGemm's, for Q4_K 131 KiB, 83 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
 //         numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
 //         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
@@ -147,6 +147,7 @@ void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const 
             const int* token_of, int n_token, int n_part = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
     require(groups || N_TOKEN_TILE != kFew, "bug: without experts this kernel waits for no launch");
+    static_assert(16 * n_warp<X> * n_row_tile<X> == kMatrixRows<X>);
     const bool done = with_record(w.type, [&](auto type) {
         if constexpr (has_product<type.value, X>) {
             constexpr int kTokens = 8 * N_TOKEN_TILE;

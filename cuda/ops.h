@@ -97,17 +97,31 @@ struct FrameHeader {
     float mean_entropy, temperature, dropped;
     int last;
 };
-// A slot: FrameHeader, then int32 tokens, int32 argmax, float entropy, float log_prob, uint8 accepted,
-// [n_canvas] each.
+// What lies in a slot: the header, then [n_canvas] each.
+struct FrameSlot {
+    FrameHeader* header;
+    int32_t *tokens, *argmax;
+    float *entropy, *log_prob;
+    uint8_t* accepted;
+
+    EASEL_BOTH FrameSlot(uint8_t* slot, int n_canvas) {
+        header = reinterpret_cast<FrameHeader*>(slot);
+        tokens = reinterpret_cast<int32_t*>(header + 1);
+        argmax = tokens + n_canvas;
+        entropy = reinterpret_cast<float*>(argmax + n_canvas);
+        log_prob = entropy + n_canvas;
+        accepted = reinterpret_cast<uint8_t*>(log_prob + n_canvas);
+    }
+    static constexpr int bytes(int n_canvas) {
+        return (static_cast<int>(sizeof(FrameHeader)) + (4 * 4 + 1) * n_canvas + 63) / 64 * 64;
+    }
+};
 struct Ring {
     RingHeader* header;
     uint8_t* slots;
     int n_slot;
-    int slot_bytes;  // ring_slot_bytes(n_canvas)
+    int slot_bytes;  // FrameSlot::bytes(n_canvas)
 };
-constexpr int ring_slot_bytes(int n_canvas) {
-    return (static_cast<int>(sizeof(FrameHeader)) + 17 * n_canvas + 63) / 64 * 64;
-}
 
 // K and V of one layer: [n_head_kv, n_slot, head_dim] T, the token at `position` in slot position % n_slot.
 // Joint: K and V of a layer without a matrix for V are the same normed row, but that K has the weight of its
@@ -176,22 +190,24 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 // out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
 // step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)], 0 past n_vocab; live
 // [n_vocab_tile(n_vocab)]: 0 for tiles of the vocabulary where all of them are 0, which are not read.
-// scratch: soft_scratch() floats.
+// n_split: parts of the vocabulary, at most. scratch: soft_scratch() floats.
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
-                    const float* norm, float eps, int n_canvas, float* scratch, const LoopState* state);
-// Parts of the vocabulary at most: 528 blocks of 128 tokens x 128 columns, two waves of 132 SMs with two
-// each.
-constexpr int soft_splits(int n_canvas, int n_embd) {
-    const int n = 528 / ((n_canvas + 127) / 128 * ((padded(n_embd) + 127) / 128));
-    return n < 1 ? 1 : n > 64 ? 64 : n;
+                    const float* norm, float eps, int n_canvas, int n_split, float* scratch,
+                    const LoopState* state);
+constexpr int kSoftTokens = 128, kSoftColumns = 128;  // of a block
+// Parts that make two waves of n_sm SMs with two blocks each, or four with one.
+constexpr int soft_splits(int n_canvas, int n_embd, int n_sm) {
+    const int n_block =
+        (n_canvas + kSoftTokens - 1) / kSoftTokens * ((padded(n_embd) + kSoftColumns - 1) / kSoftColumns);
+    return std::clamp(4 * n_sm / n_block, 1, 64);
 }
 // Floats before the partial sums: a list of tiles.
 constexpr int soft_list(int n_vocab) {
     return (1 + n_vocab_tile(n_vocab) + 3) / 4 * 4;
 }
-constexpr int64_t soft_scratch(int n_canvas, int n_embd, int n_vocab) {
-    return soft_list(n_vocab) + int64_t{soft_splits(n_canvas, n_embd)} * n_canvas * padded(n_embd);
+constexpr int64_t soft_scratch(int n_canvas, int n_embd, int n_vocab, int n_split) {
+    return soft_list(n_vocab) + int64_t{n_split} * n_canvas * padded(n_embd);
 }
 
 // ---- norm.cu ----------------------------------------------------------------------------------------------
@@ -270,21 +286,25 @@ void layer_end(Stream stream, const LayerEnd<T>& p);
 // w.n_row], to be added up by who reads it.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
-// Parts with which a product of few blocks of 256 x 128 fills n_sm SMs; no more than eight, as every part has
-// to be read again.
-constexpr int linear_parts(int n_row, int n_token, int n_sm) {
-    const int n_block = (n_row + 255) / 256 * ((n_token + 127) / 128), n = n_sm / n_block;
-    return n < 1 ? 1 : n > 8 ? 8 : n;
-}
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 
+// Rows of the matrix that a block has.
+template <class T>
+constexpr int kMatrixRows = sizeof(T) == 4 ? 64 : 256;
 // Activation rows of a block: of products of all tokens, and of experts with many; of experts with few.
 template <class T>
 constexpr int kManyRows = sizeof(T) == 4 ? 64 : 128;
 constexpr int kFewRows = 32;
+// Parts with which a product of all tokens fills n_sm SMs, if it has fewer blocks; no more than eight, as
+// every part has to be read again.
+constexpr int linear_parts(int n_row, int n_token, int n_sm) {
+    constexpr int ROWS = kMatrixRows<F16>, TOKENS = kManyRows<F16>;
+    const int n_block = (n_row + ROWS - 1) / ROWS * ((n_token + TOKENS - 1) / TOKENS);
+    return std::clamp(n_sm / n_block, 1, 8);
+}
 // The most slots that are few: three quarters of those rows an expert.
 constexpr int few_slots(int n_expert) {
     return n_expert * (kFewRows / 4 * 3);
@@ -343,6 +363,10 @@ struct KeyParts {
         return n < in_wave ? n : n / in_wave * in_wave;
     }
 };
+// Rows of a block: query heads that share a KV head, of some tokens.
+constexpr int attention_rows(int head_dim) {
+    return head_dim <= 256 ? 128 : 64;
+}
 // out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
 // put at positions n_cached .., and whatever the mask lets them see before. scratch: attention_scratch<T>()
 // floats (none for one part at most).

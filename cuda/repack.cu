@@ -1,6 +1,6 @@
 // repack.cu: the blocks of a weight file (quant.h, SPEC section 6) to the records that kernels read
 // (records.h): the same bits in another order, or, for types without records and where asked for, the values
-// as 16-bit floats or floats. Runs once, at load. Called by engine.cpp.
+// as 16-bit floats or floats. Runs once, at load: load.cpp.
 #include "check.h"
 #include "ops.h"
 #include "records.h"

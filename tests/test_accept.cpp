@@ -48,19 +48,19 @@ struct HostRing {
         : n_canvas(n_canvas),
           n_slot(n_slot),
           header_memory(sizeof(RingHeader)),
-          slot_memory(size_t(n_slot) * ring_slot_bytes(n_canvas)) {}
+          slot_memory(size_t(n_slot) * FrameSlot::bytes(n_canvas)) {}
 
     RingHeader& header() { return *static_cast<RingHeader*>(header_memory.host); }
     Ring ring() const {
         return {static_cast<RingHeader*>(mapped_device_address(header_memory.host)),
                 static_cast<uint8_t*>(mapped_device_address(slot_memory.host)), n_slot,
-                ring_slot_bytes(n_canvas)};
+                FrameSlot::bytes(n_canvas)};
     }
     // Frame number `tail`, which must be there; its slot is free afterwards.
     Seen take() {
         const uint32_t i = header().tail;
         const uint8_t* at =
-            static_cast<uint8_t*>(slot_memory.host) + i % n_slot * size_t(ring_slot_bytes(n_canvas));
+            static_cast<uint8_t*>(slot_memory.host) + i % n_slot * size_t(FrameSlot::bytes(n_canvas));
         Seen s;
         const auto read = [&at](auto* to, int n) {
             memcpy(to, at, n * sizeof *to);

@@ -107,9 +107,10 @@ std::vector<T> soft(const Embedding& e, const std::vector<T>& probs, const std::
         const auto w = to_device(norm);
         const auto state = to_device(std::vector{at_step(step)});
         const DeviceArray<T> out(size_t(n_canvas) * padded(e.n_embd));
-        const DeviceArray<float> scratch(soft_scratch(n_canvas, e.n_embd, e.n_vocab));
+        const int n_split = soft_splits(n_canvas, e.n_embd, 132);
+        const DeviceArray<float> scratch(soft_scratch(n_canvas, e.n_embd, e.n_vocab, n_split));
         soft_embedding(Stream{}, out.data(), p.data(), flags.data(), e.weights, w.data(), eps, n_canvas,
-                       scratch.data(), state.data());
+                       n_split, scratch.data(), state.data());
         return to_host(out);
     });
 }
@@ -309,10 +310,10 @@ TEST_CASE("soft_embedding in F16 has room for embeddings of up to 32") {
 TEST_CASE("the embedding refuses types that do not go with the activations") {
     const Embedding e = make_embedding(Type::F32, Type::F32, 32, 32, 600);
     const DeviceArray<F16> out(64), probs(128);
-    const DeviceArray<float> norm(32), scratch(soft_scratch(1, 32, 32));
+    const DeviceArray<float> norm(32), scratch(soft_scratch(1, 32, 32, 1));
     const DeviceArray<uint8_t> live(1);
     const auto state = to_device(std::vector{at_step(0)});
     CHECK_THROWS_AS(soft_embedding(Stream{}, out.data(), probs.data(), live.data(), e.weights, norm.data(),
-                                   1e-6f, 1, scratch.data(), state.data()),
+                                   1e-6f, 1, 1, scratch.data(), state.data()),
                     Error);
 }
