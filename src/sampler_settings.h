@@ -29,7 +29,7 @@ inline constexpr SamplerSetting kSamplerSettings[] = {
      "entropy over all logits although top-k draws from few"},
     {"self_cond_top_k", &SamplerConfig::self_cond_top_k, "probabilities a position fed back (0: all, exact)"},
     {"self_cond_drop", &SamplerConfig::self_cond_drop,
-     "probability a position that may be left out of it (0: none; default: 2^-24, on a GPU 2^-10)"},
+     "probability a position that may be left out of it (0: none; default: 2^-24 in float32, else 2^-10)"},
 };
 // Each takes 4 bytes, a bool by its padding.
 static_assert(sizeof(SamplerConfig) == 4 * std::size(kSamplerSettings), "a setting is not in the table");
