@@ -253,7 +253,7 @@ done_ids "$dir/answers" | sort -n >"$dir/ids"
 seq 2000 >"$dir/expected"
 same "no id is lost or doubled" "$dir/ids" "$dir/expected"
 
-# ---- Under GNU parallel, as the README says it, with one killed on the way
+# ---- Under GNU parallel, as docs/scripts.md says it, with one killed on the way
 
 if command -v parallel >/dev/null; then
     cat >"$dir/easel" <<END

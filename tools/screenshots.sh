@@ -1,6 +1,6 @@
 #!/bin/sh
-# screenshots.sh [EASEL]: makes the README's picture of a trace, docs/trace.png, from an answer of the demo model, and the
-# same on a phone, in the dark, and as a figure, under build/screenshots. Needs Chromium and python3.
+# screenshots.sh [EASEL]: makes docs/trace.png, the picture of a trace in docs/using.md, from an answer of the demo model, and
+# the same on a phone, in the dark, and as a figure, under build/screenshots. Needs Chromium and python3.
 set -eu
 easel=${1:-build/easel}
 out=build/screenshots
