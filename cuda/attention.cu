@@ -158,6 +158,15 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 //         others, and multiplies those of all rows with its columns of v. As these are 32 rows, a fragment
 //         of k or v feeds four mma. The next tile is loaded meanwhile. All warps wait for one another once a
 //         tile, so that the softmax of one group goes beside the mma of others.
+//
+//         A group of two warps (of four: a quarter of the columns and one octet of rows each):
+//
+//           32 rows of q, out    | columns 0 .. HD/2: warp 0 | columns HD/2 .. HD: warp 1 |
+//           1. q k^T             each warp over its columns, all 32 rows: W parts of the scores
+//           2. sum, softmax      rows 0-7, 16-23: warp 0;  rows 8-15, 24-31: warp 1
+//           3. p v               each warp its columns, all 32 rows
+//
+//         Between 1 and 2 they give each other parts of scores, between 2 and 3 probabilities.
 // Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. Which warp has a row
 //         does not matter to its bits.
 // Check:  tests/test_attention.cpp, against double.

@@ -83,9 +83,9 @@ class Event {
     Event(const Event&) = delete;
     void record(Stream stream);
     void wait();
-    // What `stream` is given from now on begins after the mark. If the mark is in a stream that a graph is
-    // captured from, `stream` becomes part of the capture, until the capture ends; before that, the captured
-    // stream must have been held for the last of what `stream` was given.
+    // What `stream` is given from now on begins after the mark (cudaStreamWaitEvent). If the mark is in a
+    // stream that a graph is captured from, `stream` joins the capture. Before the capture ends, the captured
+    // stream must wait for all that `stream` was given.
     void hold(Stream stream);
     // Milliseconds of the stream from `start` to this one; both timed, recorded and waited for.
     double ms_since(const Event& start) const;

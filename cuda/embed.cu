@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kEmbedThreads)
     const int index = blockIdx.x * kEmbedThreads + threadIdx.x, t = index % 4;
     const int token = index / 4 / n_chunk, chunk = index / 4 % n_chunk;
     if (token >= n_token) return;
-    const int word = tokens[token], row = word % 16;
-    const uint8_t* record = record_at<TYPE>(records, word / 16, n_record, chunk / R::n_chunk);
+    const int id = tokens[token], row = id % 16;
+    const uint8_t* record = record_at<TYPE>(records, id / 16, n_record, chunk / R::n_chunk);
     const uint8_t* data = record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes;
     x += int64_t{token} * n_embd;
     if constexpr (R::code_bits == 32) {
@@ -88,11 +88,7 @@ __global__ void __launch_bounds__(kLiveThreads)
     const int begin = min(thread * n_own, n_tile), end = min(begin + n_own, n_tile);
     int own = 0;
     for (int tile = begin; tile < end; tile++) own += live[tile] != 0;
-    int sum = own;  // of this lane and those before it
-    UNROLL for (int i = 1; i < 32; i *= 2) {
-        const int before = __shfl_up_sync(~0u, sum, i);
-        if (lane >= i) sum += before;
-    }
+    const int sum = warp_running_sum(own);
     if (lane == 31) count[warp] = sum;
     __syncthreads();  // count is complete
     int at = 1 + sum - own;
@@ -106,13 +102,13 @@ __global__ void __launch_bounds__(kLiveThreads)
 template <Type TYPE, class T>
 struct SoftTile {
     using R = Record<TYPE>;
-    static constexpr int n_word = 128 / sizeof(T),
-                         n_step = kVocabTile / n_word;  // words a step, steps a tile
-    static constexpr int ldp = tile_stride<T>(n_word), lde = tile_stride<T>(kSoftColumns);
+    static constexpr int n_id = 128 / sizeof(T),
+                         n_step = kVocabTile / n_id;  // ids a step, steps a tile
+    static constexpr int ldp = tile_stride<T>(n_id), lde = tile_stride<T>(kSoftColumns);
     static constexpr int raw_bytes = sizeof(T) == 4 ? 0 : R::scale_bytes + R::chunk_bytes;  // of a warp
 
     T probs[2][kSoftTokens * ldp];
-    T embd[2][n_word * lde];
+    T embd[2][n_id * lde];
     uint8_t raw[kSoftWarps * raw_bytes + 16];
 };
 
@@ -164,21 +160,21 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
     }
 }
 
-// soft_sum: partial[split] = probs[:, words of the split] E[words of the split, :], the words those of an
+// soft_sum: partial[split] = probs[:, ids of the split] E[ids of the split, :], the ids those of an
 // equal share of the live tiles
 //   partial  [n_split, n_canvas, ld] float32, ld = padded(n_embd)
 //   list     as live_tiles leaves it
 //   probs    [n_canvas, ldp] T, 0 past n_vocab; tiles that are not live are not read
 //   records  E [n_vocab, n_embd], n_tile row tiles of tile_bytes
 // Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The live tiles go by
-//         in steps of 64 words (float: 32).
+//         in steps of 64 ids (float: 32).
 // Launch: grid (n_canvas / 128, n_embd / 128, n_split), 256 threads. Nothing to do at step 0.
 // Shared: 2 x (probabilities 128 x 64, embeddings 64 x 128) F16 + 8 chunks of records: 78 KiB for Q6_K, 86
 //         for F16; float 69. Then 4 bytes a tile of the split.
 // Why:    a product as large as lm_head's. During the tensor core work of a step the next one arrives, and
 //         each warp decodes one of its 8 chunks, so that a step has one barrier. Token tiles are the fastest
 //         index: what they both read of E comes from L2. Late in an answer few tiles are live.
-// Maths:  E in F16 (float: exact), float32 accumulation in order of the words.
+// Maths:  E in F16 (float: exact), float32 accumulation in order of the ids.
 // Check:  tests/test_embed.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(kSoftThreads, 2)
@@ -196,16 +192,16 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     const int end = n_own * Tile::n_step;
     int* const own = reinterpret_cast<int*>(tile + 1);
     for (int i = thread; i < n_own; i += kSoftThreads) own[i] = list[1 + first + i];
-    __syncthreads();                      // `own` is complete
-    const auto word_of = [&](int step) {  // the first of a step
-        return own[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_word;
+    __syncthreads();                       // `own` is complete
+    const auto first_id = [&](int step) {  // of a step
+        return own[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_id;
     };
 
     // The chunk that this warp brings: of row tile warp % 4 of a step (float: there are two).
     const int chunk = column / kChunk + warp / 4, own_tile = warp % 4;
     const bool has_chunk = chunk * kChunk < ld;
     const auto record_of = [&](int step) {
-        const int row_tile = min(word_of(step) / 16 + own_tile, n_tile - 1);
+        const int row_tile = min(first_id(step) / 16 + own_tile, n_tile - 1);
         return records + int64_t{row_tile} * tile_bytes + chunk / R::n_chunk * R::bytes;
     };
     uint8_t* const raw = tile->raw + warp * Tile::raw_bytes;
@@ -220,7 +216,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         if (step >= end || !has_chunk) return;
         T* out = tile->embd[step % 2] + own_tile * 16 * Tile::lde + warp / 4 * kChunk;
         if constexpr (sizeof(T) == 4) {
-            if (own_tile >= Tile::n_word / 16) return;
+            if (own_tile >= Tile::n_id / 16) return;
             const uint8_t* record = record_of(step);
             for (int i = lane; i < 16 * kChunk / 4; i += 32)
                 store16(out + i / 16 * Tile::lde + i % 16 * 4, load16(record + 16 * i));
@@ -237,12 +233,12 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         }
     };
     // The 16 bytes of a row of probabilities that a thread brings, of each step and every 32nd row.
-    constexpr int n_part = 8, n_in_part = Tile::n_word / n_part, row_step = kSoftThreads / n_part;
+    constexpr int n_part = 8, n_in_part = Tile::n_id / n_part, row_step = kSoftThreads / n_part;
     const int first_row = thread / n_part, part = thread % n_part * n_in_part;
     const int own_probs = (token + first_row) * ldp + part;  // below 2^31
     const auto load_probs = [&](int step) {
         if (step >= end) return;
-        const T* const from = probs + own_probs + word_of(step);
+        const T* const from = probs + own_probs + first_id(step);
         UNROLL for (int i = 0; i < kSoftTokens; i += row_step)  // past the canvas nothing
             cp_async<16>(tile->probs[step % 2] + (first_row + i) * Tile::ldp + part, from + i * ldp,
                          token + first_row + i < n_canvas ? 16 : 0);
@@ -262,15 +258,15 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     cp_async_commit();
     for (int step = 0; step < end; step++) {
         cp_async_wait<0>();
-        __syncthreads();  // this step has arrived, its words are decoded; the step before has been used
+        __syncthreads();  // this step has arrived, its rows of E are decoded; the step before has been used
         place_embd(step + 1);
         __syncwarp();  // as above
         load_embd(step + 2);
         load_probs(step + 1);
         cp_async_commit();
         if (has_output)
-            multiply_32<Tile::n_word>(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
-                                      tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde);
+            multiply_32<Tile::n_id>(acc, tile->probs[step % 2] + own_token * Tile::ldp, Tile::ldp,
+                                    tile->embd[step % 2] + warp / 4 * kChunk, Tile::lde);
     }
     cp_async_wait<0>();
 

@@ -63,25 +63,25 @@ DEVICE float softcapped(float x, float softcap) {
     return fmaf(-2 * softcap, reciprocal_approx(1 + e), softcap);
 }
 
-// Of a row tile and 8 canvas rows a lane 4 g + t has d[h][j]: word g + 8 h, row 2 t + j. z is the tile's
-// first word in row g: this lane's, which then has its words from 8 (t % 2) + 4 (t / 2) on, so that four
-// lanes fill a sector of 32 bytes. All lanes call it; those that do not count store nothing.
+// Stores a row tile's logits of 8 canvas rows. Lane 4 g + t has d[h][j]: vocabulary id g + 8 h, canvas row
+// 2 t + j. z is the tile's first id in row g: this lane's, which then has its ids from 8 (t % 2) + 4 (t / 2)
+// on, so that four lanes fill a sector of 32 bytes. All lanes call it; those that do not count store nothing.
 DEVICE void store_tile(F16* z, const float (&d)[2][2], int t, bool counts) {
-    const uint32_t upper = movmatrix_trans(pack_f16(d[0][0], d[0][1]));  // words 2 t, 2 t + 1
+    const uint32_t upper = movmatrix_trans(pack_f16(d[0][0], d[0][1]));  // ids 2 t, 2 t + 1
     const uint32_t lower = movmatrix_trans(pack_f16(d[1][0], d[1][1]));  // and 8 more
     const bool odd = t % 2;
     const uint32_t other = __shfl_xor_sync(~0u, odd ? upper : lower, 1);
     if (counts) store8(z + 8 * odd + 4 * (t / 2), odd ? make_uint2(other, lower) : make_uint2(upper, other));
 }
 
-// z = softcap tanh(E x / softcap) / temperature, and per 128 words max, sum e^(z - max), sum (z - max) e^(z -
+// z = softcap tanh(E x / softcap) / temperature, and per 128 ids max, sum e^(z - max), sum (z - max) e^(z -
 // max).
 //   z      [n_canvas, vocab_stride] T   F16: minus the tile's max; -inf past n_vocab
 //   stats  [n_canvas, n_vocab_tile]
 //   live   [n_vocab_tile]               becomes 0
 //   logits [n_canvas, n_vocab]          softcap tanh(E x / softcap), or null
 //   x      [n_canvas, n_embd] T         normed, row stride ldx
-// Tile:   256 words x 128 canvas rows (float: 128 words, 64 rows); a thread has words g and
+// Tile:   256 ids x 128 canvas rows (float: 128 ids, 64 rows); a thread has ids g and
 //         g + 8 of each of its warp's row tiles, of the canvas rows 8 n + 2 t and 8 n + 2 t + 1.
 // Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps a vocabulary tile.
 // Shared: WeightGemm's, for Q6_K 150 KiB, 94 on small cards; then 8 KiB of partial statistics in its place.
@@ -98,32 +98,32 @@ __global__ void __launch_bounds__(32 * kWarps)
                    const LoopState* state) {
     using Gemm = HeadGemm<TYPE, T>;
     constexpr int MT = n_row_tile<TYPE>, NT = n_token_tile<TYPE>, kTokens = 8 * NT;
-    constexpr int kTileWarps = kVocabTile / (16 * MT),
-                  kTiles = kWarps / kTileWarps;  // warps a vocabulary tile
+    constexpr int kTileWarps = kVocabTile / (16 * MT);  // of a vocabulary tile
+    constexpr int kTiles = kWarps / kTileWarps, kStats = kTiles * kTokens;
     SHARED_DYNAMIC(uint8_t, shared);
     SHARED_ARRAY(int, row_of, kTokens);
-    SHARED_ARRAY(float, tile_max, kTiles* kTokens);
+    SHARED_ARRAY(float, tile_max, kStats);
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int base = blockIdx.x * kTokens, n_row = min(kTokens, n_canvas - base);
     const int first_tile = blockIdx.y * kTiles, n_own = min(kTiles, n_vocab_tile(n_vocab) - first_tile);
     if (thread < kTokens) row_of[thread] = base + min(thread, n_row - 1);
     __syncthreads();  // row_of is complete
 
-    // [m][n][2 h + j]: word g + 8 h of the warp's row tile m, canvas row 8 n + 2 t + j
+    // [m][n][2 h + j]: id g + 8 h of the warp's row tile m, canvas row 8 n + 2 t + j
     float acc[MT][NT][4];
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
     Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_record, 0, n_record, x,
                    ldx, row_of, n_row, true);
 
     if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
-    const auto word = [&](int m, int h) {  // of acc[m][.][2 h + .]
+    const auto id = [&](int m, int h) {  // of acc[m][.][2 h + .]
         return first_tile * kVocabTile + Gemm::row_tile(warp, m) * 16 + 8 * h + g;
     };
     // Added to z: past n_vocab it is -inf. What acc has there is a number, if the vocabulary tile has any
-    // word.
+    // id.
     float outside[MT][2];
     UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) outside[m][h] =
-        word(m, h) < n_vocab ? 0 : -INFINITY;
+        id(m, h) < n_vocab ? 0 : -INFINITY;
     // Canvas rows go by 32 at a time. Of these a lane has number k, n = k / 2 and j = k % 2 further on, in
     // acc, and takes number g of its t where all lanes' results are put together.
     const auto row_of_number = [&](int first, int k) { return 8 * (first + k / 2) + 2 * t + k % 2; };
@@ -133,15 +133,15 @@ __global__ void __launch_bounds__(32 * kWarps)
     UNROLL for (int first = 0; first < NT; first += 4) {
         Best best[8];
         UNROLL for (int k = 0; k < 8; k++) {
-            best[k] = {-INFINITY, word(0, 0)};
+            best[k] = {-INFINITY, id(0, 0)};
             UNROLL for (int m = 0; m < MT; m++) {
                 UNROLL for (int h = 0; h < 2; h++) {
                     float& v = acc[m][first + k / 2][2 * h + k % 2];
                     v = softcapped<T>(v, softcap);
-                    if (logits && row_of_number(first, k) < n_row && word(m, h) < n_vocab)
-                        logits[int64_t{base + row_of_number(first, k)} * n_vocab + word(m, h)] = v;
+                    if (logits && row_of_number(first, k) < n_row && id(m, h) < n_vocab)
+                        logits[int64_t{base + row_of_number(first, k)} * n_vocab + id(m, h)] = v;
                     v = sizeof(T) == 4 ? v / temp + outside[m][h] : fmaf(v, per_temp, outside[m][h]);
-                    if (v > best[k].z) best[k] = {v, word(m, h)};  // ids ascend
+                    if (v > best[k].z) best[k] = {v, id(m, h)};  // ids ascend
                 }
             }
         }
@@ -177,11 +177,11 @@ __global__ void __launch_bounds__(32 * kWarps)
                         if (e > 0) own = own + Sums{e, d[h][j] * e};
                         const int row = 8 * n + 2 * t + j;
                         if (sizeof(T) == 4 && has_tile && row < n_row)
-                            z[int64_t{row} * vocab_stride(n_vocab) + word(m, h)] = from_f32<T>(v);
+                            z[int64_t{row} * vocab_stride(n_vocab) + id(m, h)] = from_f32<T>(v);
                     }
                 }
                 if constexpr (sizeof(T) == 2)
-                    store_tile(z + int64_t{8 * n + g} * vocab_stride(n_vocab) + word(m, 0) - g, d, t,
+                    store_tile(z + int64_t{8 * n + g} * vocab_stride(n_vocab) + id(m, 0) - g, d, t,
                                has_tile && 8 * n + g < n_row);
             }
         }

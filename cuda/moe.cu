@@ -230,11 +230,7 @@ __global__ void __launch_bounds__(kSortThreads)
         int before = 0;
         for (int e0 = 0; e0 < n_expert; e0 += 32) {
             const int e = e0 + lane, n = e < n_expert ? total[e] : 0;
-            int sum = n;  // over this lane and those below
-            UNROLL for (int i = 1; i < 32; i *= 2) {
-                const int below = __shfl_up_sync(~0u, sum, i);
-                if (lane >= i) sum += below;
-            }
+            const int sum = warp_running_sum(n);
             if (e < n_expert) total[e] = before + sum - n;
             before += __shfl_sync(~0u, sum, 31);
         }

@@ -52,7 +52,7 @@ DEVICE int first_value() {
     return static_cast<int>(threadIdx.x) * V;
 }
 template <int V>
-constexpr int kStride = V* kThreads;
+constexpr int kStride = (kThreads * V);
 
 // f(std::integral_constant<int, V>) with the widest V that rows of n values allow.
 template <class F>
@@ -189,8 +189,8 @@ namespace {
 // Launch: grid n_token (n_head + 2 n_head_kv) / 8, 256 threads.
 // Shared: none.
 // Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
-//         mixes are in its registers. With registers for fewer blocks, for ptxas then has loads wait for
-//         each other.
+//         mixes are in its registers. Two blocks an SM: with a higher bound ptxas saves registers by having
+//         loads wait for each other.
 // Maths:  float32; the parts in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
@@ -269,8 +269,8 @@ namespace {
 // Tile:   a row a block.
 // Launch: grid n_row, 256 threads.
 // Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
-// Why:    three products want the same row under the same norm: one read of it. Registers as in
-//         qkv_norm_kernel.
+// Why:    three products want the same row under the same norm: one read of it. Two blocks an SM
+//         as in qkv_norm_kernel.
 // Maths:  as rms_norm_kernel; the parts of o in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>

@@ -354,8 +354,8 @@ struct KeyParts {
     int in_wave = 1;  // whose blocks the SMs hold at once
     int least = 256;  // keys that are worth a part, while all parts are one wave
 
-    // Of n_key keys, which a longer pass or prefix does not make fewer: one wave if that leaves a part
-    // `least` keys, else as many as have 512 each, but whole waves.
+    // Parts of n_key keys: as many as make one wave, if each has `least` keys; else one for each 512 keys, in
+    // whole waves, `most` at most. More keys never make fewer parts.
     EASEL_BOTH constexpr int used(int n_key) const {
         const int worth = n_key / least < in_wave ? n_key / least : in_wave, needed = (n_key + 511) / 512;
         int n = worth < needed ? needed : worth;

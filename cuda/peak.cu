@@ -12,10 +12,13 @@ namespace {
 constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not wait for each other
 constexpr int kWordsA = 2 * kThreads * 4;  // of kPeakWords, for the first operand: of even steps, of odd ones
 
-// out[thread of the grid] = a sum that depends on n_step * kChains products of 16 x 8 x 16 a warp, so that
-// all are made: with wgmma where products with weights have it, else with mma, its sums in F16 where they
-// have those. words [kPeakWords]: the operands. Launch: any grid, 256 threads. Check: tests/test_linear.cpp
-// counts.
+// n_step * kChains products of 16 x 8 x 16 a warp, with the instruction that products with weights have:
+// wgmma, or mma with sums in F16 or float32.
+//   out    [256 blocks]  a sum of all that the thread has got, so that no product can be left out
+//   words  [kPeakWords]  the operands
+// Launch: any grid, 256 threads.
+// Shared: wgmma's operand b, 17 KiB.
+// Check:  tests/test_linear.cpp.
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step, const uint32_t* words) {
     wait_for_last_launch();
     const int thread = threadIdx.x;
@@ -65,8 +68,9 @@ __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_st
     out[blockIdx.x * kThreads + thread] = sum;
 }
 
-// out[block] = all 16-byte pieces of p [n] combined by exclusive or. Launch: any grid, 256 threads. Check:
-// tests/test_linear.cpp.
+// out[block] = the exclusive or of the block's share of the 16-byte pieces of p [n].
+// Launch: any grid, 256 threads.
+// Check:  tests/test_linear.cpp.
 __global__ void __launch_bounds__(kThreads) read_kernel(uint32_t* out, const uint8_t* p, int64_t n) {
     wait_for_last_launch();
     SHARED_ARRAY(uint32_t, part, kThreads / 32);

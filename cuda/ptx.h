@@ -120,8 +120,8 @@ DEVICE uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// p, in shared memory, the same for all lanes: by way of a shuffle, whose result is kept in a register. What
-// a compiler sees through, it computes anew at every use.
+// p, in shared memory, the same for all lanes, hidden from the optimiser by a shuffle: so it stays in a
+// register and is not computed again at every use.
 template <class T>
 DEVICE T* kept(T* p) {
     return static_cast<T*>(__cvta_shared_to_generic(__shfl_sync(~0u, shared_address(p), 0)));

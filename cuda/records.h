@@ -110,7 +110,7 @@ inline int64_t records_bytes(Type type, int64_t n_row, int64_t n_col) {
     return (n_row + 15) / 16 * ((n_col + r.n_k - 1) / r.n_k) * r.bytes;
 }
 
-#ifndef EASEL_CUDA  // that is host code
+#ifndef EASEL_CUDA  // kernels' code
 
 // Where row 0 to 15 of a tile stands among the scales: g and g + 8 are neighbours.
 DEVICE constexpr int scale_place(int row) {

@@ -73,14 +73,7 @@ DEVICE int64_t block_sum(int64_t v) {
     return block_reduce(v, [](int64_t a, int64_t b) { return a + b; });
 }
 
-// v of this lane and those before it; of the threads before this one.
-DEVICE int64_t warp_running_sum(int64_t v) {
-    UNROLL for (int i = 1; i < 32; i *= 2) {
-        const int64_t before = __shfl_up_sync(~0u, v, i);
-        if (threadIdx.x % 32 >= static_cast<unsigned>(i)) v += before;
-    }
-    return v;
-}
+// v of the threads before this one.
 DEVICE int64_t block_sum_before(int64_t v) {
     SHARED_ARRAY(int64_t, part, kWarps);
     const int64_t sum = warp_running_sum(v);
@@ -302,8 +295,7 @@ DEVICE int draw(const ZRow<T>& row, const Cut& cut, float u, int64_t sum, const 
         const bool kept = keeps(cut, order_key(v[i] + offset), first + lane * kLane + i);
         w[i] = kept ? fixed_point(exponential<float>(v[i] + (offset - stats.max))) : 0;
     }
-    int64_t total = w[0] + w[1] + w[2] + w[3];
-    UNROLL for (int i = 16; i; i /= 2) total += __shfl_xor_sync(~0u, total, i);
+    const int64_t total = warp_sum(w[0] + w[1] + w[2] + w[3]);
     const double share = static_cast<double>(place.rest) / static_cast<double>(weight[place.index]);
     const int64_t rest = static_cast<int64_t>(share * static_cast<double>(total));
     return first + find_in_warp(w, min(rest, total - 1));

@@ -12,7 +12,8 @@ constexpr int tile_stride(int n) {
 }
 
 // Sums and maxima over the lanes of a warp, the same for every lane, in a fixed order.
-DEVICE float warp_sum(float v) {
+template <class V>
+DEVICE V warp_sum(V v) {
     UNROLL for (int i = 16; i; i /= 2) v += __shfl_xor_sync(~0u, v, i);
     return v;
 }
@@ -20,9 +21,18 @@ DEVICE float warp_max(float v) {
     UNROLL for (int i = 16; i; i /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
     return v;
 }
+// v of this lane and those before it.
+template <class V>
+DEVICE V warp_running_sum(V v) {
+    UNROLL for (int i = 1; i < 32; i *= 2) {
+        const V before = __shfl_up_sync(~0u, v, i);
+        if (static_cast<int>(threadIdx.x) % 32 >= i) v += before;
+    }
+    return v;
+}
 
-// Which warp of its block this is: by way of a shuffle, so that the compiler knows that all lanes agree, and
-// what depends on it branches without a rendezvous.
+// Which warp of its block this is. The shuffle tells the compiler that all lanes agree: branches on it need
+// no reconvergence.
 DEVICE int warp_index() {
     const int thread = threadIdx.x;
     return __shfl_sync(~0u, thread / 32, 0);

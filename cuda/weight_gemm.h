@@ -22,18 +22,24 @@ DEVICE float gelu_tanh(float x) {
     return x * reciprocal_approx(1 + exp2_approx(x * fmaf(minus_2 * a * b, x * x, minus_2 * a)));
 }
 
-// acc = W x^T for one block: MT row tiles of 16 a warp, and up to 8 NT activation rows.
-//   Swapped operands: weights are operand A (16 rows), activations operand B (8 columns), so that few rows
-//   of activations waste little. A weight is decoded once for all of them.
-//   Shared: STAGES x (64 columns of the activations, a chunk of the same columns of every row tile), filled
-//   by cp.async ahead of use; the scales of a long record come with its first chunk into slots of their own.
-//   Rows of activations have padding, or, for wgmma, lie swizzled: piece i of 16 bytes at i ^ row % 8.
-//   Neither meets a bank conflict.
-//   Why: a warp loads and reads its own weights, so one barrier a chunk, for the activations, is all there
-//   is. Every row tile of a block shares what it reads of the activations, from L2, and every tile of a warp
-//   what it reads from shared memory. The chunks of a record are unrolled, so that most addresses are
-//   constants beside a few registers: with 16 rows of activations each instruction counts.
-//   N_BLOCK blocks are meant to be in an SM at once.
+// acc = W x^T, the part of one block: multiply() is the main loop of linear_kernel and lm_head_kernel.
+//   acc      [MT][NT] accumulators of mma.m16n8k16: rows of W down, rows of x across
+//   records  W [n_row, n_col] as records of TYPE (records.h)
+//   x        [., n_col] X, rows of padded(n_col)
+// Tile:   N_WARP warps of MT row tiles of 16; 8 NT rows of x. Operands are swapped, weights are A (16 rows),
+//         activations are B (8 columns), so that few rows of x waste little. A weight is decoded once for
+//         all.
+// Shared: STAGES x (64 columns of x, a chunk of the same columns of every row tile), filled by cp.async
+//         ahead of use; the scales of a long record come with its first chunk into slots of their own. Rows
+//         of x have padding or, for wgmma, lie swizzled, piece i of 16 bytes at i ^ row % 8: no bank
+//         conflicts.
+// Why:    a warp loads and reads its own weights, so the only barrier is one a chunk, for the activations.
+//         All row tiles of a block share what is read of x from L2, those of a warp also what is read from
+//         shared memory. The chunks of a record are unrolled, so that most addresses are constants beside a
+//         few registers: with 16 rows of x each instruction counts. N_BLOCK blocks share an SM.
+// Maths:  W decoded to F16 (float X: exact), sums in float32 in order of columns; with HALF_SUMS see
+//         add_product().
+// Check:  tests/test_linear.cpp, tests/test_head.cpp.
 template <Type TYPE, class X, int N_WARP, int MT, int NT, int N_BLOCK>
 struct WeightGemm {
     using R = Record<TYPE>;

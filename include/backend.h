@@ -22,7 +22,7 @@ struct Frame {
     std::span<const uint8_t> accepted;
     float mean_entropy;  // over positions whose token is not given
     float temperature;
-    float dropped;  // probability left out of self-conditioning, of a position at most
+    float dropped;  // the most probability that self-conditioning has left out of a position
     bool last;      // the canvas ends with this step
 };
 // Returns false to cancel: the answer then ends with the canvases committed so far.
