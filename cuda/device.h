@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "ptx.h"
+#include "types.h"
 
 namespace easel {
 

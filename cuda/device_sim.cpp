@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "device.h"
+#include "ptx.h"
 
 namespace easel {
 

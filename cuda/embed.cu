@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "check.h"
+#include "decode.h"
 #include "ops.h"
-#include "records.h"
 #include "tile.h"
 
 namespace easel {

@@ -10,9 +10,9 @@
 #include <algorithm>
 
 #include "backend.h"
-#include "ptx.h"
 #include "quant.h"
 #include "sampler.h"
+#include "types.h"
 
 namespace easel {
 
@@ -419,7 +419,7 @@ void lm_head(Stream stream, T* z, TileStats* stats, uint8_t* live, float* logits
 
 // An F16 z is kept relative to its tile's maximum, for precision; a float as it is.
 template <class T>
-DEVICE float z_offset(const TileStats& s) {
+EASEL_BOTH inline float z_offset(const TileStats& s) {
     return sizeof(T) == 4 ? 0.0f : s.max;
 }
 

@@ -8,24 +8,11 @@
 #include <cstdint>
 #include <utility>
 
-#ifdef EASEL_CUDA  // engine.cpp, forward.cpp and so on, tests: no kernels, no nvcc
+#include "types.h"
 
-#include <cuda_runtime.h>
-
-namespace easel {
-using Stream = cudaStream_t;
-using Condition = cudaGraphConditionalHandle;
-// See below.
-void check_launch(cudaError_t e, const char* kernel);
-void allow_shared(const void* kernel, const char* name, size_t bytes);
-bool overlaps_last(Stream stream);
-}  // namespace easel
-#define DEVICE inline
-
-#elif defined(__CUDACC__)
+#ifdef __CUDACC__
 
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
@@ -45,9 +32,6 @@ bool overlaps_last(Stream stream);
 
 namespace easel {
 
-using Stream = cudaStream_t;
-using Condition = cudaGraphConditionalHandle;  // of a conditional graph node, plus 1; 0: none
-
 // Shared memory that a block may have wherever code of this architecture runs, its arrays included: that
 // of 8.0, whose own cards have 163 KiB, also runs on 8.6 and 8.9. The host asks max_shared_bytes() of
 // device.h, which is never less.
@@ -56,14 +40,6 @@ constexpr int kSharedBytes = 227 * 1024;
 #else
 constexpr int kSharedBytes = 99 * 1024;
 #endif
-
-// Throws Error with the kernel's name and CUDA's text unless `e` is success.
-void check_launch(cudaError_t e, const char* kernel);
-// Lets a kernel have that much dynamic shared memory.
-void allow_shared(const void* kernel, const char* name, size_t bytes);
-// Whether the next launch on the stream may begin while the one before it ends; it counts as launched. No, if
-// the stream has been given anything else since, or if the GPU does not overlap launches.
-bool overlaps_last(Stream stream);
 
 // EASEL_LAUNCH. 48 KiB of shared memory need no permission, static arrays counted; beside dynamic memory
 // those stay below 16 KiB, which leaves 32.
@@ -355,13 +331,6 @@ DEVICE float reciprocal_approx(float x) {
 
 namespace easel {
 
-// A 16-bit float as its bits: what tensor cores read.
-struct F16 {
-    uint16_t bits;
-};
-
-#ifndef EASEL_CUDA
-
 DEVICE float to_f32(float v) {
     return v;
 }
@@ -403,7 +372,5 @@ DEVICE uint64_t wgmma_matrix(const void* p) {
     constexpr uint64_t swizzle = uint64_t{1} << 62, eight_rows = uint64_t{1024 / 16} << 32, unused = 1 << 16;
     return swizzle | eight_rows | unused | (shared_address(p) & 0x3ffff) >> 4;
 }
-
-#endif
 
 }  // namespace easel

@@ -2,8 +2,8 @@
 // (records.h): the same bits in another order, or, for types without records and where asked for, the values
 // as 16-bit floats or floats. Runs once, at load: load.cpp.
 #include "check.h"
+#include "decode.h"
 #include "ops.h"
-#include "records.h"
 
 namespace easel {
 

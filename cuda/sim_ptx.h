@@ -24,9 +24,6 @@
 
 namespace easel {
 
-using Stream = sim::Stream*;  // null: launches run at once
-using Condition = bool*;
-
 constexpr int kSharedBytes = static_cast<int>(sim::max_shared_bytes);
 
 inline void set_condition(Condition c, bool value) {

@@ -2,9 +2,9 @@
 // activation rows, W x^T, accumulated in float32. Used by linear.cu and head.cu, which differ in what they do
 // with the accumulators.
 #pragma once
+#include "decode.h"
 #include "device.h"
 #include "ops.h"
-#include "records.h"
 #include "tile.h"
 
 namespace easel {

@@ -9,6 +9,9 @@
 #include "catch.h"
 #include "device.h"
 #include "ops.h"
+#if !defined(__CUDACC__) && !defined(EASEL_CUDA)
+#include "sim.h"
+#endif
 
 namespace easel {
 

@@ -18,6 +18,9 @@
 #include "layout.h"
 #include "memory_plan.h"
 #include "simulator.h"
+#ifndef EASEL_CUDA
+#include "sim.h"
+#endif
 
 using namespace easel;
 

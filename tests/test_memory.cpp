@@ -18,6 +18,9 @@
 #include "memory_plan.h"
 #include "simulator.h"
 #include "synthetic.h"
+#ifndef EASEL_CUDA
+#include "sim.h"
+#endif
 
 using namespace easel;
 

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "kernel.h"
+#include "ptx.h"
 
 using namespace easel;
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "check.h"
+#include "decode.h"
 #include "kernel.h"
-#include "records.h"
 
 using namespace easel;
 

@@ -94,15 +94,20 @@ TEST_CASE("cudart: an error is told once, and does no harm to what comes after")
     CHECK(cudaGetLastError() == cudaSuccess);
 }
 
-TEST_CASE("cudart: a graph with an unused condition, and a condition of another graph") {
+TEST_CASE("cudart: a graph with an unused condition, one of another graph, and no body") {
     Graph g, other;
     g.condition(true);
     CHECK_THAT(error_of([&] { g.instantiate(); }), Catch::Contains("result 5"));
     const Condition c = other.condition(false);
     CHECK_THAT(error_of([&] { g.loop(c, [](Graph&) {}); }), Catch::Contains("cudaErrorInvalidValue"));
-    other.branch(c, [](Graph&) {});
-    CHECK_THAT(error_of([&] { other.branch(c, [](Graph&) {}); }), Catch::Contains("cudaErrorInvalidValue"));
+    const DeviceArray<int> v(1);
+    const auto body = [&](Graph& b) { b.launch([&](Stream s) { fill_zero(s, v.data(), 4); }); };
+    other.branch(c, body);
+    CHECK_THAT(error_of([&] { other.branch(c, body); }), Catch::Contains("cudaErrorInvalidValue"));
     other.instantiate();
+    Graph empty;
+    CHECK_THAT(error_of([&] { empty.loop(empty.condition(false), [](Graph&) {}); }),
+               Catch::Contains("without a body"));
 }
 
 TEST_CASE("cudart: a driver that is too old is told, and not used") {
