@@ -53,14 +53,14 @@ NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall $(if $(STRICT
 BACKENDS := CPU and CUDA for $(addprefix sm_,$(ARCHS))
 NVCC_VERSION := $(shell $(NVCC) --version | sed -n 's/^Cuda compilation tools, release \([^,]*\),.*/nvcc \1/p')
 CUDA_OBJ := $(BUILD)/obj/cuda/$(subst $(eval ) ,-,$(strip $(ARCHS)))
-DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) engine forward layout load memory offload profile kernels device_cuda))
+DEVICE_OBJ := $(addprefix $(CUDA_OBJ)/,$(addsuffix .o,$(KERNELS) backend forward layout load device_memory offload profile bench_kernels device_cuda))
 else
 BACKENDS := CPU
 NVCC_VERSION := no nvcc
 DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
-SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) engine forward layout load memory offload profile kernels device_sim)) $(BUILD)/obj/no_cuda.o
+SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) backend forward layout load device_memory offload profile bench_kernels device_sim)) $(BUILD)/obj/no_cuda.o
 # Of tests/ptx, what has CUDA's headers.
 FAKE_GPU := cudart cudart_device test_cudart
 PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out $(FAKE_GPU:%=tests/ptx/%.cpp),$(wildcard tests/ptx/*.cpp)))

@@ -1,6 +1,7 @@
 // attention.cu: attention of the rows of a pass over the KV cache, canvas or causal, with or without a window
-// (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may work on parts of
-// the keys at once (KeyParts), which merge_kernel joins in fixed order. Called by forward.cpp.
+// (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may split
+// the keys among blocks (KvSplits), whose results merge_splits_kernel joins in fixed order. Called by
+// forward.cpp.
 #include <climits>
 
 #include "check.h"
@@ -21,32 +22,33 @@ DEVICE Keys visible(int first, int last, int n_cached, int n_token, int window, 
     return {window ? max(0, n_cached + first - (window - 1)) : 0, n_cached + last + 1};
 }
 
-// Parts that have work: by the keys that rows of the pass see, the same in all blocks.
-DEVICE int parts_used(const KeyParts& parts, int n_cached, int n_token, int window) {
+// Splits that have work: by the keys that rows of the pass see, the same in all blocks.
+DEVICE int splits_used(const KvSplits& splits, int n_cached, int n_token, int window) {
     const Keys keys = visible(0, n_token - 1, n_cached, n_token, window, Mask::Canvas);
-    return parts.used(keys.high - keys.low);
+    return splits.used(keys.high - keys.low);
 }
-// Key tiles [begin, end) of n_tile that this block works on: blockIdx.z counts the parts.
-struct Part {
+// Key tiles [begin, end) of n_tile that this block works on: blockIdx.z counts the splits.
+struct Split {
     int begin, end;
 };
-DEVICE Part part_of(int n_tile, int n_part) {
-    const int part = static_cast<int>(blockIdx.z);
-    return {n_tile * part / n_part, n_tile * (part + 1) / n_part};
+DEVICE Split split_of(int n_tile, int n_split) {
+    const int split = static_cast<int>(blockIdx.z);
+    return {n_tile * split / n_split, n_tile * (split + 1) / n_split};
 }
 
-// What a part leaves in scratch for each row: token n_head + head. If the part has no key that the row sees,
-// sum is 0 and out may be anything. A single part leaves its rows in their place and nothing here.
-//   scratch  [n_part, n_row] RowPart, then [n_part, n_row, head_dim] T out, of these keys alone; n_part: used
-struct RowPart {
+// What a split leaves in scratch for each row: token n_head + head. If it has no key that the row sees, sum
+// is 0 and out may be anything. A single split leaves its rows in their place and nothing here.
+//   scratch  [n_split, n_row] RowSplit, then [n_split, n_row, head_dim] T out, of these keys alone; n_split:
+//   used
+struct RowSplit {
     float max, sum;
 };
-DEVICE RowPart* row_part(float* scratch, int part, int n_row) {
-    return reinterpret_cast<RowPart*>(scratch) + int64_t{part} * n_row;
+DEVICE RowSplit* row_split(float* scratch, int split, int n_row) {
+    return reinterpret_cast<RowSplit*>(scratch) + int64_t{split} * n_row;
 }
 template <class T>
-DEVICE T* out_part(float* scratch, int part, int n_part, int n_row, int head_dim) {
-    return reinterpret_cast<T*>(scratch + int64_t{n_row} * 2 * n_part) + int64_t{part} * n_row * head_dim;
+DEVICE T* out_split(float* scratch, int split, int n_split, int n_row, int head_dim) {
+    return reinterpret_cast<T*>(scratch + int64_t{n_row} * 2 * n_split) + int64_t{split} * n_row * head_dim;
 }
 
 constexpr int kThreads = 256;
@@ -142,13 +144,13 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
     }
 }
 
-// out = softmax(q k^T) v, or a part of it into scratch.
+// out = softmax(q k^T) v, or of a split of the keys, into scratch.
 //   out, q  [n_token, n_head, head_dim] F16, rows of padded(n_head head_dim); head_dim even, at most HD
 //   cache   k, v [n_head_kv, n_slot, head_dim] F16; joint: k [., kJointRotated], and q in the order of v
-//   scratch see RowPart; not used if there is one part
+//   scratch see RowSplit; not used if there is one split
 // Tile:   128 rows, 64 if HD is 512: the query heads that share a KV head, stacked (row = token group + head
 //         of the group), so that they read a K or V tile once; 32 keys, 16 if HD is 512.
-// Launch: grid (n_token group / BLOCK_M, n_head_kv, parts.most), 256 threads; groups of two warps, four if
+// Launch: grid (n_token group / BLOCK_M, n_head_kv, splits.most), 256 threads; groups of two warps, four if
 //         HD is 512, share 32 rows.
 // Shared: two K and V tiles, what the warps of a group give to each other, rows: HD 256 94 KiB, 512 81,
 //         joint 57.
@@ -173,14 +175,14 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 template <int HD, bool JOINT>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_kernel(F16* out, const F16* q, KvLayer<F16> cache, int n_token, AttentionShape shape, Mask mask,
-                     KeyParts parts, float* scratch, const LoopState* state) {
+                     KvSplits splits, float* scratch, const LoopState* state) {
     wait_for_last_launch();
     using Tile = AttentionTile<HD, JOINT>;
     constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
     constexpr int LDK = Tile::LDK, KV = Tile::KV;
     constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
-    SHARED(Keys, seen);        // by all rows
-    SHARED(int, n_part_smem);  // for the end: the loop has no register for it
+    SHARED(Keys, seen);         // by all rows
+    SHARED(int, n_split_smem);  // for the end: the loop has no register for it
     SHARED_ARRAY(Row, rows, BLOCK_M);
     SHARED_DYNAMIC(F16, shared);  // two times K and V: [BLOCK_N, LDK], [BLOCK_N, LD]
     const int head_dim = shape.head_dim, n_cached = state->n_cached, kv_head = blockIdx.y;
@@ -188,11 +190,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int thread = threadIdx.x, first_row = blockIdx.x * BLOCK_M, ld = padded(shape.n_head * head_dim);
 
     const int first = first_row / group, last = min(first_row + BLOCK_M - 1, n_row - 1) / group;
-    const int n_used = parts_used(parts, n_cached, n_token, shape.window);
+    const int n_used = splits_used(splits, n_cached, n_token, shape.window);
     if (static_cast<int>(blockIdx.z) >= n_used) return;  // the whole block
     const Keys keys = visible(first, last, n_cached, n_token, shape.window, mask);
-    const Part part = part_of((keys.high - keys.low + BLOCK_N - 1) / BLOCK_N, n_used);
-    const int begin = keys.low + part.begin * BLOCK_N, stop = min(keys.low + part.end * BLOCK_N, keys.high);
+    const Split split = split_of((keys.high - keys.low + BLOCK_N - 1) / BLOCK_N, n_used);
+    const int begin = keys.low + split.begin * BLOCK_N, stop = min(keys.low + split.end * BLOCK_N, keys.high);
 
     const auto load = [&](int key, int stage) {
         const int n = min(BLOCK_N, stop - key), slot = key % cache.n_slot;
@@ -212,14 +214,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (thread == 0) {
         seen = {visible(last, last, n_cached, n_token, shape.window, mask).low,
                 visible(first, first, n_cached, n_token, shape.window, mask).high};
-        n_part_smem = n_used;
+        n_split_smem = n_used;
     }
     if (thread < BLOCK_M) {
         const int row = first_row + thread, token = row / group;
         rows[thread] = {row < n_row ? token : -1, kv_head * group + row % group,
                         visible(token, token, n_cached, n_token, shape.window, mask).high};
     }
-    __syncthreads();  // seen, n_part_smem and rows are there
+    __syncthreads();  // seen, n_split_smem and rows are there
 
     uint32_t q_reg[M][KS][4];
     const Place<Tile> before(shared);
@@ -340,7 +342,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
     }
 
-    const int n_part = n_part_smem, n_all = n_token * shape.n_head;
+    const int n_split = n_split_smem, n_all = n_token * shape.n_head;
     const Place<Tile> after(shared);
     UNROLL for (int k = 0; k < OWN; k++) {
         sum[k] += __shfl_xor_sync(~0u, sum[k], 1);
@@ -353,13 +355,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         const float(&values)[NO][4] = acc[o / 2];
         const int at = o % 2 * 2, index = row.token * shape.n_head + row.head;
         if (row.token < 0) continue;
-        if (n_part > 1 && o % W == 0 && after.lane % 4 == 0)
-            row_part(scratch, blockIdx.z, n_all)[index] = {row_max[o / W], sum[o / W]};
+        if (n_split > 1 && o % W == 0 && after.lane % 4 == 0)
+            row_split(scratch, blockIdx.z, n_all)[index] = {row_max[o / W], sum[o / W]};
         if (begin >= stop) continue;
         const float inverse = after.taken[o % W]->score[0][o / W][0][after.lane];
-        F16* dst = n_part == 1 ? out + int64_t{row.token} * ld + row.head * head_dim
-                               : out_part<F16>(scratch, blockIdx.z, n_part, n_all, head_dim) +
-                                     int64_t{index} * head_dim;
+        F16* dst = n_split == 1 ? out + int64_t{row.token} * ld + row.head * head_dim
+                                : out_split<F16>(scratch, blockIdx.z, n_split, n_all, head_dim) +
+                                      int64_t{index} * head_dim;
         UNROLL for (int n = 0; n < NO; n++) {
             const int place = after.col + 8 * n + after.lane % 4 * 2,
                       col = JOINT ? joint_column(place) : place;
@@ -372,20 +374,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <int HD, bool JOINT = false>
 void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, int n_token,
-            const AttentionShape& shape, Mask mask, const KeyParts& parts, float* scratch,
+            const AttentionShape& shape, Mask mask, const KvSplits& splits, float* scratch,
             const LoopState* state) {
     const int n_row = n_token * (shape.n_head / shape.n_head_kv);
     using Tile = AttentionTile<HD, JOINT>;
     constexpr int BLOCK_M = Tile::BLOCK_M;
-    const dim3 grid((n_row + BLOCK_M - 1) / BLOCK_M, shape.n_head_kv, parts.most);
+    const dim3 grid((n_row + BLOCK_M - 1) / BLOCK_M, shape.n_head_kv, splits.most);
     EASEL_LAUNCH((attention_kernel<HD, JOINT>), grid, kThreads, Tile::shared_bytes, stream, out, q, cache,
-                 n_token, shape, mask, parts, scratch, state);
+                 n_token, shape, mask, splits, scratch, state);
 }
 
 // The same with plain multiply-adds.
 //   As above, with float for F16.
 // Tile:   one row; 32 keys, one a lane, for the scores; one column in 32 a lane, for the output.
-// Launch: grid (n_token, n_head, parts.most), 32 threads.
+// Launch: grid (n_token, n_head, splits.most), 32 threads.
 // Shared: 32 probabilities.
 // Why:    tiles of float rows of 512 columns do not fit the shared memory of small cards, and this path is
 //         for small models, whose tests ask for exactness.
@@ -393,22 +395,22 @@ void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, in
 // Check:  tests/test_attention.cpp, against double.
 __global__ void __launch_bounds__(32)
     attention_float_kernel(float* out, const float* q, KvLayer<float> cache, int n_token,
-                           AttentionShape shape, Mask mask, KeyParts parts, float* scratch,
+                           AttentionShape shape, Mask mask, KvSplits splits, float* scratch,
                            const LoopState* state) {
     wait_for_last_launch();
     SHARED_ARRAY(float, prob, 32);
     const int lane = threadIdx.x, token = blockIdx.x, head = blockIdx.y, head_dim = shape.head_dim;
     const int kv_head = head / (shape.n_head / shape.n_head_kv), ld = padded(shape.n_head * head_dim);
-    const int n_part = parts_used(parts, state->n_cached, n_token, shape.window);
-    if (static_cast<int>(blockIdx.z) >= n_part) return;  // the whole block
+    const int n_split = splits_used(splits, state->n_cached, n_token, shape.window);
+    if (static_cast<int>(blockIdx.z) >= n_split) return;  // the whole block
     const Keys keys = visible(token, token, state->n_cached, n_token, shape.window, mask);
-    const Part part = part_of((keys.high - keys.low + 31) / 32, n_part);
+    const Split split = split_of((keys.high - keys.low + 31) / 32, n_split);
     const float* k_head = cache.k + int64_t{kv_head} * cache.n_slot * head_dim;
     const float* v_head = cache.v + int64_t{kv_head} * cache.n_slot * head_dim;
     q += int64_t{token} * ld + head * head_dim;
 
     float acc[kMaxHeadDim / 32] = {}, row_max = kNone, sum = 0;
-    for (int tile = part.begin; tile < part.end; tile++) {
+    for (int tile = split.begin; tile < split.end; tile++) {
         const int key = keys.low + tile * 32, n = min(32, keys.high - key);
         float score = kNone;
         if (lane < n) {
@@ -433,40 +435,42 @@ __global__ void __launch_bounds__(32)
 
     sum = warp_sum(sum);
     const int n_all = n_token * shape.n_head, index = token * shape.n_head + head;
-    if (n_part > 1 && lane == 0) row_part(scratch, blockIdx.z, n_all)[index] = {row_max, sum};
-    float* dst = n_part == 1 ? out + int64_t{token} * ld + head * head_dim
-                             : out_part<float>(scratch, blockIdx.z, n_part, n_all, head_dim) +
-                                   int64_t{index} * head_dim;
+    if (n_split > 1 && lane == 0) row_split(scratch, blockIdx.z, n_all)[index] = {row_max, sum};
+    float* dst = n_split == 1 ? out + int64_t{token} * ld + head * head_dim
+                              : out_split<float>(scratch, blockIdx.z, n_split, n_all, head_dim) +
+                                    int64_t{index} * head_dim;
     UNROLL for (int i = 0; i < kMaxHeadDim / 32; i++) {
         if (lane + 32 * i < head_dim) dst[lane + 32 * i] = acc[i] / sum;
     }
 }
 
-// out = sum over parts of out weight / sum over parts of weight, weight = sum exp(max - largest max); what is
-// there already if one part was used
+// out = sum over splits of out weight / sum over splits of weight, weight = sum exp(max - largest max); what
+// is there already if one split was used
 //   out      [n_token, n_head, head_dim] T, rows of padded(n_head head_dim)
-//   scratch  see RowPart
+//   scratch  see RowSplit
 // Launch: grid (n_token n_head / 4), 128 threads: a row a warp, pairs of columns a lane.
-// Maths:  float32, in order of parts; those without keys are left out.
+// Maths:  float32, in order of splits; those without keys are left out.
 // Check:  tests/test_attention.cpp.
 template <class T>
-__global__ void __launch_bounds__(128) merge_kernel(T* out, float* scratch, KeyParts parts, int n_token,
-                                                    AttentionShape shape, const LoopState* state) {
+__global__ void __launch_bounds__(128)
+    merge_splits_kernel(T* out, float* scratch, KvSplits splits, int n_token, AttentionShape shape,
+                        const LoopState* state) {
     wait_for_last_launch();
     const int row = blockIdx.x * 4 + threadIdx.x / 32;
     const int n_head = shape.n_head, head_dim = shape.head_dim, n_row = n_token * n_head;
-    const int n_part = parts_used(parts, state->n_cached, n_token, shape.window);
-    if (n_part == 1 || row >= n_row) return;
+    const int n_split = splits_used(splits, state->n_cached, n_token, shape.window);
+    if (n_split == 1 || row >= n_row) return;
     float m = kNone, sum = 0;
-    for (int s = 0; s < n_part; s++) m = fmaxf(m, row_part(scratch, s, n_row)[row].max);
+    for (int s = 0; s < n_split; s++) m = fmaxf(m, row_split(scratch, s, n_row)[row].max);
     const int lane_col = threadIdx.x % 32 * 2;
     Values<float, 2> acc[kMaxHeadDim / 64] = {};
-    for (int s = 0; s < n_part; s++) {
-        const RowPart part = row_part(scratch, s, n_row)[row];
-        if (part.sum == 0) continue;
-        const float weight = part.sum * expf(part.max - m);
+    for (int s = 0; s < n_split; s++) {
+        const RowSplit split = row_split(scratch, s, n_row)[row];
+        if (split.sum == 0) continue;
+        const float weight = split.sum * expf(split.max - m);
         sum += weight;
-        const T* src = out_part<T>(scratch, s, n_part, n_row, head_dim) + int64_t{row} * head_dim + lane_col;
+        const T* src =
+            out_split<T>(scratch, s, n_split, n_row, head_dim) + int64_t{row} * head_dim + lane_col;
         UNROLL for (int i = 0; i < kMaxHeadDim / 64; i++) {
             if (lane_col + 64 * i >= head_dim) continue;
             const auto values = *reinterpret_cast<const Values<T, 2>*>(src + 64 * i);
@@ -485,21 +489,21 @@ __global__ void __launch_bounds__(128) merge_kernel(T* out, float* scratch, KeyP
 
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
-               const AttentionShape& shape, Mask mask, const KeyParts& parts, float* scratch,
+               const AttentionShape& shape, Mask mask, const KvSplits& splits, float* scratch,
                const LoopState* state) {
     const int head_dim = shape.head_dim;
     require(head_dim % 2 == 0 && head_dim >= 2 && head_dim <= kMaxHeadDim,
             "bug: attention is for even head_dim from 2 to 512");
     require(shape.n_head_kv > 0 && shape.n_head % shape.n_head_kv == 0,
             "bug: n_head is not a multiple of n_head_kv");
-    require(n_token > 0 && parts.most > 0 && (parts.most == 1 || scratch),
-            "bug: attention without tokens, parts or scratch");
-    require(parts.in_wave > 0 && parts.least > 0, "bug: parts of keys without a wave or keys");
+    require(n_token > 0 && splits.most > 0 && (splits.most == 1 || scratch),
+            "bug: attention without tokens, splits or scratch");
+    require(splits.in_wave > 0 && splits.least > 0, "bug: splits of keys without a wave or keys");
     require(!cache.joint || (sizeof(T) == 2 && head_dim == kJointDim),
             "bug: joint K and V are for heads of 512 in F16");
     if constexpr (sizeof(T) == 4) {
-        const dim3 grid(n_token, shape.n_head, parts.most);
-        EASEL_LAUNCH(attention_float_kernel, grid, 32, 0, stream, out, q, cache, n_token, shape, mask, parts,
+        const dim3 grid(n_token, shape.n_head, splits.most);
+        EASEL_LAUNCH(attention_float_kernel, grid, 32, 0, stream, out, q, cache, n_token, shape, mask, splits,
                      scratch, state);
     } else {
         const auto run = head_dim <= 32    ? launch<32>
@@ -508,16 +512,16 @@ void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n
                          : head_dim <= 256 ? launch<256>
                          : cache.joint     ? launch<512, true>
                                            : launch<512>;
-        run(stream, out, q, cache, n_token, shape, mask, parts, scratch, state);
+        run(stream, out, q, cache, n_token, shape, mask, splits, scratch, state);
     }
-    if (parts.most == 1) return;
-    EASEL_LAUNCH(merge_kernel<T>, (n_token * shape.n_head + 3) / 4, 128, 0, stream, out, scratch, parts,
-                 n_token, shape, state);
+    if (splits.most == 1) return;
+    EASEL_LAUNCH(merge_splits_kernel<T>, (n_token * shape.n_head + 3) / 4, 128, 0, stream, out, scratch,
+                 splits, n_token, shape, state);
 }
 
 template void attention(Stream, F16*, const F16*, const KvLayer<F16>&, int, const AttentionShape&, Mask,
-                        const KeyParts&, float*, const LoopState*);
+                        const KvSplits&, float*, const LoopState*);
 template void attention(Stream, float*, const float*, const KvLayer<float>&, int, const AttentionShape&, Mask,
-                        const KeyParts&, float*, const LoopState*);
+                        const KvSplits&, float*, const LoopState*);
 
 }  // namespace easel

@@ -32,7 +32,7 @@ struct DeviceMemory {
 DeviceMemory device_memory();
 // From now on device_alloc() fails beyond `limit` bytes (0: none); the peak begins anew.
 void limit_device_memory(int64_t limit);
-// For the two implementations (memory.cpp): called before an allocation, after it, and before its end.
+// For the two implementations (device_memory.cpp): called before an allocation, after it, and before its end.
 void check_alloc(size_t bytes);
 void* count_alloc(void* p, size_t bytes);
 void count_free(void* p) noexcept;

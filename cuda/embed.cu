@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kEmbedThreads)
     }
 }
 
-// ---- the soft embedding: which tiles of the vocabulary count, partial sums over parts of these, then their
+// ---- the soft embedding: which tiles of the vocabulary count, partial sums over splits of these, then their
 // sum, normed
 
 constexpr int kSoftWarps = 8, kSoftThreads = 32 * kSoftWarps;

@@ -44,7 +44,7 @@ void Forward<T>::layers(Stream s, Pass pass) {
         mark(s, Part::Attention);
         attention(s, l, pass);
         mark(s, Part::AttentionOut);
-        linear(s, b_.o, b_.o_in, w_.layers[l].o, pass.n, output_parts(l, pass));
+        linear(s, b_.o, b_.o_in, w_.layers[l].o, pass.n, output_splits(l, pass));
         mark(s, Part::PostAttention);
         post_attention(s, l, pass);
         feed_forward(s, l, pass);
@@ -57,10 +57,10 @@ void Forward<T>::layers(Stream s, Pass pass) {
 template <class T>
 void Forward<T>::project_qkv(Stream s, int layer, Pass pass) {
     const LayerWeights& w = w_.layers[layer];
-    const int n_part = qkv_parts(layer, pass);
-    linear(k_side_.fork(s), b_.k, b_.in, w.k, pass.n, n_part);
-    if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, pass.n, n_part);
-    linear(s, b_.q, b_.in, w.q, pass.n, n_part);
+    const int n_split = qkv_splits(layer, pass);
+    linear(k_side_.fork(s), b_.k, b_.in, w.k, pass.n, n_split);
+    if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, pass.n, n_split);
+    linear(s, b_.q, b_.in, w.q, pass.n, n_split);
     k_side_.join(s);
     if (w.v.data) v_side_.join(s);
 }
@@ -123,15 +123,15 @@ void Forward<T>::rotations(Stream s, Pass pass) {
 }
 
 template <class T>
-int Forward<T>::qkv_parts(int layer, Pass pass) const {
+int Forward<T>::qkv_splits(int layer, Pass pass) const {
     const LayerWeights& w = w_.layers[layer];
     const int n_row = w.q.n_row + w.k.n_row + (w.v.data ? w.v.n_row : 0);
-    return pass.mask == Mask::Canvas ? linear_parts(n_row, pass.n, room_.n_sm) : 1;
+    return pass.mask == Mask::Canvas ? linear_splits(n_row, pass.n, room_.n_sm) : 1;
 }
 template <class T>
-int Forward<T>::output_parts(int layer, Pass pass) const {
+int Forward<T>::output_splits(int layer, Pass pass) const {
     const int n_row = w_.layers[layer].o.n_row;
-    return pass.mask == Mask::Canvas ? linear_parts(n_row, pass.n, room_.n_sm) : 1;
+    return pass.mask == Mask::Canvas ? linear_splits(n_row, pass.n, room_.n_sm) : 1;
 }
 
 template <class T>
@@ -143,7 +143,7 @@ void Forward<T>::qkv_norm(Stream s, int layer, Pass pass) {
                            .q = b_.q,
                            .k = b_.k,
                            .v = w.v.data ? b_.v : b_.k,
-                           .n_part = qkv_parts(layer, pass),
+                           .n_split = qkv_splits(layer, pass),
                            .q_norm = w.q_norm,
                            .k_norm = w.k_norm,
                            .cos = global ? b_.cos : b_.cos_swa,
@@ -156,8 +156,8 @@ void Forward<T>::qkv_norm(Stream s, int layer, Pass pass) {
 
 template <class T>
 void Forward<T>::attention(Stream s, int layer, Pass pass) {
-    const KeyParts parts = pass.mask == Mask::Canvas ? key_parts(c_, layer, room_) : KeyParts{};
-    easel::attention(s, b_.o_in, b_.q_in, cache_[layer], pass.n, w_.layers[layer].shape, pass.mask, parts,
+    const KvSplits splits = pass.mask == Mask::Canvas ? kv_splits(c_, layer, room_) : KvSplits{};
+    easel::attention(s, b_.o_in, b_.q_in, cache_[layer], pass.n, w_.layers[layer].shape, pass.mask, splits,
                      b_.attention, b_.state);
 }
 
@@ -170,7 +170,7 @@ void Forward<T>::post_attention(Stream s, int layer, Pass pass) {
                                  .router_in = b_.router_in,
                                  .x = b_.x,
                                  .o = b_.o,
-                                 .n_part = output_parts(layer, pass),
+                                 .n_split = output_splits(layer, pass),
                                  .post_attention_norm = w.post_attention_norm,
                                  .ffn_norm = w.ffn_norm,
                                  .pre_ffw_norm_2 = w.pre_ffw_norm_2,

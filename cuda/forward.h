@@ -1,5 +1,5 @@
-// forward.h: the forward pass on a device: the order of its ops, and what each reads and writes. engine.cpp
-// runs passes; kernels.cpp times the ops one by one.
+// forward.h: the forward pass on a device: the order of its ops, and what each reads and writes. backend.cpp
+// runs passes; bench_kernels.cpp times the ops one by one.
 #pragma once
 #include <functional>
 #include <memory>
@@ -106,10 +106,10 @@ class Forward {
     void expert_gate_up(Stream s, int layer, Pass pass);
     void expert_down(Stream s, int layer, Pass pass);
     void layer_end(Stream s, int layer, Pass pass);
-    // Parts of the columns in which q, k and v of a layer are made, and attention's output: of the canvas
-    // alone, for K and V of a token are to be the same bits in whatever pass it comes.
-    int qkv_parts(int layer, Pass pass) const;
-    int output_parts(int layer, Pass pass) const;
+    // Split-K of q, k and v of a layer, and of attention's output: of the canvas alone, for K and V of a
+    // token are to be the same bits in whatever pass it comes.
+    int qkv_splits(int layer, Pass pass) const;
+    int output_splits(int layer, Pass pass) const;
 
   private:
     void layers(Stream s, Pass pass);

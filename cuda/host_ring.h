@@ -1,5 +1,5 @@
 // host_ring.h: the host's end of the ring of frames that accept() writes (accept.cu), and what the frames add
-// up to. Used by engine.cpp.
+// up to. Used by backend.cpp.
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -169,16 +169,16 @@ AttentionShape attention_shape(const Config& c, int layer) {
     return {c.n_head, l.n_head_kv, l.head_dim, l.global ? 0 : c.window};
 }
 
-KeyParts key_parts(const Config& c, int layer, const Room& room) {
+KvSplits kv_splits(const Config& c, int layer, const Room& room) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? room.n_context : std::min(room.n_context, c.window - 1 + c.n_canvas);
-    // Waves of SMs, each of which holds one block. At most 8 parts: what they leave
+    // Waves of SMs, each of which holds one block. At most 8 splits: what they leave
     // for the 26B model's canvas is 34 MB.
     const int n_row = attention_rows(l.head_dim);
     const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
-    KeyParts parts{.most = 8, .in_wave = std::max(1, room.n_sm / n_block)};
-    parts.most = parts.used(n_key);
-    return parts;
+    KvSplits splits{.most = 8, .in_wave = std::max(1, room.n_sm / n_block)};
+    splits.most = splits.used(n_key);
+    return splits;
 }
 
 // One place for what is needed at different times: each takes its own from an arena that begins there.
@@ -203,9 +203,9 @@ template <class T>
 Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     const Config& c = model.config;
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
-    // Of products whose columns the canvas has in parts: forward.cpp.
+    // Of products that the canvas has as split-K: forward.cpp.
     const auto part_rows = [&](int n_row) {
-        return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_parts(n_row, c.n_canvas, room.n_sm));
+        return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_splits(n_row, c.n_canvas, room.n_sm));
     };
     int64_t q_in = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
     for (int l = 0; l < c.n_layer; l++) {
@@ -215,7 +215,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
         const int64_t rows = part_rows(q_row + k_row);
         q_out = std::max(q_out, rows * q_row);
         k_out = std::max(k_out, rows * k_row);
-        attention = std::max(attention, attention_scratch<T>(c.n_canvas, s, key_parts(c, l, room).most));
+        attention = std::max(attention, attention_scratch<T>(c.n_canvas, s, kv_splits(c, l, room).most));
     }
     Buffers<T> b{};
     // Names of one place: what the first has is not needed any more when the second is written, or the kernel

@@ -86,7 +86,7 @@ struct ModelWeights {
 struct Room {
     int n_context;  // cached tokens plus canvas
     int n_token;    // of one pass
-    int n_sm;       // to be filled by parts of products and keys
+    int n_sm;       // to be filled by splits of products and keys
     Room(const Config& c, const DeviceOptions& options)
         : n_context(options.n_context),
           n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))),
@@ -103,9 +103,9 @@ constexpr bool is_offloaded(int layer, int n_layer, int n_offload) {
 // same time lies in the same place: see lay_out_buffers().
 template <class T>
 struct Buffers {
-    float *x, *h, *router_in, *dense, *o;  // [n, n_embd]; o: [parts, n, n_embd]
+    float *x, *h, *router_in, *dense, *o;  // [n, n_embd]; o: [n_split, n, n_embd]
     T *in, *ffn_in, *expert_in;            // [n, n_embd]
-    float *q, *k, *v;                      // [parts, n, n_head or n_head_kv, head_dim]
+    float *q, *k, *v;                      // [n_split, n, n_head or n_head_kv, head_dim]
     T *q_in, *o_in;                        // [n, n_head head_dim]
     T* middle;                             // [n, n_ff], [n_canvas, n_ff_self_cond]
     float* routing;                        // route_scratch()
@@ -146,6 +146,6 @@ int64_t load_slot_bytes(const Model& model);
 
 AttentionShape attention_shape(const Config& config, int layer);
 // Of the keys of a denoise pass.
-KeyParts key_parts(const Config& config, int layer, const Room& room);
+KvSplits kv_splits(const Config& config, int layer, const Room& room);
 
 }  // namespace easel

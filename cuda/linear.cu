@@ -31,10 +31,10 @@ using LinearGemm = WeightGemm<TYPE, X, n_warp<X>, n_row_tile<X>, N_TOKEN_TILE, n
 //   records  n_expert matrices of n_tile row tiles, expert_bytes each
 //   groups   [n_group(n_expert, n_token, rows of a block)]; null: one matrix, slots 0 to n_token
 //   token_of [n_slot] row of x for a slot; null: the slot itself
-// If gridDim.z is more than 1, part z of the columns alone, out + z n_token ldo: to be added up.
+// Split-K: if gridDim.z is more than 1, split z of the columns alone, out + z n_token ldo: to be added up.
 // Tile:   256 rows x 128 or 32 slots (float: 64 x 64); gated: half of the rows are gate's, half up's, so both
 //         meet in one thread's registers.
-// Launch: grid (n_tile / 16, groups or n_token / 128, parts), 256 threads.
+// Launch: grid (n_tile / 16, groups or n_token / 128, n_split), 256 threads.
 // Shared: WeightGemm's, for Q4_K 131 KiB, 83 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
 //         numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
@@ -67,9 +67,9 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
     int first_record = 0, n_own = n_record;
     if constexpr (N_TOKEN_TILE != kFew) {
-        const int part = blockIdx.z, n_part = gridDim.z;
-        first_record = n_record * part / n_part, n_own = n_record * (part + 1) / n_part - first_record;
-        out += int64_t{part} * n_token * ldo;
+        const int split = blockIdx.z, n_split = gridDim.z;
+        first_record = n_record * split / n_split, n_own = n_record * (split + 1) / n_split - first_record;
+        out += int64_t{split} * n_token * ldo;
     }
 
     const int n_row = end - begin;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(32 * kSquareWarps)
 
 template <bool GATED, int N_TOKEN_TILE, class X, class Y>
 void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const ExpertGroup* groups,
-            const int* token_of, int n_token, int n_part = 1) {
+            const int* token_of, int n_token, int n_split = 1) {
     require(w.gated == GATED, "bug: a gated pair is no plain matrix");
     require(groups || N_TOKEN_TILE != kFew, "bug: without experts this kernel waits for no launch");
     static_assert(16 * n_warp<X> * n_row_tile<X> == kMatrixRows<X>);
@@ -154,7 +154,7 @@ void launch(Stream stream, Y* out, int ldo, const X* x, const Weights& w, const 
             using Gemm = LinearGemm<type.value, X, N_TOKEN_TILE>;
             const int n_y =
                 groups ? n_group(w.n_expert, n_token, kTokens) : (n_token + kTokens - 1) / kTokens;
-            const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE, n_y, n_part);
+            const dim3 grid((w.n_tile() + Gemm::N_TILE - 1) / Gemm::N_TILE, n_y, n_split);
             EASEL_LAUNCH((linear_kernel<type.value, GATED, N_TOKEN_TILE, X, Y>), grid, Gemm::N_THREAD,
                          Gemm::shared_bytes(), stream, out, ldo, GATED ? w.n_row / 2 : w.n_row, x,
                          padded(w.n_col), w.data, w.expert_bytes(), w.n_tile(), padded(w.n_col) / kChunk,
@@ -182,8 +182,8 @@ void max_row_square(Stream stream, float* max, const Weights& w) {
 }
 
 template <class T>
-void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token, int n_part) {
-    launch<false, kMany<T>>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token, n_part);
+void linear(Stream stream, float* out, const T* x, const Weights& w, int n_token, int n_split) {
+    launch<false, kMany<T>>(stream, out, w.n_row, x, w, nullptr, nullptr, n_token, n_split);
 }
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token) {

@@ -1,5 +1,5 @@
 // load.h: a model's way onto the device: what of it fits, the memory that it lies in, its weights from the
-// mapped file to records. Used by engine.cpp.
+// mapped file to records. Used by backend.cpp.
 #pragma once
 #include <vector>
 

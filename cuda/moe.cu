@@ -14,17 +14,17 @@ constexpr int kTokens = 64, kExperts = 64;  // of a block
 constexpr int kRouteLD = tile_stride<float>(kRouteColumns), kSumLD = kExperts + 8;
 constexpr int kRouteThreads = 256, kChooseThreads = 128;
 
-// part = x router^T of 192 columns.
-//   part    [n_part, n_token, n_expert]
+// partial = x router^T of 192 columns.
+//   partial [n_split, n_token, n_expert]
 //   x       [n_token, n_embd]
 //   router  [n_expert, n_embd]
 // Tile:   64 tokens x 64 experts. Each pair of warps has every fourth four columns of them; a thread of it
 //         8 x 8, tokens t + 8 i and experts e + 8 j.
-// Launch: grid (n_token / 64, n_expert / 64, n_part), 256 threads.
+// Launch: grid (n_token / 64, n_expert / 64, n_split), 256 threads.
 // Shared: 64 rows of x and of the router, 98 KiB, zeros where there are none; padded to an odd number of 16
 //         bytes, so that eight neighbouring rows have all banks. Then the sums of the four pairs.
 // Why:    in float32, as it decides who is chosen; so the multiply-adds bound it, 6100 clocks of an SM, if
-//         all SMs take part: a canvas of 256 and 128 experts are 8 tiles, 15 parts of 2816 columns make 120
+//         all SMs take part: a canvas of 256 and 128 experts are 8 tiles, 15 splits of 2816 columns make 120
 //         blocks. Reading shared memory takes as long with 8 x 8 a thread, twice as long with 4 x 4. The
 //         second half of the columns arrives while the first is multiplied. Parts do not depend on n_token: a
 //         token has the same logits in any pass.
@@ -32,7 +32,8 @@ constexpr int kRouteThreads = 256, kChooseThreads = 128;
 // Check:  tests/test_moe.cpp.
 template <int V>
 __global__ void __launch_bounds__(kRouteThreads, 1)
-    router_kernel(float* part, const float* x, const float* router, int n_token, int n_embd, int n_expert) {
+    router_kernel(float* partial, const float* x, const float* router, int n_token, int n_embd,
+                  int n_expert) {
     wait_for_last_launch();
     SHARED_DYNAMIC(float, shared);  // rows of x, then of the router
     constexpr int kHalf = kRouteColumns / 2;
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
         const float* own = shared + i / kExperts * kSumLD + i % kExperts;
         const int token = first_token + i / kExperts, expert = first_expert + i % kExperts;
         if (token < n_token && expert < n_expert)
-            part[(int64_t{blockIdx.z} * n_token + token) * n_expert + expert] =
+            partial[(int64_t{blockIdx.z} * n_token + token) * n_expert + expert] =
                 own[0] + own[kTokens * kSumLD] + own[2 * kTokens * kSumLD] + own[3 * kTokens * kSumLD];
     }
 }
@@ -116,17 +117,18 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
     return {expert, part / warp_sum(part)};
 }
 
-// chosen = the n_used largest logits, each the sum of n_part parts; weight = softmax over them * expert_scale
+// chosen = the n_used largest logits, the sum of n_split; weight = softmax over them *
+// expert_scale
 //   chosen, weight [n_token, n_used]
-//   part           [n_part, n_token, n_expert]
+//   partial        [n_split, n_token, n_expert]
 //   expert_scale   [n_expert]
-// Tile:   a token a block; its threads add up the parts, eight on their way at once, then a warp chooses.
+// Tile:   a token a block; its threads add up the splits, eight on their way at once, then a warp chooses.
 // Launch: grid n_token, 128 threads.
 // Shared: the logits.
-// Maths:  float32, in order of parts.
+// Maths:  float32, in order of splits.
 // Check:  tests/test_moe.cpp.
 __global__ void __launch_bounds__(kChooseThreads)
-    choose_kernel(int* chosen, float* weight, const float* part, const float* expert_scale, int n_part,
+    choose_kernel(int* chosen, float* weight, const float* partial, const float* expert_scale, int n_split,
                   int n_token, int n_expert, int n_used) {
     wait_for_last_launch();
     SHARED_ARRAY(float, logit, kMaxExperts);
@@ -134,10 +136,10 @@ __global__ void __launch_bounds__(kChooseThreads)
     const int64_t token = blockIdx.x;
     for (int e = thread; e < n_expert; e += kChooseThreads) {
         float sum = 0;
-        for (int p = 0; p < n_part; p += 8) {
+        for (int p = 0; p < n_split; p += 8) {
             float v[8];
             UNROLL for (int i = 0; i < 8; i++) v[i] =
-                p + i < n_part ? part[((p + i) * int64_t{n_token} + token) * n_expert + e] : 0;
+                p + i < n_split ? partial[((p + i) * int64_t{n_token} + token) * n_expert + e] : 0;
             UNROLL for (int i = 0; i < 8; i++) sum += v[i];
         }
         logit[e] = sum;
@@ -158,8 +160,8 @@ void route(Stream stream, int* chosen, float* weight, const float* x, const floa
     require(n_expert <= kMaxExperts, "bug: more experts than route() has room for");
     require(n_used <= n_expert && n_used <= kMaxUsed, "bug: more experts a token than route() can choose");
     static_assert(kRouteColumns % 32 == 0 && kRouteLD % 8 == 4);
-    const int n_part = (n_embd + kRouteColumns - 1) / kRouteColumns;
-    const dim3 grid((n_token + kTokens - 1) / kTokens, (n_expert + kExperts - 1) / kExperts, n_part);
+    const int n_split = (n_embd + kRouteColumns - 1) / kRouteColumns;
+    const dim3 grid((n_token + kTokens - 1) / kTokens, (n_expert + kExperts - 1) / kExperts, n_split);
     constexpr size_t shared = sizeof(float) * (kTokens + kExperts) * kRouteLD;
     if (n_embd % 4 == 0)
         EASEL_LAUNCH(router_kernel<4>, grid, kRouteThreads, shared, stream, scratch, x, router, n_token,
@@ -168,7 +170,7 @@ void route(Stream stream, int* chosen, float* weight, const float* x, const floa
         EASEL_LAUNCH(router_kernel<1>, grid, kRouteThreads, shared, stream, scratch, x, router, n_token,
                      n_embd, n_expert);
     EASEL_LAUNCH(choose_kernel, n_token, kChooseThreads, 0, stream, chosen, weight, scratch, expert_scale,
-                 n_part, n_token, n_expert, n_used);
+                 n_split, n_token, n_expert, n_used);
 }
 
 // ---- permute ----------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ namespace {
 // Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
 //         mixes are in its registers. Two blocks an SM: with a higher bound ptxas saves registers by having
 //         loads wait for each other.
-// Maths:  float32; the parts in order; a lane's sum, then a tree.
+// Maths:  float32; the splits in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
     const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
     const float* x = is_q ? p.q + (int64_t{row} * n_head + head) * n
                           : (is_v ? p.v : p.k) + (int64_t{row} * n_kv + kv_head) * n;
-    const int64_t stride = int64_t{p.n_token} * (is_q ? n_head : n_kv) * n;  // to the next part
+    const int64_t stride = int64_t{p.n_token} * (is_q ? n_head : n_kv) * n;  // to the next split
     const bool joint = p.cache.joint;
     const int64_t slot = (p.state->n_cached + row) % p.cache.n_slot;
     const int64_t kv_row = kv_head * int64_t{p.cache.n_slot} + slot;
@@ -216,10 +216,10 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
                     : p.cache.k + kv_row * (joint ? kJointRotated : n);
 
     float a[N_PAIR] = {}, b[N_PAIR] = {}, sum = 0;
-    NO_UNROLL for (int part = 0; part < p.n_part; part++) {  // the loads of a part do not wait for each other
+    NO_UNROLL for (int s = 0; s < p.n_split; s++) {  // the loads of a split do not wait for each other
         UNROLL for (int j = 0; j < N_PAIR; j++) {
             const int i = lane + 32 * j;
-            if (i < half) a[j] += x[part * stride + i], b[j] += x[part * stride + i + half];
+            if (i < half) a[j] += x[s * stride + i], b[j] += x[s * stride + i + half];
         }
     }
     UNROLL for (int j = 0; j < N_PAIR; j++) sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
@@ -271,7 +271,7 @@ namespace {
 // Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
 // Why:    three products want the same row under the same norm: one read of it. Two blocks an SM
 //         as in qkv_norm_kernel.
-// Maths:  as rms_norm_kernel; the parts of o in order.
+// Maths:  as rms_norm_kernel; the splits of o in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -281,15 +281,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     SHARED_DYNAMIC(float, row);
     const int n = p.n;
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * padded(n);
-    const int64_t stride = int64_t{gridDim.x} * n;  // to the next part
+    const int64_t stride = int64_t{gridDim.x} * n;  // to the next split
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         Values<float, V> own{};
-        NO_UNROLL for (int first = 0; first < p.n_part; first += N_FLIGHT) {
+        NO_UNROLL for (int first = 0; first < p.n_split; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];
             UNROLL for (int f = 0; f < N_FLIGHT; f++) {
                 part[f] = {};
-                if (first + f < p.n_part) part[f] = load<V>(p.o + (first + f) * stride + at + i);
+                if (first + f < p.n_split) part[f] = load<V>(p.o + (first + f) * stride + at + i);
             }
             UNROLL for (int f = 0; f < N_FLIGHT; f++) UNROLL for (int j = 0; j < V; j++) own.v[j] +=
                 part[f].v[j];

@@ -1,4 +1,4 @@
-// ops.h: every launcher of this folder: what forward.cpp builds its passes from, engine.cpp
+// ops.h: every launcher of this folder: what forward.cpp builds its passes from, backend.cpp
 // the loop. One group a .cu file, where
 // each stands under its kernel.
 //
@@ -190,13 +190,13 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 // out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
 // step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)], 0 past n_vocab; live
 // [n_vocab_tile(n_vocab)]: 0 for tiles of the vocabulary where all of them are 0, which are not read.
-// n_split: parts of the vocabulary, at most. scratch: soft_scratch() floats.
+// n_split: of the vocabulary, at most. scratch: soft_scratch() floats.
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
                     const float* norm, float eps, int n_canvas, int n_split, float* scratch,
                     const LoopState* state);
 constexpr int kSoftTokens = 128, kSoftColumns = 128;  // of a block
-// Parts that make two waves of n_sm SMs with two blocks each, or four with one.
+// Splits that make two waves of n_sm SMs with two blocks each, or four with one.
 constexpr int soft_splits(int n_canvas, int n_embd, int n_sm) {
     const int n_block =
         (n_canvas + kSoftTokens - 1) / kSoftTokens * ((padded(n_embd) + kSoftColumns - 1) / kSoftColumns);
@@ -225,14 +225,14 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
               const LoopState* state);
 
 // From the projections of a layer into attention and its cache. q, k and v, float32, are each the sum of
-// n_part such, one after the other; v may be k.
+// n_split such, one after the other (split-K); v may be k.
 template <class T>
 struct QkvNorm {
     T* q_out;            // [n_token, n_head head_dim] = rope(rms(q) * q_norm), by head
     KvLayer<T> cache;    // rope(rms(k) * k_norm) and rms(v) go to positions n_cached + row
-    const float* q;      // [n_part, n_token, n_head head_dim]
-    const float *k, *v;  // [n_part, n_token, n_head_kv head_dim]
-    int n_part = 1;
+    const float* q;      // [n_split, n_token, n_head head_dim]
+    const float *k, *v;  // [n_split, n_token, n_head_kv head_dim]
+    int n_split = 1;
     const float *q_norm, *k_norm;  // [head_dim]
     const float *cos, *sin;        // [n_token, head_dim / 2], of rotation()
     int n_token;
@@ -251,8 +251,8 @@ struct PostAttention {
     T* expert_in;      // [n_row, n] = rms(h) * pre_ffw_norm_2
     float* router_in;  // [n_row, n] = rms(h) * router_scale / sqrt(n)
     const float* x;    // [n_row, n]
-    const float* o;    // [n_part, n_row, n], summed
-    int n_part = 1;
+    const float* o;    // [n_split, n_row, n], summed
+    int n_split = 1;
     const float *post_attention_norm, *ffn_norm, *pre_ffw_norm_2, *router_scale;  // [n]
     int n_row, n;
     float eps;
@@ -282,10 +282,10 @@ void layer_end(Stream stream, const LayerEnd<T>& p);
 
 // ---- linear.cu --------------------------------------------------------------------------------------------
 
-// out [n_token, w.n_row] float32 = x w^T; X is F16 or float. In parts of the columns: out [n_part, n_token,
-// w.n_row], to be added up by who reads it.
+// out [n_token, w.n_row] float32 = x w^T; X is F16 or float. Split-K: out [n_split, n_token, w.n_row],
+// of a range of the columns each, to be added up by who reads it.
 template <class X>
-void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_part = 1);
+void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_split = 1);
 
 // out [n_token, w.n_row / 2] T = gelu(x gate^T) * (x up^T)
 template <class T>
@@ -298,9 +298,9 @@ constexpr int kMatrixRows = sizeof(T) == 4 ? 64 : 256;
 template <class T>
 constexpr int kManyRows = sizeof(T) == 4 ? 64 : 128;
 constexpr int kFewRows = 32;
-// Parts with which a product of all tokens fills n_sm SMs, if it has fewer blocks; no more than eight, as
-// every part has to be read again.
-constexpr int linear_parts(int n_row, int n_token, int n_sm) {
+// Splits with which a product of all tokens fills n_sm SMs, if it has fewer blocks; no more than eight, as
+// every one has to be read again.
+constexpr int linear_splits(int n_row, int n_token, int n_sm) {
     constexpr int ROWS = kMatrixRows<F16>, TOKENS = kManyRows<F16>;
     const int n_block = (n_row + ROWS - 1) / ROWS * ((n_token + TOKENS - 1) / TOKENS);
     return std::clamp(n_sm / n_block, 1, 8);
@@ -347,15 +347,15 @@ void max_row_square(Stream stream, float* max, const Weights& w);
 
 enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 
-// Parts of the keys of a pass that are worked on at once. A launch, which a graph keeps, has blocks for the
-// most that there may be; how many of them have work follows from the keys that there are.
-struct KeyParts {
+// Split-KV: ranges of the keys of a pass that are worked on at once. A launch, which a graph keeps, has
+// blocks for the most that there may be; how many of them have work follows from the keys that there are.
+struct KvSplits {
     int most = 1;
     int in_wave = 1;  // whose blocks the SMs hold at once
-    int least = 256;  // keys that are worth a part, while all parts are one wave
+    int least = 256;  // keys that are worth a split, while all of them are one wave
 
-    // Parts of n_key keys: as many as make one wave, if each has `least` keys; else one for each 512 keys, in
-    // whole waves, `most` at most. More keys never make fewer parts.
+    // Splits of n_key keys: as many as make one wave, if each has `least` keys; else one for each 512 keys,
+    // in whole waves, `most` at most. More keys never make fewer.
     EASEL_BOTH constexpr int used(int n_key) const {
         const int worth = n_key / least < in_wave ? n_key / least : in_wave, needed = (n_key + 511) / 512;
         int n = worth < needed ? needed : worth;
@@ -369,25 +369,25 @@ constexpr int attention_rows(int head_dim) {
 }
 // out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
 // put at positions n_cached .., and whatever the mask lets them see before. scratch: attention_scratch<T>()
-// floats (none for one part at most).
+// floats (none for one split at most).
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
-               const AttentionShape& shape, Mask mask, const KeyParts& parts, float* scratch,
+               const AttentionShape& shape, Mask mask, const KvSplits& splits, float* scratch,
                const LoopState* state);
 template <class T>
-constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_part) {
+constexpr int64_t attention_scratch(int n_token, const AttentionShape& shape, int n_split) {
     const int row = 2 + shape.head_dim * int{sizeof(T)} / 4;
-    return n_part > 1 ? int64_t{n_part} * n_token * shape.n_head * row : 0;
+    return n_split > 1 ? int64_t{n_split} * n_token * shape.n_head * row : 0;
 }
 
 // ---- moe.cu -----------------------------------------------------------------------------------------------
 
 // The router: chosen [n_token, n_used] experts, the largest logits first (ties: the lower number); weight:
 // the softmax over these, times expert_scale. x [n_token, n_embd] float32, router [n_expert, n_embd] float32.
-// scratch: route_scratch() floats, logits in parts of the columns.
+// scratch: route_scratch() floats, logits in splits of the columns.
 void route(Stream stream, int* chosen, float* weight, const float* x, const float* router,
            const float* expert_scale, int n_token, int n_embd, int n_expert, int n_used, float* scratch);
-constexpr int kRouteColumns = 192;  // of a part
+constexpr int kRouteColumns = 192;  // of a split
 constexpr int64_t route_scratch(int n_token, int n_embd, int n_expert) {
     return int64_t{(n_embd + kRouteColumns - 1) / kRouteColumns} * n_token * n_expert;
 }

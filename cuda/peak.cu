@@ -1,6 +1,6 @@
 // peak.cu: what `easel bench` measures beside: what the tensor cores do when nothing else is asked of them,
 // the ceiling of products, and a read of so much memory that nothing else remains in the cache. Called by
-// profile.cpp and kernels.cpp.
+// profile.cpp and bench_kernels.cpp.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"

@@ -1,5 +1,5 @@
 // profile.h: the CUDA backend as `easel bench` measures it: the names of a step's parts, and the backend's
-// insides. engine.cpp opens up; profile.cpp and kernels.cpp measure.
+// insides. backend.cpp opens up; profile.cpp and bench_kernels.cpp measure.
 #pragma once
 #include <functional>
 #include <string>
@@ -31,7 +31,7 @@ constexpr const char* kPartNames[] = {"embedding",
                                       "lm head",
                                       "sample",
                                       "accept"};
-// The insides of a backend; T as in engine.cpp.
+// The insides of a backend; T as in backend.cpp.
 template <class T>
 struct Measured {
     Backend& backend;
@@ -62,9 +62,9 @@ Timing product(const Weights& weights, double n_row);
 template <class T>
 Timing attention_cost(const AttentionShape& shape, const KvLayer<T>& cache, int n_canvas, int n_prefix);
 
-// Each kernel of a step alone (kernels.cpp), by the buffers that a step has left: its cache holds n_prefix
-// tokens. Weights come from memory: layers take turns, or what would stay in the L2 cache is pushed out of
-// it.
+// Each kernel of a step alone (bench_kernels.cpp), by the buffers that a step has left: its cache holds
+// n_prefix tokens. Weights come from memory: layers take turns, or what would stay in the L2 cache is pushed
+// out of it.
 template <class T>
 std::vector<Timing> time_kernels(const Measured<T>& m, int n_prefix, int n_repeat);
 

@@ -146,7 +146,7 @@ struct DeviceOptions {
     LoadProgressFn on_load;
 };
 
-// The CUDA backend (cuda/engine.cpp). Error if the memory is too little, or CUDA reports one.
+// The CUDA backend (cuda/backend.cpp). Error if the memory is too little, or CUDA reports one.
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options);
 
 }  // namespace easel

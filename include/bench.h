@@ -1,4 +1,4 @@
-// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/kernels.cpp) and shows
+// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/bench_kernels.cpp) and shows
 // (src/bench.cpp).
 #pragma once
 #include <memory>

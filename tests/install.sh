@@ -169,7 +169,7 @@ compiled() {
     # shellcheck disable=SC2086
     mk -n "$@" $goals >"$dir/log"
     check "$name" "$(grep -c -e ' -c src/gguf.cpp ' -e ' -c tests/test_gguf.cpp ' -e ' -c cuda/norm.cu ' \
-        -e ' -c cuda/engine.cpp -o [^ ]*/cuda/' -e ' -c tests/test_norm.cpp -o [^ ]*/gpu/' \
+        -e ' -c cuda/backend.cpp -o [^ ]*/cuda/' -e ' -c tests/test_norm.cpp -o [^ ]*/gpu/' \
         -e ' -c tests/test_ptx.cpp -o [^ ]*/gpu/' "$dir/log")" -eq "$n"
 }
 compiled "a new tree: all is compiled" 7

@@ -1,6 +1,6 @@
 // test_attention.cpp: attention() against softmax(q k^T) v in double. Slots of the cache that no row may see
 // are NaN in every case, so is scratch; what lies past the columns of an output row must stay as it was, and
-// what scratch has for parts that are not used.
+// what scratch has for splits that are not used.
 #include <algorithm>
 #include <limits>
 
@@ -16,23 +16,23 @@ struct Case {
     int window;  // 0: global
     int n_cached, n_token;
     Mask mask;
-    int n_split = 1;     // parts of the keys, however few there are
+    int n_split = 1;     // of the keys, however few there are
     float score = 2;     // standard deviation of the scores
     int more_slots = 0;  // of the cache, than it needs
     bool joint = false;  // K and V of heads of 512: see KvLayer
-    KeyParts rule = {};  // for n_split 0
+    KvSplits rule = {};  // for n_split 0
 
     AttentionShape shape() const { return {n_head, n_head_kv, head_dim, window}; }
     int n_slot() const { return (window ? window - 1 + n_token : n_cached + n_token) + more_slots; }
-    KeyParts parts() const { return n_split ? KeyParts{n_split, n_split, 1} : rule; }
+    KvSplits splits() const { return n_split ? KvSplits{n_split, n_split, 1} : rule; }
     int n_key() const { return n_cached + n_token - oldest(n_cached); }
     int oldest(int position) const { return window ? std::max(0, position - (window - 1)) : 0; }
 };
 std::ostream& operator<<(std::ostream& s, const Case& c) {
     return s << "head_dim " << c.head_dim << ", heads " << c.n_head << "/" << c.n_head_kv << ", window "
              << c.window << ", n_cached " << c.n_cached << ", n_token " << c.n_token
-             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", parts " << c.parts().used(c.n_key())
-             << " of " << c.parts().most << (c.joint ? ", joint" : "");
+             << (c.mask == Mask::Causal ? ", causal" : ", canvas") << ", splits "
+             << c.splits().used(c.n_key()) << " of " << c.splits().most << (c.joint ? ", joint" : "");
 }
 
 // q [n_token, n_head, head_dim]; k, v [n_head_kv, position, head_dim]: rounded to T.
@@ -117,13 +117,13 @@ std::vector<T> run(const Case& c, const Inputs<T>& in) {
     LoopState state{};
     state.n_cached = c.n_cached;
     const auto device_state = to_device(std::vector<LoopState>{state});
-    const KeyParts parts = c.parts();
+    const KvSplits splits = c.splits();
     const auto scratch =
-        to_device(std::vector<uint32_t>(attention_scratch<T>(c.n_token, c.shape(), parts.most), kUnwritten));
+        to_device(std::vector<uint32_t>(attention_scratch<T>(c.n_token, c.shape(), splits.most), kUnwritten));
     attention<T>(Stream{}, out.data(), q.data(), {k.data(), v.data(), c.n_slot(), c.joint}, c.n_token,
-                 c.shape(), c.mask, parts, reinterpret_cast<float*>(scratch.data()), device_state.data());
+                 c.shape(), c.mask, splits, reinterpret_cast<float*>(scratch.data()), device_state.data());
     const auto left = to_host(scratch);
-    const int64_t n_used = attention_scratch<T>(c.n_token, c.shape(), parts.used(c.n_key()));
+    const int64_t n_used = attention_scratch<T>(c.n_token, c.shape(), splits.used(c.n_key()));
     CHECK(std::count(left.begin() + n_used, left.end(), kUnwritten) == std::ssize(left) - n_used);
     auto rows = to_host(out);
     int n_touched = 0;
@@ -216,7 +216,7 @@ TEMPLATE_TEST_CASE("attention: less and more than tiles of rows and keys", "[att
     }
 }
 
-TEMPLATE_TEST_CASE("attention: parts of the keys", "[attention]", F16, float) {
+TEMPLATE_TEST_CASE("attention: splits of the keys", "[attention]", F16, float) {
     for (const int n_split : {1, 2, 3, 7, 40})  // 40: more than there are tiles of keys
         for (const Mask mask : {Mask::Causal, Mask::Canvas}) {
             check<TestType>({32, 4, 2, 0, 300, 33, mask, n_split});
@@ -230,13 +230,13 @@ TEMPLATE_TEST_CASE("attention: parts of the keys", "[attention]", F16, float) {
     check<TestType>({32, 1, 1, 8, 0, 64, Mask::Causal, 3});
 }
 
-TEST_CASE("attention: how many parts keys are worth") {
-    const auto used = [](KeyParts parts, std::vector<int> n_keys) {
-        for (int& n : n_keys) n = parts.used(n);
+TEST_CASE("attention: how many splits keys are worth") {
+    const auto used = [](KvSplits splits, std::vector<int> n_keys) {
+        for (int& n : n_keys) n = splits.used(n);
         return n_keys;
     };
     using Numbers = std::vector<int>;
-    // A wave of one, two and four parts; three, of which 8 would be two waves and two thirds.
+    // A wave of one, two and four splits; three, of which 8 would be two waves and two thirds.
     CHECK(used({8, 1}, {1, 512, 513, 1024, 1025, 1536, 1537, 3584, 3585, 262144}) ==
           Numbers{1, 1, 2, 2, 3, 3, 4, 7, 8, 8});
     CHECK(used({8, 2}, {1, 511, 512, 1024, 1025, 1536, 1537, 2560, 2561, 3584, 3585, 262144}) ==
@@ -250,8 +250,8 @@ TEST_CASE("attention: how many parts keys are worth") {
     CHECK(used({}, {1, 262144}) == Numbers{1, 1});
 }
 
-TEMPLATE_TEST_CASE("attention: as many parts as the keys are worth", "[attention]", F16, float) {
-    const auto check_with = [](KeyParts rule, Case c) {
+TEMPLATE_TEST_CASE("attention: as many splits as the keys are worth", "[attention]", F16, float) {
+    const auto check_with = [](KvSplits rule, Case c) {
         c.n_split = 0;
         c.rule = rule;
         check<TestType>(c);
@@ -266,7 +266,7 @@ TEMPLATE_TEST_CASE("attention: as many parts as the keys are worth", "[attention
     // Behind a window the keys do not become more.
     for (const int n_cached : {0, 500, 752, 753, 5000})
         check_with({4, 4}, {32, 2, 1, 1008, n_cached, 17, Mask::Canvas, 0, 2, 5});
-    // Fewer of a pass' rows than a part has keys see them: what is used goes by the last row's.
+    // Fewer of a pass' rows than a split has keys see them: what is used goes by the last row's.
     for (const int n_token : {511, 512, 600}) {
         check_with({8, 8}, {16, 2, 1, 0, 0, n_token, Mask::Causal});
         check_with({8, 8}, {16, 2, 1, 40, 100, n_token, Mask::Causal});
@@ -278,7 +278,7 @@ TEMPLATE_TEST_CASE("attention: as many parts as the keys are worth", "[attention
         }
 }
 
-TEMPLATE_TEST_CASE("attention: room for more parts changes no bit", "[attention]", F16, float) {
+TEMPLATE_TEST_CASE("attention: room for more splits changes no bit", "[attention]", F16, float) {
     for (const int n_key : {90, 600}) {  // one, two
         Case c{64, 2, 1, 0, n_key - 20, 20, Mask::Canvas, 0};
         c.rule = {8, 2};
@@ -376,8 +376,8 @@ TEST_CASE("attention: a row's bits do not depend on its place in a tile", "[atte
 }
 
 TEST_CASE("attention: refuses what it cannot do", "[attention]") {
-    const auto launch = [](AttentionShape shape, int n_token, KeyParts parts) {
-        attention<float>(Stream{}, nullptr, nullptr, {}, n_token, shape, Mask::Causal, parts, nullptr,
+    const auto launch = [](AttentionShape shape, int n_token, KvSplits splits) {
+        attention<float>(Stream{}, nullptr, nullptr, {}, n_token, shape, Mask::Causal, splits, nullptr,
                          nullptr);
     };
     CHECK_THROWS_AS(launch({2, 1, 33, 0}, 1, {}), Error);

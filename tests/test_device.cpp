@@ -81,7 +81,7 @@ TEST_CASE("device: exact logits of the golden models") {
 }
 
 #ifndef EASEL_CUDA
-// Other parts of products and keys; a pass no longer than a canvas leaves the parts' buffers no other room.
+// Other splits of products and keys; a pass no longer than a canvas leaves their buffers no other room.
 TEST_CASE("device: exact logits on GPUs of other sizes") {
     const auto model = load_model(fixture("mixed.gguf"));
     std::set<std::vector<float>> found;

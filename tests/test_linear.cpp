@@ -40,15 +40,15 @@ template <class X>
 constexpr double tolerance = std::is_same_v<X, float> ? 3e-7 : 8e-4;
 
 template <class X>
-void check_linear(Type type, int n_token, int n_row, int n_col, int n_part = 1) {
-    INFO(type_info(type).name << ": " << n_token << " tokens, " << n_row << " x " << n_col << ", " << n_part
-                              << " parts");
+void check_linear(Type type, int n_token, int n_row, int n_col, int n_split = 1) {
+    INFO(type_info(type).name << ": " << n_token << " tokens, " << n_row << " x " << n_col << ", " << n_split
+                              << " splits");
     const auto x = rounded<X>(random_floats(size_t(n_token) * n_col, 1));
     const TestWeights w = make_weights<X>(type, n_row, n_col, 2);
     const auto x_device = to_device(to_rows<X>(x, n_col));
     const auto out = every_schedule([&] {
-        const DeviceArray<float> y(size_t(n_part) * n_token * n_row);
-        linear(Stream{}, y.data(), x_device.data(), w.w, n_token, n_part);
+        const DeviceArray<float> y(size_t(n_split) * n_token * n_row);
+        linear(Stream{}, y.data(), x_device.data(), w.w, n_token, n_split);
         const std::vector<float> parts = to_host(y);
         std::vector<float> sum(parts.begin(), parts.begin() + n_token * n_row);
         for (size_t i = sum.size(); i < parts.size(); i++) sum[i % sum.size()] += parts[i];
@@ -76,7 +76,7 @@ TEMPLATE_TEST_CASE("linear: sizes", "", F16, float) {
     check_linear<TestType>(Type::Q4_K, 7, 129, 768);
     check_linear<TestType>(Type::Q5_0, 33, 65, 704);
     check_linear<TestType>(Type::Q4_K, 7, 129, 1280, 3);
-    check_linear<TestType>(Type::Q8_0, 65, 40, 96, 4);  // more parts than records
+    check_linear<TestType>(Type::Q8_0, 65, 40, 96, 4);  // more splits than records
 }
 
 TEMPLATE_TEST_CASE("gate_up: gelu of one half times the other", "", F16, float) {

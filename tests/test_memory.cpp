@@ -302,34 +302,34 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
     CHECK(large.kv - p.kv == (65536 - 8192) * int64_t{12800});
     CHECK(large.scratch == p.scratch);
     CHECK(large.weights == p.weights);
-    // Attention in whole waves: 32 blocks a part of the keys, in layer 5, which is global, 64. Of an H200's
+    // Attention in whole waves: 32 blocks a split of the keys, in layer 5, which is global, 64. Of an H200's
     // 132 SMs, a 4090's 128, a 5090's 170, a GPU with few.
-    const auto parts = [&](int layer, int n_context, int n_sm) {
+    const auto splits = [&](int layer, int n_context, int n_sm) {
         DeviceOptions o{.n_context = n_context};
         o.n_sm = n_sm;
-        return key_parts(model->config, layer, Room(model->config, o));
+        return kv_splits(model->config, layer, Room(model->config, o));
     };
     for (const auto& [n_sm, sliding, global] :
          {std::tuple{132, 4, 2}, {128, 4, 2}, {170, 4, 2}, {40, 3, 1}}) {
-        CHECK(parts(0, 65536, n_sm).most == sliding);
-        CHECK(parts(5, 65536, n_sm).most == 8);
-        CHECK(parts(5, 65536, n_sm).in_wave == global);
-        CHECK(parts(5, 256, n_sm).most == 1);
+        CHECK(splits(0, 65536, n_sm).most == sliding);
+        CHECK(splits(5, 65536, n_sm).most == 8);
+        CHECK(splits(5, 65536, n_sm).in_wave == global);
+        CHECK(splits(5, 256, n_sm).most == 1);
         // However large the room is: of each length as many as if the room ended there.
         for (const int l : {0, 5}) {
-            const KeyParts room = parts(l, 262144, n_sm);
+            const KvSplits room = splits(l, 262144, n_sm);
             const int n_most = l ? 262144 : model->config.window - 1 + 256;
             for (int n = 1; n <= n_most; n += n < 5000 ? 1 : 977)
-                if (parts(l, n, n_sm).most != room.used(n)) FAIL(l << ", " << n << " keys");
+                if (splits(l, n, n_sm).most != room.used(n)) FAIL(l << ", " << n << " keys");
         }
     }
-    CHECK(parts(5, 262144, 132).used(1024 + 256) == 2);
+    CHECK(splits(5, 262144, 132).used(1024 + 256) == 2);
     // Attention's output; Q, K and V of sliding layers, of global ones.
     for (const auto& [n_sm, out, sliding, global] :
          {std::tuple{132, 6, 2, 1}, {128, 5, 2, 1}, {170, 7, 2, 2}, {188, 8, 2, 2}, {40, 1, 1, 1}}) {
-        CHECK(linear_parts(2816, 256, n_sm) == out);
-        CHECK(linear_parts(8192, 256, n_sm) == sliding);
-        CHECK(linear_parts(9216, 256, n_sm) == global);
+        CHECK(linear_splits(2816, 256, n_sm) == out);
+        CHECK(linear_splits(8192, 256, n_sm) == sliding);
+        CHECK(linear_splits(9216, 256, n_sm) == global);
     }
     // 16 GB: some layers' experts stay in the host's memory.
     const DeviceOptions small{.n_context = 8192, .n_encode = 512, .n_offload = 8};

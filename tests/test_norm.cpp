@@ -173,11 +173,11 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                             Case{7, 2, 3, 1, 130, 8, false}, Case{3, 3, 2, 1, 512, 4, true},
                             Case{3, 4, 4, 2, 512, 5, true, true});
     if (c.joint && std::is_same_v<TestType, float>) return;  // of F16 alone
-    const int n_part = GENERATE(1, 2, 7);
+    const int n_split = GENERATE(1, 2, 7);
     const int hd = c.head_dim, half = hd / 2, n_q = c.n_head * hd, n_kv = c.n_head_kv * hd;
-    const Floats q = random_floats(size_t(n_part) * c.n_token * n_q, 1, 2),
-                 k = random_floats(size_t(n_part) * c.n_token * n_kv, 2, 0.1f),
-                 v = random_floats(size_t(n_part) * c.n_token * n_kv, 3, 5), q_weight = random_floats(hd, 4),
+    const Floats q = random_floats(size_t(n_split) * c.n_token * n_q, 1, 2),
+                 k = random_floats(size_t(n_split) * c.n_token * n_kv, 2, 0.1f),
+                 v = random_floats(size_t(n_split) * c.n_token * n_kv, 3, 5), q_weight = random_floats(hd, 4),
                  k_weight = random_floats(hd, 5);
     Floats angle = random_floats(size_t(c.n_token) * half, 6, 3);
     const auto rotated = [&](int i) { return !c.joint || i % half < kJointRotated / 2; };
@@ -201,7 +201,7 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
                                 .q = dq.data(),
                                 .k = dk.data(),
                                 .v = c.v_is_k ? dk.data() : dv.data(),
-                                .n_part = n_part,
+                                .n_split = n_split,
                                 .q_norm = dqw.data(),
                                 .k_norm = dkw.data(),
                                 .cos = dc.data(),
@@ -218,7 +218,7 @@ TEMPLATE_TEST_CASE("qkv_norm norms, rotates and fills the cache", "[norm]", floa
 
     const auto head = [&](const Floats& x, int t, int n_head, int h, const float* weight, bool rotate) {
         Doubles row = row_of(x, size_t(t) * n_head + h, hd);
-        for (int p = 1; p < n_part; p++)
+        for (int p = 1; p < n_split; p++)
             for (int i = 0; i < hd; i++) row[i] += x[((size_t(p) * c.n_token + t) * n_head + h) * hd + i];
         row = rms(row, weight);
         for (int i = 0; rotate && i < half; i++) {
@@ -281,9 +281,9 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
     const Shape s = GENERATE(Shape{8, 32}, Shape{1, 48}, Shape{3, 100}, Shape{2, 33}, Shape{2, 2816},
                              Shape{1, 5000}, Shape{1, 8192});
     const int n_row = s.n_row, n = s.n;
-    const int n_part = GENERATE(1, 3, 7);
-    Floats x = random_floats(size_t(n_row) * n, 1, 4), o = random_floats(n_part * x.size(), 2, 0.2f);
-    for (int p = 0; p < n_part; p++)  // a row of zeros stays one
+    const int n_split = GENERATE(1, 3, 7);
+    Floats x = random_floats(size_t(n_row) * n, 1, 4), o = random_floats(n_split * x.size(), 2, 0.2f);
+    for (int p = 0; p < n_split; p++)  // a row of zeros stays one
         std::fill_n(o.begin() + p * x.size(), n, 0.0f);
     if (n_row > 1) std::fill(x.begin(), x.begin() + n, 0.0f);
     const Floats post = random_floats(n, 3), ffn = random_floats(n, 4), pre = random_floats(n, 5),
@@ -300,7 +300,7 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
                                       .router_in = router_in.data(),
                                       .x = dx.data(),
                                       .o = d_o.data(),
-                                      .n_part = n_part,
+                                      .n_split = n_split,
                                       .post_attention_norm = dpost.data(),
                                       .ffn_norm = dffn.data(),
                                       .pre_ffw_norm_2 = dpre.data(),
@@ -317,7 +317,7 @@ TEMPLATE_TEST_CASE("post_attention leaves h and three norms of it", "[norm]", fl
     Doubles h, router_in, ffn_in, expert_in;
     for (int r = 0; r < n_row; r++) {
         Doubles row = row_of(o, r, n);
-        for (int p = 1; p < n_part; p++)
+        for (int p = 1; p < n_split; p++)
             for (int i = 0; i < n; i++) row[i] += o[(size_t(p) * n_row + r) * n + i];
         row = rms(row, post.data());
         for (int i = 0; i < n; i++) row[i] += x[r * n + i];

@@ -1,13 +1,14 @@
-// engine.cpp: the CUDA backend: requests, the KV cache, and the denoise loop as one graph of forward passes
-// (forward.h). Implements Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h,
+// backend.cpp: the CUDA backend: requests, the KV cache, and the denoise loop as one graph of forward passes
+// (forward.h). Implements Backend; made by the Engine (src/backend.cpp). Host code: kernels are behind ops.h,
 // CUDA is behind device.h, so the same text runs on a GPU and in the simulator.
+#include "backend.h"
+
 #include <algorithm>
 #include <chrono>
 #include <optional>
 #include <thread>
 #include <utility>
 
-#include "backend.h"
 #include "check.h"
 #include "device.h"
 #include "forward.h"
@@ -155,7 +156,7 @@ class DeviceBackend final : public Backend {
         return answer;
     }
 
-    // What profile.cpp and kernels.cpp measure.
+    // What profile.cpp and bench_kernels.cpp measure.
     Measured<T> measured() {
         return {*this,
                 c_,

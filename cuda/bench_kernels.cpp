@@ -1,5 +1,5 @@
-// kernels.cpp: each kernel of a denoise step alone, at the model's shapes, for `easel bench kernels`; see
-// profile.h.
+// bench_kernels.cpp: each kernel of a denoise step alone, at the model's shapes, for `easel bench kernels`;
+// see profile.h.
 #include <fmt/format.h>
 
 #include "profile.h"
@@ -113,10 +113,10 @@ class Kernels {
         const std::string full = fmt::format("{} {} {}x{}", name, type_info(w.type).name, w.n_row, w.n_col);
         return add(full, product(w, n_row), true, std::move(launch));
     }
-    void plain(float* out, const T* x, const Weights& w, int n_part = 1) {
+    void plain(float* out, const T* x, const Weights& w, int n_split = 1) {
         if (!w.data) return;
         weights("linear", w, c_.n_canvas,
-                [=, this, &w](Stream s) { linear(s, out, x, w, c_.n_canvas, n_part); });
+                [=, this, &w](Stream s) { linear(s, out, x, w, c_.n_canvas, n_split); });
     }
     void gated(const Weights& w, const T* x) {
         weights("gate_up", w, c_.n_canvas,
@@ -127,16 +127,16 @@ class Kernels {
         const LayerWeights& w = w_.layers[l];
         const int n = c_.n_canvas, window = w.shape.window;
         const std::string shape = fmt::format(" {} heads {}", w.shape.n_head, w.shape.head_dim);
-        const int n_part = ops_.qkv_parts(l, canvas_);
-        plain(b_.q, b_.in, w.q, n_part);
-        plain(b_.k, b_.in, w.k, n_part);
-        plain(b_.v, b_.in, w.v, n_part);
+        const int n_split = ops_.qkv_splits(l, canvas_);
+        plain(b_.q, b_.in, w.q, n_split);
+        plain(b_.k, b_.in, w.k, n_split);
+        plain(b_.v, b_.in, w.v, n_split);
         add("qkv_norm" + shape, {}, false, [=, this](Stream s) { ops_.qkv_norm(s, l, canvas_); });
         const int n_key = n + (window ? std::min(n_prefix, window - 1) : n_prefix);
         add(fmt::format("attention{} keys {}", shape, n_key),
             attention_cost(w.shape, m_.cache[l], n, n_prefix), true,
             [=, this](Stream s) { ops_.attention(s, l, canvas_); });
-        plain(b_.o, b_.o_in, w.o, ops_.output_parts(l, canvas_));
+        plain(b_.o, b_.o_in, w.o, ops_.output_splits(l, canvas_));
         add("post_attention", {}, false, [=, this](Stream s) { ops_.post_attention(s, l, canvas_); });
         gated(w.gate_up, b_.ffn_in);
         plain(b_.dense, b_.middle, w.down);

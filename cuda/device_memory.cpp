@@ -1,5 +1,5 @@
-// memory.cpp: counts the device memory that is taken, and keeps it below a limit: see device.h. Called by the
-// two implementations of device_alloc() and device_free().
+// device_memory.cpp: counts the device memory that is taken, and keeps it below a limit: see device.h. Called
+// by the two implementations of device_alloc() and device_free().
 #include <algorithm>
 #include <map>
 #include <mutex>
