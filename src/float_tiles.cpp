@@ -102,6 +102,9 @@ AVX512 void tile_avx512(const float* x, int64_t x_stride, const Panels& w, float
     __m512 total[n][p];
     UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) total[t][h] =
         add ? _mm512_loadu_ps(y + t * y_stride + 16 * h) : _mm512_setzero_ps();
+    // From here on y may be another for all g++ knows: it kept the addresses of its rows for the end, in
+    // vector registers for lack of others, and w of 6 or 7 tokens on the stack.
+    __asm__("" : "+m"(y), "+m"(y_stride));
     for (int64_t k0 = 0; k0 < w.n_k; k0 += kSpan) {
         const int64_t end = std::min(w.n_k, k0 + kSpan);
         __m512 sum[n][p];
