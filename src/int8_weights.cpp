@@ -32,43 +32,58 @@ inline float half(const uint8_t* p) {
 #endif
 }
 
-typedef uint8_t Vec16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint64_t Long2 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint64_t Long4 __attribute__((vector_size(32)));
+typedef uint8_t Vec32 __attribute__((vector_size(32), aligned(1), may_alias));
 
-inline Vec16 load16(const uint8_t* p) {
-    return *reinterpret_cast<const Vec16*>(p);
+inline Vec32& at32(uint8_t* p) {
+    return *reinterpret_cast<Vec32*>(p);
 }
-inline void store16(uint8_t* p, Vec16 v) {
-    *reinterpret_cast<Vec16*>(p) = v;
+inline Vec32 load32(const uint8_t* p) {
+    return *reinterpret_cast<const Vec32*>(p);
+}
+
+// Of every byte the bits that `mask` has, once those at `from` are at `to`. Shifts of 16 bits are one
+// instruction, of 8 several; the mask removes what comes from the byte beside.
+inline Vec32 moved(Vec32 v, int from, int to, uint8_t mask) {
+    typedef uint16_t Wide __attribute__((vector_size(32)));
+    return Vec32(from < to ? Wide(v) << (to - from) : Wide(v) >> (from - to)) & mask;
 }
 
 // Byte j holds elements j and j + n.
 template <int n>
 inline void nibbles(const uint8_t* qs, uint8_t* code) {
-    for (int j = 0; j < n; j += 16) {
-        const Vec16 q = load16(qs + j);
-        store16(code + j, q & 15);
-        store16(code + j + n, q >> 4);
+    for (int j = 0; j < n; j += 32) {
+        const Vec32 q = load32(qs + j);
+        at32(code + j) = q & 15;
+        at32(code + j + n) = q >> 4;
     }
 }
 
+// The same of 16 bytes, byte j holds elements j and j + 16.
+inline Vec32 nibbles16(const uint8_t* qs) {
+    const Long2 q = *reinterpret_cast<const Long2*>(qs);
+    return Vec32(__builtin_shufflevector(q, q, 0, 1, 0, 1) >> Long4{0, 0, 4, 4}) & 15;
+}
+
 // Bit j of the 32 at qh is worth 16 in code j.
-inline void fifth_bits(const uint8_t* qh, uint8_t* code) {
-    typedef uint32_t Vec4 __attribute__((vector_size(16)));
+inline Vec32 fifth_bits(const uint8_t* qh) {
+    typedef uint32_t Words __attribute__((vector_size(32)));
     uint32_t bits;
     std::memcpy(&bits, qh, 4);
-    const Vec16 all = Vec16(Vec4{} + bits), bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const Vec16 low = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const Vec16 high = __builtin_shufflevector(all, all, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    store16(code, load16(code) | (Vec16((low & bit) != 0) & 16));
-    store16(code + 16, load16(code + 16) | (Vec16((high & bit) != 0) & 16));
+    const Vec32 all = Vec32(Words{} + bits), bit = Vec32(Long4{} + 0x8040201008040201);
+    const Vec32 own = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
+                                              18, 18, 18, 18, 18, 18, 18, 18, 19, 19, 19, 19, 19, 19, 19, 19);
+    return Vec32((own & bit) != 0) & 16;
 }
 
 // A block of 32 with a line (d, m) or around a middle code: Q4_0 Q4_1 Q5_0 Q5_1.
 template <int BITS, bool LINE>
 void unpack_32(const uint8_t* b, int s, Row& row) {
     constexpr int high_at = LINE ? 4 : 2, nibbles_at = high_at + (BITS == 5 ? 4 : 0);
-    nibbles<16>(b + nibbles_at, row.code + 32 * s);
-    if (BITS == 5) fifth_bits(b + high_at, row.code + 32 * s);
+    Vec32 code = nibbles16(b + nibbles_at);
+    if (BITS == 5) code |= fifth_bits(b + high_at);
+    at32(row.code + 32 * s) = code;
     row.scale[s] = half(b);
     row.min[s] = LINE ? half(b + 2) : -float(1 << (BITS - 1)) * row.scale[s];
 }
@@ -83,12 +98,12 @@ constexpr std::array<int8_t, 16> iq4_values = {-127, -104, -83, -65, -49, -35, -
 constexpr std::array<int8_t, 16> e2m1_doubled = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 inline void look_up(const uint8_t* qs, const std::array<int8_t, 16>& table, uint8_t* code) {
-    nibbles<16>(qs, code);
+    const Vec32 index = nibbles16(qs);
 #ifdef __clang__
-    for (int j = 0; j < 32; j++) code[j] = uint8_t(table[code[j]]);
+    for (int j = 0; j < 32; j++) code[j] = uint8_t(table[index[j]]);
 #else  // one instruction
-    const Vec16 values = load16(reinterpret_cast<const uint8_t*>(table.data()));
-    for (int j = 0; j < 32; j += 16) store16(code + j, __builtin_shuffle(values, load16(code + j)));
+    const Long2 values = *reinterpret_cast<const Long2*>(table.data());
+    at32(code) = __builtin_shuffle(Vec32(__builtin_shufflevector(values, values, 0, 1, 0, 1)), index);
 #endif
 }
 
@@ -118,26 +133,24 @@ template <int BITS>
 void unpack_q45_k(const uint8_t* b, Row& row) {
     const float d = half(b), dmin = half(b + 2);
     const uint8_t *s = b + 4, *qh = b + 16, *qs = b + (BITS == 5 ? 48 : 16);
-    for (int i = 0; i < 8; i++) {
-        const int sc = i < 4 ? s[i] & 63 : (s[i + 4] & 15) | s[i - 4] >> 6 << 4;
-        const int mn = i < 4 ? s[i + 4] & 63 : s[i + 4] >> 4 | s[i] >> 6 << 4;
-        row.scale[i] = d * float(sc);
-        row.min[i] = -dmin * float(mn);
-    }
+    uint32_t word[3], six[4];  // six: a byte each, 8 scales, then 8 minima
+    std::memcpy(word, s, 12);
+    six[0] = word[0] & 0x3f3f3f3f;
+    six[1] = (word[2] & 0x0f0f0f0f) | (word[0] >> 6 & 0x03030303) << 4;
+    six[2] = word[1] & 0x3f3f3f3f;
+    six[3] = (word[2] >> 4 & 0x0f0f0f0f) | (word[1] >> 6 & 0x03030303) << 4;
+    uint8_t byte[16];
+    std::memcpy(byte, six, 16);
+    for (int i = 0; i < 8; i++) row.scale[i] = d * float(byte[i]);
+    for (int i = 0; i < 8; i++) row.min[i] = -dmin * float(byte[8 + i]);
     for (int c = 0; c < 4; c++) nibbles<32>(qs + 32 * c, row.code + 64 * c);
     if (BITS == 5)
-        for (int i = 0; i < 8; i++)
-            for (int l = 0; l < 32; l += 16) {
-                uint8_t* code = row.code + 32 * i + l;
-                store16(code, load16(code) | (load16(qh + l) >> i & 1) << 4);
-            }
+        for (int i = 0; i < 8; i++) at32(row.code + 32 * i) |= moved(load32(qh), i, 4, 16);
 }
 
 void unpack_q2_k(const uint8_t* b, Row& row) {
     const float d = half(b + 80), dmin = half(b + 82);
-    for (int i = 0; i < 8; i++)
-        for (int l = 0; l < 32; l += 16)
-            store16(row.code + 32 * i + l, load16(b + 16 + i / 4 * 32 + l) >> (i % 4 * 2) & 3);
+    for (int i = 0; i < 8; i++) at32(row.code + 32 * i) = moved(load32(b + 16 + i / 4 * 32), i % 4 * 2, 0, 3);
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(b[s] & 15);
         row.min[s] = -dmin * float(b[s] >> 4);
@@ -148,9 +161,8 @@ void unpack_q3_k(const uint8_t* b, Row& row) {
     const uint8_t *hmask = b, *qs = b + 32, *scales = b + 96;
     const float d = half(b + 108);
     for (int i = 0; i < 8; i++)
-        for (int l = 0; l < 32; l += 16)
-            store16(row.code + 32 * i + l,
-                    (load16(qs + i / 4 * 32 + l) >> (i % 4 * 2) & 3) | (load16(hmask + l) >> i & 1) << 2);
+        at32(row.code + 32 * i) =
+            moved(load32(qs + i / 4 * 32), i % 4 * 2, 0, 3) | moved(load32(hmask), i, 2, 4);
     for (int s = 0; s < 16; s++) {
         const int low = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4;
         row.scale[s] = d * float((low | ((scales[8 + s % 4] >> (s / 4 * 2)) & 3) << 4) - 32);
@@ -164,11 +176,7 @@ void unpack_q6_k(const uint8_t* b, Row& row) {
         const uint8_t *ql = b + 64 * h, *qh = b + 128 + 32 * h;
         uint8_t* code = row.code + 128 * h;
         nibbles<64>(ql, code);
-        for (int i = 0; i < 4; i++)
-            for (int l = 0; l < 32; l += 16) {
-                uint8_t* at = code + 32 * i + l;
-                store16(at, load16(at) | (load16(qh + l) >> (2 * i) & 3) << 4);
-            }
+        for (int i = 0; i < 4; i++) at32(code + 32 * i) |= moved(load32(qh), 2 * i, 4, 0x30);
     }
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(int8_t(b[192 + s]));

@@ -19,20 +19,23 @@ inline void transpose_8x8(const void* in, int64_t in_stride, void* out, int64_t 
     const auto out_row = [&](int i) -> Vec8& {
         return *reinterpret_cast<Vec8*>(static_cast<char*>(out) + i * out_stride);
     };
-    Vec8 a[8], b[8];
+    // Pairs of elements as one of 64 bits: so g++ finds the cheaper instructions.
+    typedef uint64_t Vec4 __attribute__((vector_size(32)));
+    Vec8 a[8];
+    Vec4 b[8], c[8];
     for (int i = 0; i < 8; i++) a[i] = in_row(i);
     for (int i = 0; i < 8; i += 2) {
-        b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+        b[i] = Vec4(__builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13));
+        b[i + 1] = Vec4(__builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15));
     }
     for (int i = 0; i < 8; i += 4)
         for (int j = 0; j < 2; j++) {
-            a[i + j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            a[i + j + 2] = __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+            c[i + 2 * j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 4, 2, 6);
+            c[i + 2 * j + 1] = __builtin_shufflevector(b[i + j], b[i + j + 2], 1, 5, 3, 7);
         }
     for (int i = 0; i < 4; i++) {
-        out_row(i) = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        out_row(i + 4) = __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        out_row(i) = Vec8(__builtin_shufflevector(c[i], c[i + 4], 0, 1, 4, 5));
+        out_row(i + 4) = Vec8(__builtin_shufflevector(c[i], c[i + 4], 2, 3, 6, 7));
     }
 }
 
