@@ -58,19 +58,6 @@ struct Scratch {
     Rotation rotation, rotation_swa;              // of global and of sliding layers
 };
 
-// The sum of f(i), i < n, in double: eight sums side by side, which become vector code, then those in order.
-template <class F>
-double sum_of(int64_t n, F f) {
-    constexpr int64_t kLanes = 8;
-    double lane[kLanes] = {}, sum = 0;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int64_t j = 0; j < kLanes; j++) lane[j] += f(i + j);
-    for (; i < n; i++) sum += f(i);
-    for (double s : lane) sum += s;
-    return sum;
-}
-
 // out = x / sqrt(mean(x^2) + eps) * w, statistics in double; w may be null (no weight). out may be x.
 void rms_norm(float* out, const float* x, const float* w, int64_t n, float eps) {
     const double sum = sum_of(n, [x](int64_t i) { return double{x[i]} * x[i]; });
@@ -162,12 +149,7 @@ void mlp(Floats& out, const Floats& x, const Matrix& gate, const Matrix& up, con
 
 // Weights of the softmax over one row of scores, in place.
 void softmax(float* x, int64_t n) {
-    float lane[8], max = x[0];  // eight side by side, as in sum_of()
-    std::fill_n(lane, 8, max);
-    for (int64_t i = 0; i + 8 <= n; i += 8)
-        for (int64_t j = 0; j < 8; j++) lane[j] = std::max(lane[j], x[i + j]);
-    for (float l : lane) max = std::max(max, l);
-    for (int64_t i = n & ~int64_t{7}; i < n; i++) max = std::max(max, x[i]);
+    const float max = largest(x, n);
     for (int64_t i = 0; i < n; i++) x[i] = exp_approx(x[i] - max);
     const float scale = static_cast<float>(1 / sum_of(n, [x](int64_t i) { return double{x[i]}; }));
     for (int64_t i = 0; i < n; i++) x[i] *= scale;

@@ -58,12 +58,9 @@ void keep_largest(std::span<float> probs, int k) {
 
 float drop_unlikely(std::span<float> probs, float drop) {
     const float least = drop / static_cast<float>(probs.size());
-    float dropped = 0;
-    for (float& p : probs) {
-        dropped += p < least ? p : 0;
-        p = p < least ? 0 : p;
-    }
-    return dropped;
+    const double dropped = sum_of(probs.size(), [&](size_t i) { return probs[i] < least ? probs[i] : 0.0f; });
+    for (float& p : probs) p = p < least ? 0 : p;
+    return static_cast<float>(dropped);
 }
 
 // x becomes exp(x - max), returned are sum and sum of (x - max) exp(x - max), in double.
@@ -75,7 +72,8 @@ static std::pair<double, double> exponentials(std::span<float> x, float max) {
         const size_t n = std::min(kBlock, x.size() - at);
         for (size_t i = 0; i < n; i++) d[i] = x[at + i] - max;
         for (size_t i = 0; i < n; i++) x[at + i] = exp_approx(d[i]);
-        for (size_t i = 0; i < n; i++) sum += x[at + i], weighted += double{d[i]} * x[at + i];
+        sum += sum_of(n, [&](size_t i) { return x[at + i]; });
+        weighted += sum_of(n, [&](size_t i) { return double{d[i]} * x[at + i]; });
     }
     return {sum, weighted};
 }
@@ -84,7 +82,8 @@ RowStats sample_row(std::span<float> x, float t, float u, int top_k, bool tail_c
     const int n_vocab = static_cast<int>(x.size());
     for (float& v : x) v /= t;
     RowStats out{};
-    out.argmax = static_cast<int32_t>(std::max_element(x.begin(), x.end()) - x.begin());
+    const auto top = std::find(x.begin(), x.end(), largest(x.data(), x.size()));
+    out.argmax = top == x.end() ? 0 : static_cast<int32_t>(top - x.begin());  // end: x[0] is NaN
 
     std::vector<int> dropped;
     if (top_k > 0 && top_k < n_vocab) {

@@ -1,6 +1,7 @@
-// vmath.h: exp, tanh and gelu as branch-free float formulas that a compiler turns into vector loops.
-// Checked against double over their whole range by tests/test_gemm.cpp.
+// vmath.h: exp, tanh and gelu as branch-free float formulas that a compiler turns into vector loops, checked
+// against double over their whole range by tests/test_gemm.cpp; sums and maxima in lanes, for the same.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -44,6 +45,32 @@ inline float tanh_approx(float x) {
 inline float gelu(float x) {
     const float u = 0.7978845608f * (x + 0.044715f * x * x * x);
     return x / (1 + exp_approx(-2 * u));
+}
+
+// The sum of f(i), i < n, in double: eight sums side by side, which become vector code, then those in order.
+template <class F>
+double sum_of(int64_t n, F f) {
+    constexpr int64_t kLanes = 8;
+    double lane[kLanes] = {}, sum = 0;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t j = 0; j < kLanes; j++) lane[j] += f(i + j);
+    for (; i < n; i++) sum += f(i);
+    for (double s : lane) sum += s;
+    return sum;
+}
+
+// The largest of x [n], n >= 1. NaN is passed over, but for x[0].
+inline float largest(const float* x, int64_t n) {
+    constexpr int64_t kLanes = 8;
+    float lane[kLanes], max = x[0];
+    std::fill_n(lane, kLanes, max);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t j = 0; j < kLanes; j++) lane[j] = std::max(lane[j], x[i + j]);
+    for (float l : lane) max = std::max(max, l);
+    for (; i < n; i++) max = std::max(max, x[i]);
+    return max;
 }
 
 }  // namespace easel
