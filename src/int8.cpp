@@ -1,7 +1,8 @@
 // int8.cpp: activations to int8, and the dot products of int8.h once for every instruction set, beside each
 // other. All of them compute, for every span of columns that shares a scale,
 //   sum += float(dot) * (scale * d);  sum += min * d_sum
-// with dot an exact integer and both lines fused multiply-adds; so they differ in speed alone.
+// with dot an exact integer, of the codes less their middle, and both fused multiply-adds; so they differ in
+// speed alone.
 #include "int8.h"
 
 #include <algorithm>
@@ -39,7 +40,9 @@ static void round_block(const float* __restrict__ v, int b, Int8Activations* __r
     out->sum16[2 * b] = d * float(low);
     out->sum16[2 * b + 1] = d * float(high);
     out->sum32[b] = d * float(low + high);
-    out->q_sum[b] = low + high;
+    out->q_sum16[2 * b] = low;
+    out->q_sum16[2 * b + 1] = high;
+    out->q_sum32[b] = low + high;
 }
 
 void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t out_stride) {
@@ -59,6 +62,12 @@ void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t o
 namespace {
 
 constexpr int kRows = kInt8Rows;
+
+// What a middle code adds to the dot product of span s.
+template <int kSpan>
+int32_t less_middle(const Int8Activations& x, int s, int middle) {
+    return -middle * (kSpan == 16 ? x.q_sum16[s] : x.q_sum32[s]);
+}
 
 int32_t load4(const int8_t* q) {
     int32_t four;
@@ -83,7 +92,7 @@ void multiply_by_three(Int8Codes codes, const Int8Activations* x, int64_t n_toke
 
 void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token,
                     std::span<const Int8Panel> panels, int n_block, float* y, int64_t y_stride, bool add) {
-    const int span = codes == Int8Codes::U6 ? 16 : 32;
+    const int span = codes.range == Int8Range::U6 ? 16 : 32;
     for (int64_t t = 0; t < n_token; t++)
         for (int row = 0; row < kRows * static_cast<int>(panels.size()); row++) {
             const Int8Panel& panel = panels[row / kRows];
@@ -93,10 +102,11 @@ void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token,
                 int32_t dot = 0;
                 for (int c = s * span; c < (s + 1) * span; c++) {
                     const uint8_t w = panel.codes[(c / 4 * kRows + r) * 4 + c % 4];
-                    dot += (codes == Int8Codes::S8 ? int8_t(w) : int32_t{w}) * x[t].q[c];
+                    dot +=
+                        ((codes.range == Int8Range::S8 ? int8_t(w) : int32_t{w}) - codes.middle) * x[t].q[c];
                 }
                 sum = std::fma(float(dot), panel.scale[s][r] * x[t].d[s * span / 32], sum);
-                if (codes != Int8Codes::S8)
+                if (codes.has_min)
                     sum = std::fma(panel.min[s][r], span == 16 ? x[t].sum16[s] : x[t].sum32[s], sum);
             }
             y[t * y_stride + row] = sum;
@@ -111,9 +121,9 @@ void multiply_plain(Int8Codes codes, const Int8Activations* x, int64_t n_token,
 // 16 rows by 3 tokens: 6 sums of each kind and the operands fill the 16 registers.
 #define AVX2 __attribute__((target("avx2,fma")))
 
-template <int kSpan, int kDepth, int n>
-AVX2 void tile_avx2(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y, int64_t y_stride,
-                    bool add) {
+template <int kSpan, int kDepth, bool kMin, int n>
+AVX2 void tile_avx2(int middle, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+                    int64_t y_stride, bool add) {
     const __m256i ones = _mm256_set1_epi16(1);
     __m256 sum[n][2];
     UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < 2; h++) sum[t][h] =
@@ -142,10 +152,12 @@ AVX2 void tile_avx2(const Int8Activations* x, const Int8Panel& panel, int n_bloc
         UNROLL for (int t = 0; t < n; t++) {
             const __m256 d = _mm256_set1_ps(x[t].d[s * kSpan / 32]);
             const __m256 d_sum = _mm256_set1_ps(kSpan == 16 ? x[t].sum16[s] : x[t].sum32[s]);
+            const __m256i less = _mm256_set1_epi32(less_middle<kSpan>(x[t], s, middle));
             UNROLL for (int h = 0; h < 2; h++) {
                 const __m256 scale = _mm256_mul_ps(_mm256_load_ps(panel.scale[s] + 8 * h), d);
+                if (!kMin) dot[t][h] = _mm256_add_epi32(dot[t][h], less);
                 sum[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), scale, sum[t][h]);
-                sum[t][h] = _mm256_fmadd_ps(_mm256_load_ps(panel.min[s] + 8 * h), d_sum, sum[t][h]);
+                if (kMin) sum[t][h] = _mm256_fmadd_ps(_mm256_load_ps(panel.min[s] + 8 * h), d_sum, sum[t][h]);
             }
         }
     }
@@ -187,32 +199,39 @@ AVX2 void tile_avx2_signed(const Int8Activations* x, const Int8Panel& panel, int
         _mm256_storeu_ps(y + t * y_stride + 8 * h, sum[t][h]);
 }
 
+template <bool kMin, int n>
+AVX2 void tiles_avx2_of(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block,
+                        float* y, int64_t y_stride, bool add) {
+    switch (codes.range) {
+        case Int8Range::U4:
+            return tile_avx2<32, 8, kMin, n>(codes.middle, x, panel, n_block, y, y_stride, add);
+        case Int8Range::U5:
+            return tile_avx2<32, 4, kMin, n>(codes.middle, x, panel, n_block, y, y_stride, add);
+        case Int8Range::U6:
+            return tile_avx2<16, 2, kMin, n>(codes.middle, x, panel, n_block, y, y_stride, add);
+        case Int8Range::S8:
+            return tile_avx2_signed<n>(x, panel, n_block, y, y_stride, add);
+    }
+}
+
 template <int n>
 AVX2 void tiles_avx2(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
                      int64_t y_stride, bool add) {
-    switch (codes) {
-        case Int8Codes::U4:
-            return tile_avx2<32, 8, n>(x, panel, n_block, y, y_stride, add);
-        case Int8Codes::U5:
-            return tile_avx2<32, 4, n>(x, panel, n_block, y, y_stride, add);
-        case Int8Codes::U6:
-            return tile_avx2<16, 2, n>(x, panel, n_block, y, y_stride, add);
-        case Int8Codes::S8:
-            return tile_avx2_signed<n>(x, panel, n_block, y, y_stride, add);
-    }
+    const auto tiles = codes.has_min ? tiles_avx2_of<true, n> : tiles_avx2_of<false, n>;
+    tiles(codes, x, panel, n_block, y, y_stride, add);
 }
 
 // ---------------------------------------------------------------- AVX-512 VNNI
 // vpdpbusd adds four products of unsigned by signed bytes to 32 bits at once: a panel's 16 rows are one
 // register. A tile is up to 6 tokens by one or two panels: 12 sums of each kind, and a load of x serves two
-// products. Signed codes become unsigned by adding 128, which q_sum takes back.
+// products. Signed codes become unsigned by adding 128, which is their middle then.
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12: inside its own _mm512_cvtepi32_ps
 #endif
 
-template <int kSpan, bool kSigned, int p, int n>
-VNNI void tile_vnni(const Int8Activations* x, const Int8Panel* panels, int n_block, float* y,
+template <int kSpan, bool kMin, bool kSigned, int p, int n>
+VNNI void tile_vnni(int middle, const Int8Activations* x, const Int8Panel* panels, int n_block, float* y,
                     int64_t y_stride, bool add) {
     __m512 sum[n][p];
     UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) sum[t][h] =
@@ -221,7 +240,7 @@ VNNI void tile_vnni(const Int8Activations* x, const Int8Panel* panels, int n_blo
         const int8_t* q = x->q + s * kSpan;
         __m512i dot[n][p];
         UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) dot[t][h] =
-            kSigned ? _mm512_set1_epi32(-128 * x[t].q_sum[s]) : _mm512_setzero_si512();
+            kMin ? _mm512_setzero_si512() : _mm512_set1_epi32(less_middle<kSpan>(x[t], s, middle));
         UNROLL for (int k = 0; k < kSpan / 4; k++) {
             __m512i w[p];
             UNROLL for (int h = 0; h < p; h++) {
@@ -244,7 +263,7 @@ VNNI void tile_vnni(const Int8Activations* x, const Int8Panel* panels, int n_blo
             UNROLL for (int h = 0; h < p; h++) {
                 const __m512 both = _mm512_mul_ps(scale[h], d);
                 sum[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][h]), both, sum[t][h]);
-                if (!kSigned) sum[t][h] = _mm512_fmadd_ps(min[h], d_sum, sum[t][h]);
+                if (kMin) sum[t][h] = _mm512_fmadd_ps(min[h], d_sum, sum[t][h]);
             }
         }
     }
@@ -255,9 +274,11 @@ VNNI void tile_vnni(const Int8Activations* x, const Int8Panel* panels, int n_blo
 template <int p, int n>
 VNNI void tiles_vnni(Int8Codes codes, const Int8Activations* x, const Int8Panel* panels, int n_block,
                      float* y, int64_t y_stride, bool add) {
-    if (codes == Int8Codes::S8) return tile_vnni<32, true, p, n>(x, panels, n_block, y, y_stride, add);
-    if (codes == Int8Codes::U6) return tile_vnni<16, false, p, n>(x, panels, n_block, y, y_stride, add);
-    tile_vnni<32, false, p, n>(x, panels, n_block, y, y_stride, add);
+    auto tile = codes.has_min ? tile_vnni<32, true, false, p, n> : tile_vnni<32, false, false, p, n>;
+    if (codes.range == Int8Range::U6)
+        tile = codes.has_min ? tile_vnni<16, true, false, p, n> : tile_vnni<16, false, false, p, n>;
+    if (codes.range == Int8Range::S8) tile = tile_vnni<32, false, true, p, n>;
+    tile(codes.range == Int8Range::S8 ? 128 : codes.middle, x, panels, n_block, y, y_stride, add);
 }
 
 void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token,
@@ -293,14 +314,16 @@ void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token,
 #endif
 
 template <int kSpan, bool kMin, int n>
-NEON_DOT void tile_neon(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
+NEON_DOT void tile_neon(int middle, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
                         int64_t y_stride, bool add) {
     float32x4_t sum[n][4];
     UNROLL for (int t = 0; t < n; t++) UNROLL for (int v = 0; v < 4; v++) sum[t][v] =
         add ? vld1q_f32(y + t * y_stride + 4 * v) : vdupq_n_f32(0);
     for (int s = 0; s < n_block * 32 / kSpan; s++) {
         const int8_t* q = x->q + s * kSpan;
-        int32x4_t dot[n][4] = {};
+        int32x4_t dot[n][4];
+        UNROLL for (int t = 0; t < n; t++) UNROLL for (int v = 0; v < 4; v++) dot[t][v] =
+            vdupq_n_s32(kMin ? 0 : less_middle<kSpan>(x[t], s, middle));
         TWICE for (int k = 0; k < kSpan / 4; k++) {
             int8x16_t a[n];
             UNROLL for (int t = 0; t < n; t++) a[t] =
@@ -328,9 +351,9 @@ NEON_DOT void tile_neon(const Int8Activations* x, const Int8Panel& panel, int n_
 template <int n>
 NEON_DOT void tiles_neon(Int8Codes codes, const Int8Activations* x, const Int8Panel& panel, int n_block,
                          float* y, int64_t y_stride, bool add) {
-    if (codes == Int8Codes::S8) return tile_neon<32, false, n>(x, panel, n_block, y, y_stride, add);
-    if (codes == Int8Codes::U6) return tile_neon<16, true, n>(x, panel, n_block, y, y_stride, add);
-    tile_neon<32, true, n>(x, panel, n_block, y, y_stride, add);
+    auto tile = codes.has_min ? tile_neon<32, true, n> : tile_neon<32, false, n>;
+    if (codes.range == Int8Range::U6) tile = codes.has_min ? tile_neon<16, true, n> : tile_neon<16, false, n>;
+    tile(codes.middle, x, panel, n_block, y, y_stride, add);
 }
 
 #endif

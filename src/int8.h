@@ -17,32 +17,38 @@ struct Int8Activations {
     alignas(32) int8_t q[kInt8Cols];  // -127 .. 127
     float d[8];                       // largest magnitude of 32 columns, over 127
     float sum32[8], sum16[16];        // d * (sum of q) over 32 and over 16 columns
-    int32_t q_sum[8];                 // sum of q over 32 columns
+    int32_t q_sum32[8], q_sum16[16];  // sum of q over 32 and over 16 columns
 };
 
 // Rounds x [n] to the ceil(n / 256) pieces at out, each out_stride after the last. Not finite in a block of
 // 32: not finite in its d.
 void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t out_stride);
 
-// How a block type is multiplied: columns that share a scale, and what its codes can be.
-enum class Int8Codes {
+// How a block type is multiplied: what its codes can be, and columns that share a scale.
+enum class Int8Range {
     U4,  // 0 .. 15, a scale every 32 columns
     U5,  // 0 .. 31, every 32
     U6,  // 0 .. 63, every 16
-    S8,  // -128 .. 127, every 32, no minimum
+    S8,  // -128 .. 127, every 32
+};
+// Types whose values lie around a code, `middle`, have it instead of minima. S8: it is 0.
+struct Int8Codes {
+    Int8Range range;
+    bool has_min;
+    int middle = 0;
 };
 
 // False for F32, F16 and BF16, which have no blocks: their products stay float.
 bool has_int8(Type type);
 Int8Codes int8_codes(Type type);
 
-// 256 columns of 16 rows, ready to be multiplied: W[r, c] = scale * code + min. Exact: scale and min are
-// floats that the block's own fields multiply to without rounding.
+// 256 columns of 16 rows, ready to be multiplied: W[r, c] = scale * (code - middle) + min. Exact: scale and
+// min are floats that the block's own fields multiply to without rounding.
 struct Int8Panel {
     // [64][16][4]: four columns of 16 rows, then the next four.
     alignas(64) uint8_t codes[kInt8Cols * kInt8Rows];
     float scale[16][kInt8Rows];  // a row of 16 for every 16 or 32 columns
-    float min[16][kInt8Rows];
+    float min[16][kInt8Rows];    // where the type has minima
 };
 
 // Fills `panel` with columns [0, n_col) of n_row rows (at most 16; the others become zeros) whose blocks

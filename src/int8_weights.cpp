@@ -1,5 +1,5 @@
-// int8_weights.cpp: blocks of SPEC section 6 as codes, scales and minima: value = scale * code + min, the
-// same float that to_float() gives, bit for bit. Called by gemm.cpp, a panel of 16 rows at a time.
+// int8_weights.cpp: blocks of SPEC section 6 as codes, scales and minima: value = scale * (code - middle) +
+// min, the same float that to_float() gives, bit for bit. Called by gemm.cpp, a panel of 16 rows at a time.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -85,7 +85,7 @@ void unpack_32(const uint8_t* b, int s, Row& row) {
     if (BITS == 5) code |= fifth_bits(b + high_at);
     at32(row.code + 32 * s) = code;
     row.scale[s] = half(b);
-    row.min[s] = LINE ? half(b + 2) : -float(1 << (BITS - 1)) * row.scale[s];
+    if (LINE) row.min[s] = half(b + 2);
 }
 
 void unpack_q8_0(const uint8_t* b, int s, Row& row) {
@@ -166,7 +166,6 @@ void unpack_q3_k(const uint8_t* b, Row& row) {
     for (int s = 0; s < 16; s++) {
         const int low = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4;
         row.scale[s] = d * float((low | ((scales[8 + s % 4] >> (s / 4 * 2)) & 3) << 4) - 32);
-        row.min[s] = -4 * row.scale[s];
     }
 }
 
@@ -180,7 +179,6 @@ void unpack_q6_k(const uint8_t* b, Row& row) {
     }
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(int8_t(b[192 + s]));
-        row.min[s] = -32 * row.scale[s];
     }
 }
 
@@ -199,19 +197,19 @@ struct Entry {
     void (*unpack)(const uint8_t* src, int64_t block_bytes, int64_t n_col, Row& row);
 };
 constexpr Entry types[] = {
-    {Type::Q4_0, Int8Codes::U4, row_32<unpack_32<4, false>>},
-    {Type::Q4_1, Int8Codes::U4, row_32<unpack_32<4, true>>},
-    {Type::Q5_0, Int8Codes::U5, row_32<unpack_32<5, false>>},
-    {Type::Q5_1, Int8Codes::U5, row_32<unpack_32<5, true>>},
-    {Type::Q8_0, Int8Codes::S8, row_32<unpack_q8_0>},
-    {Type::Q2_K, Int8Codes::U6, row_256<unpack_q2_k>},
-    {Type::Q3_K, Int8Codes::U6, row_256<unpack_q3_k>},
-    {Type::Q4_K, Int8Codes::U4, row_256<unpack_q45_k<4>>},
-    {Type::Q5_K, Int8Codes::U5, row_256<unpack_q45_k<5>>},
-    {Type::Q6_K, Int8Codes::U6, row_256<unpack_q6_k>},
-    {Type::IQ4_NL, Int8Codes::S8, row_32<unpack_iq4_nl>},
-    {Type::IQ4_XS, Int8Codes::S8, row_256<unpack_iq4_xs>},
-    {Type::MXFP4, Int8Codes::S8, row_32<unpack_mxfp4>},
+    {Type::Q4_0, {Int8Range::U4, false, 8}, row_32<unpack_32<4, false>>},
+    {Type::Q4_1, {Int8Range::U4, true}, row_32<unpack_32<4, true>>},
+    {Type::Q5_0, {Int8Range::U5, false, 16}, row_32<unpack_32<5, false>>},
+    {Type::Q5_1, {Int8Range::U5, true}, row_32<unpack_32<5, true>>},
+    {Type::Q8_0, {Int8Range::S8, false}, row_32<unpack_q8_0>},
+    {Type::Q2_K, {Int8Range::U6, true}, row_256<unpack_q2_k>},
+    {Type::Q3_K, {Int8Range::U6, false, 4}, row_256<unpack_q3_k>},
+    {Type::Q4_K, {Int8Range::U4, true}, row_256<unpack_q45_k<4>>},
+    {Type::Q5_K, {Int8Range::U5, true}, row_256<unpack_q45_k<5>>},
+    {Type::Q6_K, {Int8Range::U6, false, 32}, row_256<unpack_q6_k>},
+    {Type::IQ4_NL, {Int8Range::S8, false}, row_32<unpack_iq4_nl>},
+    {Type::IQ4_XS, {Int8Range::S8, false}, row_256<unpack_iq4_xs>},
+    {Type::MXFP4, {Int8Range::S8, false}, row_32<unpack_mxfp4>},
 };
 
 const Entry* find(Type type) {
@@ -252,11 +250,12 @@ void int8_panel(Type type, const uint8_t* src, int64_t stride, int64_t n_row, in
             rows[r] = {};
     }
     interleave(rows, panel.codes);
-    const int n_span = e->codes == Int8Codes::U6 ? 16 : 8;
+    const int n_span = e->codes.range == Int8Range::U6 ? 16 : 8;
     for (int s = 0; s < n_span; s += 8)
         for (int r = 0; r < kInt8Rows; r += 8) {
             transpose_8x8(rows[r].scale + s, sizeof(Row), panel.scale[s] + r, sizeof(panel.scale[0]));
-            transpose_8x8(rows[r].min + s, sizeof(Row), panel.min[s] + r, sizeof(panel.min[0]));
+            if (e->codes.has_min)
+                transpose_8x8(rows[r].min + s, sizeof(Row), panel.min[s] + r, sizeof(panel.min[0]));
         }
 }
 

@@ -45,6 +45,10 @@ double median_row_error(const std::vector<float>& a, const std::vector<float>& b
     return errors[errors.size() / 2];
 }
 
+int highest_code(Int8Range range) {
+    return range == Int8Range::U4 ? 15 : range == Int8Range::U5 ? 31 : 63;
+}
+
 }  // namespace
 
 TEST_CASE("int8: every type's codes, scales and minima are its values, bit for bit", "[int8]") {
@@ -56,17 +60,15 @@ TEST_CASE("int8: every type's codes, scales and minima are its values, bit for b
             Int8Panel panel;
             int8_panel(type, b.bytes.data(), b.matrix.stride(), n_row, n_col, panel);
             const Int8Codes codes = int8_codes(type);
-            const int span = codes == Int8Codes::U6 ? 16 : 32, highest = codes == Int8Codes::U4   ? 15
-                                                                         : codes == Int8Codes::U5 ? 31
-                                                                                                  : 63;
+            const int span = codes.range == Int8Range::U6 ? 16 : 32, highest = highest_code(codes.range);
             bool same = true, in_range = true;
             for (int r = 0; r < kInt8Rows; r++)
                 for (int c = 0; c < n_col; c++) {
                     const uint8_t code = panel.codes[(c / 4 * kInt8Rows + r) * 4 + c % 4];
-                    const bool is_signed = codes == Int8Codes::S8;
-                    const double value =
-                        double{panel.scale[c / span][r]} * (is_signed ? int8_t(code) : int{code}) +
-                        (is_signed ? 0.0 : double{panel.min[c / span][r]});
+                    const bool is_signed = codes.range == Int8Range::S8;
+                    const int number = (is_signed ? int8_t(code) : int{code}) - codes.middle;
+                    const double value = double{panel.scale[c / span][r]} * number +
+                                         (codes.has_min ? double{panel.min[c / span][r]} : 0);
                     in_range &= is_signed || code <= highest;
                     same &= static_cast<float>(value) == (r < n_row ? b.values[r * n_col + c] : 0);
                 }
@@ -95,7 +97,9 @@ TEST_CASE("int8: activations are rounded to half a step of their block", "[int8]
             CHECK(d == largest / 127);
             int sum[2] = {};
             for (int i = 0; i < 32; i++) sum[i / 16] += piece.q[b * 32 + i];
-            CHECK(piece.q_sum[b] == sum[0] + sum[1]);
+            CHECK(piece.q_sum32[b] == sum[0] + sum[1]);
+            CHECK(piece.q_sum16[2 * b] == sum[0]);
+            CHECK(piece.q_sum16[2 * b + 1] == sum[1]);
             CHECK(piece.sum32[b] == d * static_cast<float>(sum[0] + sum[1]));
             CHECK(piece.sum16[2 * b] == d * static_cast<float>(sum[0]));
             CHECK(piece.sum16[2 * b + 1] == d * static_cast<float>(sum[1]));
@@ -123,18 +127,22 @@ TEST_CASE("int8: every instruction set agrees with plain C++ bit for bit", "[int
         if (t % 3 == 1) std::fill(v.begin(), v.end(), t % 2 ? 1.0f : -1.0f);
         int8_activations(v.data(), 256, &x[t], 1);
     }
-    for (Int8Codes codes : {Int8Codes::U4, Int8Codes::U5, Int8Codes::U6, Int8Codes::S8})
+    for (const Int8Codes codes :
+         {Int8Codes{Int8Range::U4, true}, Int8Codes{Int8Range::U4, false, 8}, Int8Codes{Int8Range::U5, true},
+          Int8Codes{Int8Range::U5, false, 16}, Int8Codes{Int8Range::U6, true},
+          Int8Codes{Int8Range::U6, false, 32}, Int8Codes{Int8Range::S8, false}})
         for (int extreme = 0; extreme < 3; extreme++) {
-            const int mask = codes == Int8Codes::U4 ? 15 : codes == Int8Codes::U5 ? 31 : 63;
+            const int mask = highest_code(codes.range);
             std::vector<Int8Panel> panels(3);
             std::normal_distribution<float> normal;
             for (Int8Panel& panel : panels) {
                 for (uint8_t& c : panel.codes) {
                     const int any = static_cast<int>(random());
-                    c = static_cast<uint8_t>(codes == Int8Codes::S8 ? (extreme == 0   ? any
-                                                                       : extreme == 1 ? 127
-                                                                                      : -128)
-                                                                    : (extreme == 0 ? any & mask : mask));
+                    c = static_cast<uint8_t>(codes.range == Int8Range::S8
+                                                 ? (extreme == 0   ? any
+                                                    : extreme == 1 ? 127
+                                                                   : -128)
+                                                 : (extreme == 0 ? any & mask : mask));
                 }
                 for (auto& row : panel.scale)
                     for (float& s : row) s = normal(random);
@@ -152,9 +160,9 @@ TEST_CASE("int8: every instruction set agrees with plain C++ bit for bit", "[int
                             variants.back().multiply(codes, x.data(), n_token, in, n_block, expected.data(),
                                                      stride, add);
                             for (const Int8Variant& v : variants) {
-                                INFO(v.name << ", codes " << static_cast<int>(codes) << ", " << n_panel
-                                            << " panels, " << n_block << " blocks, " << n_token
-                                            << " tokens, add " << add);
+                                INFO(v.name << ", range " << static_cast<int>(codes.range) << ", minima "
+                                            << codes.has_min << ", " << n_panel << " panels, " << n_block
+                                            << " blocks, " << n_token << " tokens, add " << add);
                                 std::vector<float> y = start;
                                 v.multiply(codes, x.data(), n_token, in, n_block, y.data(), stride, add);
                                 CHECK(std::memcmp(y.data(), expected.data(), y.size() * 4) == 0);
