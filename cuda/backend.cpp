@@ -41,7 +41,7 @@ class DeviceBackend final : public Backend {
           index_(options.index),
           silence_(options.silence_ms),
           graph_loop_(options.graph_loop),
-          memory_(arena_bytes()),
+          memory_(plan_.total()),
           ring_(c_.n_canvas) {
         if (!options.overlap) in_order_.emplace();
         Arena arena = memory_.arena();
@@ -49,8 +49,7 @@ class DeviceBackend final : public Backend {
         cache_ = lay_out_cache<T>(*model_, room_, arena);
         b_ = lay_out_buffers<T>(*model_, room_, arena);
         clear_padding<T>(stream_.s, c_, room_, b_);
-        load_stats_ = load_weights<T>(stream_.s, *model_, n_offload_, w_, b_.loading, forward_.experts,
-                                      options.on_load);
+        load_stats_ = load_weights(stream_.s, *model_, n_offload_, w_, b_, forward_.experts, options.on_load);
         for (const KvLayer<T>& l : cache_) n_slot_ = std::min(n_slot_, l.n_slot);
     }
     ~DeviceBackend() override { drain(); }
@@ -196,14 +195,6 @@ class DeviceBackend final : public Backend {
     }
 
   private:
-    int64_t arena_bytes() const {
-        Arena count;
-        lay_out_weights<T>(*model_, n_offload_, count);
-        lay_out_cache<T>(*model_, room_, count);
-        lay_out_buffers<T>(*model_, room_, count);
-        return count.bytes();
-    }
-
     LoopState start_state(const GenerateParams& params) const {
         LoopState s{};
         s.sampler = params.sampler;

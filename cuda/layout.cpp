@@ -204,7 +204,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     const Config& c = model.config;
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
     // Of products that the canvas has as split-K: forward.cpp.
-    const auto part_rows = [&](int n_row) {
+    const auto split_rows = [&](int n_row) {
         return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_splits(n_row, c.n_canvas, room.n_sm));
     };
     int64_t q_in = 0, q_out = 0, k_out = 0, attention = 0;  // of the layer with most
@@ -212,7 +212,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
         const AttentionShape s = attention_shape(c, l);
         q_in = std::max(q_in, n * padded(s.n_head * s.head_dim));
         const int q_row = s.n_head * s.head_dim, k_row = s.n_head_kv * s.head_dim;
-        const int64_t rows = part_rows(q_row + k_row);
+        const int64_t rows = split_rows(q_row + k_row);
         q_out = std::max(q_out, rows * q_row);
         k_out = std::max(k_out, rows * k_row);
         attention = std::max(attention, attention_scratch<T>(c.n_canvas, s, kv_splits(c, l, room).most));
@@ -221,7 +221,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     // Names of one place: what the first has is not needed any more when the second is written, or the kernel
     // that writes a row has read it before.
     b.x = b.h = arena.take<float>(n * d);
-    b.o = b.dense = arena.take<float>(part_rows(c.n_embd) * d);
+    b.o = b.dense = arena.take<float>(split_rows(c.n_embd) * d);
     b.in = b.ffn_in = arena.take<T>(n * padded(c.n_embd));
     b.expert_in = arena.take<T>(n * padded(c.n_embd));
     b.middle_bytes =
@@ -261,6 +261,7 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     b.prompt = arena.take<int32_t>(n);
     b.given = arena.take<GivenTokens>(1);
     b.state = arena.take<LoopState>(1);
+    b.max_square = arena.take<float>(1);
     return b;
 }
 
@@ -329,8 +330,7 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
     lay_out_buffers<T>(model, room, buffers);
     int64_t host = 0;
     for (const Offloaded& o : w.offloaded) host += o.bytes;
-    const int64_t scaling = 256;  // scale_products()
-    return {weights.bytes(), cache.bytes(), buffers.bytes() + scaling, host, options.n_offload, room.n_token};
+    return {weights.bytes(), cache.bytes(), buffers.bytes(), host, options.n_offload, room.n_token};
 }
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {

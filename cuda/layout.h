@@ -125,7 +125,8 @@ struct Buffers {
     int32_t *tokens, *argmax, *prompt;     // [n_canvas] twice, [n]
     GivenTokens* given;
     LoopState* state;
-    uint8_t* loading;  // [kLoadSlots, load_slot_bytes()]
+    uint8_t* loading;   // [kLoadSlots, load_slot_bytes()]
+    float* max_square;  // for scale_products() of load.cpp
 };
 
 // Notes where the values come from only if the arena gives places.

@@ -232,12 +232,15 @@ static void load_angles(Stream stream, double* place, int head_dim, double theta
 // x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2: true
 // whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and half of
 // them suffice.
-static void scale_products(Stream stream, Weights& gate_up, Weights& down, const std::vector<float>& norm) {
-    const DeviceArray<float> max(1);
-    max_row_square(stream, max.data(), gate_up);
+static void scale_products(Stream stream, float* max_square, Weights& gate_up, Weights& down,
+                           const std::vector<float>& norm) {
+    float square = 0;
+    max_row_square(stream, max_square, gate_up);
+    copy_to_host(stream, &square, max_square, sizeof square);
+    finish(stream);
     double norm2 = 0;
     for (float w : norm) norm2 = std::max(norm2, double{w} * w);
-    const double bound = max.to_host(stream)[0] * norm2 * static_cast<double>(norm.size());
+    const double bound = square * norm2 * static_cast<double>(norm.size());
     if (!(bound > 0) || !std::isfinite(bound)) return;
     const int exponent = static_cast<int>(std::floor(std::log2(32000 / bound)));  // 2x room for rounding
     gate_up.scale = static_cast<float>(std::ldexp(1.0, std::clamp(exponent, -60, 60)));
@@ -246,7 +249,7 @@ static void scale_products(Stream stream, Weights& gate_up, Weights& down, const
 
 template <class T>
 LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
-                       uint8_t* loading, ExpertStream& experts, const LoadProgressFn& on_load) {
+                       const Buffers<T>& buffers, ExpertStream& experts, const LoadProgressFn& on_load) {
     const Config& c = model.config;
     for (const LayerShape& l : c.layers)
         load_angles(stream, l.global ? weights.freq : weights.freq_swa, l.head_dim,
@@ -260,10 +263,10 @@ LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWe
     for (const RecordSource& r : weights.records) total += r.bytes();
     for (const Offloaded& o : weights.offloaded)
         for (const RecordSource& r : o.records) total += r.bytes();
-    Loader loader(stream, loading, load_slot_bytes(model), total, on_load);
+    Loader loader(stream, buffers.loading, load_slot_bytes(model), total, on_load);
     loader.load(weights.records);
     const auto scale = [&](Weights& gate_up, Weights& down, const std::vector<float>& norm) {
-        if constexpr (std::is_same_v<T, F16>) scale_products(stream, gate_up, down, norm);
+        if constexpr (std::is_same_v<T, F16>) scale_products(stream, buffers.max_square, gate_up, down, norm);
     };
     const auto scale_experts = [&](int l) {
         scale(weights.layers[l].expert_gate_up, weights.layers[l].expert_down,
@@ -286,10 +289,10 @@ LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWe
     finish(stream);
     return stats;
 }
-template LoadStats load_weights<F16>(Stream, const Model&, int, ModelWeights&, uint8_t*, ExpertStream&,
-                                     const LoadProgressFn&);
-template LoadStats load_weights<float>(Stream, const Model&, int, ModelWeights&, uint8_t*, ExpertStream&,
-                                       const LoadProgressFn&);
+template LoadStats load_weights(Stream, const Model&, int, ModelWeights&, const Buffers<F16>&, ExpertStream&,
+                                const LoadProgressFn&);
+template LoadStats load_weights(Stream, const Model&, int, ModelWeights&, const Buffers<float>&,
+                                ExpertStream&, const LoadProgressFn&);
 
 template <class T>
 void clear_padding(Stream stream, const Config& c, const Room& room, const Buffers<T>& b) {

@@ -40,12 +40,12 @@ class ArenaMemory {
     std::vector<void*> blocks_;
 };
 
-// Brings the weights, laid out by lay_out_weights<T>() with n_offload, by way of `loading` (see Buffers) to
-// their places, and the experts of offloaded layers from there to `experts`. The notes where they come from
+// Brings the weights, laid out by lay_out_weights<T>() with n_offload, by way of buffers.loading to their
+// places, and the experts of offloaded layers from there to `experts`. The notes where they come from
 // are gone afterwards.
 template <class T>
 LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
-                       uint8_t* loading, ExpertStream& experts, const LoadProgressFn& on_load);
+                       const Buffers<T>& buffers, ExpertStream& experts, const LoadProgressFn& on_load);
 
 // Padding of activation rows is zero at first, later perhaps what another kind of row has left there: finite
 // values, times padding of weights, which is zero.
