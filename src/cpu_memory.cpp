@@ -6,6 +6,8 @@
 #include <fstream>
 
 #include "check.h"
+#include "gemm.h"
+#include "int8.h"
 #include "memory_plan.h"
 #include "parallel.h"
 #include "text.h"
@@ -32,6 +34,30 @@ int cpu_sliding_rows(const Config& c, int n_context) {
     return static_cast<int>(std::min<int64_t>(n_context, n));
 }
 
+// What gemm() keeps of a pass' activations, n tokens at most, in either kind of arithmetic.
+static int64_t kept_copies(const Model& model, int64_t n) {
+    const Config& c = model.config;
+    int64_t most = 0;
+    for (const CpuMath math : {CpuMath::Float, CpuMath::Int8}) {
+        int64_t kept[2] = {};  // in float, in int8
+        const auto product = [&](const Matrix& w, int64_t n_row, bool rounded = true) {
+            const bool int8 = rounded && math == CpuMath::Int8 && has_int8(w.type);
+            kept[int8] = std::max(kept[int8], copy_bytes(n_row, w.n_col, int8));
+        };
+        for (const Layer& l : model.layers) {
+            for (const Matrix* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) product(*w, n);
+            for (const ExpertMatrix* w : {&l.gate_exps, &l.up_exps, &l.down_exps})
+                product(w->first, n * c.n_expert_used);
+            product(l.router, n, false);
+        }
+        for (const Matrix* w :
+             {&model.self_cond_gate, &model.self_cond_up, &model.self_cond_down, &model.output})
+            product(*w, c.n_canvas);
+        most = std::max(most, kept[0] + kept[1]);
+    }
+    return most;
+}
+
 MemoryPlan plan_cpu(const Model& model, int n_context) {
     const Config& c = model.config;
     const int64_t n = std::max(kCpuEncode, c.n_canvas);  // tokens of the largest pass
@@ -44,12 +70,14 @@ MemoryPlan plan_cpu(const Model& model, int n_context) {
     const int64_t n_ff = std::max(c.n_ff, c.n_ff_self_cond);
     const int64_t angles = 2 * int64_t{c.max_head_dim()};  // cos and sin, of global and of sliding layers
     const int64_t per_token = 5 * int64_t{c.n_embd} + q + angles + 2 * n_ff +
-                              int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp) + c.n_expert;
-    const int64_t probs = int64_t{c.n_canvas} * c.n_vocab;
-    const int64_t scores = int64_t{n_threads()} * kCpuRows * n_context;
+                              int64_t{c.n_expert_used} * 2 * (c.n_embd + c.n_ff_exp + 2) + c.n_expert;
+    const int64_t probs = int64_t{c.n_canvas} * (c.n_vocab + c.n_embd);  // and their soft embedding
+    const int64_t per_thread = int64_t{kCpuRows} * n_context +           // scores, and copies for products
+                               copy_bytes(kCpuRows, c.max_head_dim(), false) / 4 +
+                               kTransposedRows * std::max(kCpuRows, c.n_canvas);
     return {.weights = model.weight_bytes(),
             .kv = 4 * kv,
-            .scratch = 4 * (n * per_token + probs + scores),
+            .scratch = 4 * (n * per_token + probs + n_threads() * per_thread) + kept_copies(model, n),
             .n_encode = static_cast<int>(n)};
 }
 

@@ -68,8 +68,18 @@ void pack_rows(const Rows& x, int64_t n_col, int64_t t0, int64_t t1, float* out)
             std::copy_n(x.data + t * x.stride + c, std::min(kTileCols, n_col - c), out + t * kStride);
 }
 
-int64_t n_piece(const GemmJob& job) {
-    return (job.w.n_col + kTileCols - 1) / kTileCols;
+int64_t n_piece(int64_t n_col) {
+    return (n_col + kTileCols - 1) / kTileCols;
+}
+
+// x has n items at least, of any value. Not by resize(), which would take up to twice as many.
+template <class T>
+T* room_for(std::vector<T>& x, size_t n) {
+    if (x.size() < n) {
+        std::vector<T>().swap(x);
+        x.resize(n);
+    }
+    return x.data();
 }
 
 // Rows [r0, r0 + n_row) of a job's matrix.
@@ -173,14 +183,12 @@ std::vector<Activations> prepare(std::span<const GemmJob> jobs, CpuMath math) {
             int64_t& n = int8 ? n_int8 : n_float;
             inputs.push_back({&job, int8, n_task, n});
             n_task += (job.x.n_row + kRowsAtOnce - 1) / kRowsAtOnce;
-            n += job.x.n_row * n_piece(job) * (int8 ? 1 : kStride);
+            n += job.x.n_row * n_piece(job.w.n_col) * (int8 ? 1 : kStride);
         }
         input[i] = inputs.size() - 1;
     }
-    if (kept_floats.size() < size_t(n_float)) kept_floats.resize(n_float);
-    if (kept_int8.size() < size_t(n_int8)) kept_int8.resize(n_int8);
-    float* floats = kept_floats.data();
-    Int8Activations* pieces = kept_int8.data();
+    float* floats = room_for(kept_floats, n_float);
+    Int8Activations* pieces = room_for(kept_int8, n_int8);
     parallel_for(n_task, [&](int64_t task) {
         const Input& in = *std::prev(std::upper_bound(
             inputs.begin(), inputs.end(), task, [](int64_t t, const Input& i) { return t < i.first_task; }));
@@ -208,11 +216,11 @@ int64_t n_tiles(const GemmJob& job, int64_t n_row) {
 // Columns [c, c + n_col) of y = p W, n_col <= kTileCols.
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
-    constexpr int64_t kRows = 128, kScan = 256;
+    constexpr int64_t kRows = kTransposedRows, kScan = 256;
     const int64_t ahead = w.type == Type::F32 ? kScan : 16;  // rows asked for; attention's come as they lie
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
-    packed.resize(p.n_row * kRows);
+    room_for(packed, p.n_row * kRows);
     for (int64_t t = 0; t < p.n_row; t++) std::fill_n(y + t * y_stride + c, n_col, 0.0f);
 
     for (int64_t r0 = 0; r0 < w.n_row; r0 += kScan) {
@@ -281,11 +289,15 @@ void gemm(float* y, Rows x, const Matrix& w, CpuMath math) {
 }
 
 void gemm_serial(const GemmJob& job) {
-    thread_local std::vector<float> x;
-    x.resize(job.x.n_row * n_piece(job) * kStride);
-    pack_rows(job.x, job.w.n_col, 0, job.x.n_row, x.data());
+    thread_local std::vector<float> kept;
+    float* x = room_for(kept, job.x.n_row * n_piece(job.w.n_col) * kStride);
+    pack_rows(job.x, job.w.n_col, 0, job.x.n_row, x);
     for (int64_t r0 = 0; job.x.n_row && r0 < job.w.n_row; r0 += kTileRows)
-        gemm_tile(job, x.data(), r0, std::min(kTileRows, job.w.n_row - r0));
+        gemm_tile(job, x, r0, std::min(kTileRows, job.w.n_row - r0));
+}
+
+int64_t copy_bytes(int64_t n_row, int64_t n_col, bool int8) {
+    return n_row * n_piece(n_col) * static_cast<int64_t>(int8 ? sizeof(Int8Activations) : 4 * kStride);
 }
 
 void gemm_transposed(float* y, Rows p, const Matrix& w, float skip) {

@@ -56,12 +56,12 @@ generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu -
 {
     run $generate
     cp "$dir/out" "$dir/answer"
-    run $generate --memory-limit 4M -v
+    run $generate --memory-limit 5M -v
     check "an answer within a limit" $? -eq 0
     same "is the same answer" "$dir/out" "$dir/answer"
-    has "-v tells the plan" "CPU, context 759: " "$dir/err"
-    error "a context beyond the limit" "the limit is 4.00 MB: the largest that fits is 759 (-c 759)" \
-        $generate --memory-limit 4M -c 4096
+    has "-v tells the plan" "CPU, context 636: " "$dir/err"
+    error "a context beyond the limit" "the limit is 5.00 MB: the largest that fits is 636 (-c 636)" \
+        $generate --memory-limit 5M -c 4096
     error "a limit that nothing fits into" "no context fits" $generate --memory-limit 1M
 }
 tr -s ' \n' '\n\n' <<END | head -n 41 >"$dir/ids"
