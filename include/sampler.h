@@ -23,7 +23,7 @@ struct SamplerConfig {
     int stability = 1;           // equal argmax canvases before this one; >= 0
     float confidence = 0.005f;   // mean entropy in nats; >= 0
     bool greedy = false;         // the argmax instead of a draw
-    // Approximations, off by default: see RowStats and self_cond_keep().
+    // Approximations, all but the last one off by default: see sample_row() and keep_largest().
     int top_k = 0;        // logits a position that take part at all; 0 = all
     int top_k_start = 0;  // both > 0: top_k goes from start (first step) to end (last step) instead
     int top_k_end = 0;

@@ -16,7 +16,7 @@ struct SamplerSetting {
 
 inline constexpr SamplerSetting kSamplerSettings[] = {
     {"max_steps", &SamplerConfig::max_steps, "denoise steps a canvas at most"},
-    {"t_min", &SamplerConfig::t_min, "temperature of the last step"},
+    {"t_min", &SamplerConfig::t_min, "what the temperature falls towards; the last step is still above it"},
     {"t_max", &SamplerConfig::t_max, "temperature of the first step"},
     {"entropy_bound", &SamplerConfig::entropy_bound, "nats of entropy accepted a step"},
     {"stability", &SamplerConfig::stability, "equal argmax canvases before a canvas may end"},
