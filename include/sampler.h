@@ -132,15 +132,10 @@ struct Choice {
 void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, float t, float u,
                    std::span<RowStats> stats);
 
-struct Acceptance {
-    int n_accepted = 0;
-    float mean_entropy = 0;
-};
-
 // Positions in ascending order of entropy (ties: by position) are accepted while the entropies before them
-// add up to at most `bound`; the first always is. The mean is over n_free positions: all but those whose
-// token is given, which have no entropy. entropy, accepted [n_canvas].
-Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted);
+// add up to at most `bound`; the first always is. Returns the mean entropy, over n_free positions: all but
+// those whose token is given, which have no entropy. entropy, accepted [n_canvas].
+float accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted);
 
 // Whether the canvas is finished: the argmax canvas equals each of the `stability` before it, and it is
 // confident.

@@ -328,15 +328,15 @@ class CpuBackend final : public Backend {
                 log_prob[i] = stats[i].log_prob;
                 commit[i] = stats[i].argmax;
             }
-            const Acceptance result = accept(entropy, s.entropy_bound, n_free, accepted);
+            const float mean_entropy = accept(entropy, s.entropy_bound, n_free, accepted);
             for (int i = 0; i < n; i++)
                 tokens[i] = accepted[i] ? (s.greedy ? stats[i].argmax : stats[i].drawn)
                                         : random_token(random(i, step, RandomStream::Renoise), c_.n_vocab);
             n_step = step + 1;
-            const bool stable = stop.update(commit, result.mean_entropy);
+            const bool stable = stop.update(commit, mean_entropy);
             const bool last = stable || n_step == s.max_steps;
             if (on_frame && !on_frame({canvas_number, step, tokens, commit, entropy, log_prob, accepted,
-                                       result.mean_entropy, t, dropped, last}))
+                                       mean_entropy, t, dropped, last}))
                 return false;
             if (last) break;
             soft_embedding(soft, z);

@@ -149,20 +149,17 @@ void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, f
     }
 }
 
-Acceptance accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted) {
+float accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted) {
     std::vector<int> order(entropy.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return entropy[a] < entropy[b]; });
-    Acceptance out;
     int64_t before = 0;
     const int64_t limit = entropy_fixed(std::min(bound, 1e5f));  // past any sum; keeps the integer in range
     for (int i : order) {
         accepted[i] = before <= limit;
-        out.n_accepted += accepted[i];
         before += entropy_fixed(entropy[i]);
     }
-    out.mean_entropy = static_cast<float>(entropy_nats(before) / std::max(n_free, 1));
-    return out;
+    return static_cast<float>(entropy_nats(before) / std::max(n_free, 1));
 }
 
 bool StopRule::update(std::span<const int32_t> argmax, float mean_entropy) {

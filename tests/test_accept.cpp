@@ -142,15 +142,15 @@ struct HostLoop {
             s.entropy.push_back(r.entropy), s.log_prob.push_back(r.log_prob), s.argmax.push_back(r.argmax);
             dropped = std::max(dropped, r.dropped);
         }
-        const Acceptance a = accept(s.entropy, c.entropy_bound, state.n_free, s.accepted);
+        const float mean_entropy = accept(s.entropy, c.entropy_bound, state.n_free, s.accepted);
         for (int i = 0; i < n_canvas; i++)
             s.tokens.push_back(
                 s.accepted[i]
                     ? (c.greedy ? rows[i].argmax : rows[i].drawn)
                     : random_token(random_word(state.seed, i, step, canvas, RandomStream::Renoise), kVocab));
-        const bool stable = stop.update(s.argmax, a.mean_entropy);
+        const bool stable = stop.update(s.argmax, mean_entropy);
         s.header = {
-            canvas, step, a.mean_entropy, temperature(c, step), dropped, stable || step + 1 == c.max_steps};
+            canvas, step, mean_entropy, temperature(c, step), dropped, stable || step + 1 == c.max_steps};
         return s;
     }
 
