@@ -2,14 +2,9 @@
 // Called by the model loader, `easel info` and `easel convert`.
 #include "gguf.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <set>
 
 #include "check.h"
@@ -165,35 +160,19 @@ bool split_name(const std::string& path, std::string& stem, uint64_t& part, uint
 // Part: the bytes of one file, mapped or lent, and its name for messages.
 struct Gguf::Part {
     std::string name;
+    std::unique_ptr<const MappedFile> file;  // null: lent
     std::span<const uint8_t> bytes;
-    bool mapped = false;
 
-    ~Part() {
-        if (!mapped) return;
-        unwatch_mapping(bytes.data());
-        munmap(const_cast<uint8_t*>(bytes.data()), bytes.size());
-    }
     static std::shared_ptr<Part> map(const std::string& path) {
-        const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
-        require(fd >= 0, "{}: cannot open the model file: {}", path, std::strerror(errno));
-        struct stat st {};
-        const bool known = fstat(fd, &st) == 0, regular = known && S_ISREG(st.st_mode);
-        const size_t size = regular ? static_cast<size_t>(st.st_size) : 0;
-        void* p = size ? mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0) : nullptr;
-        const int error = errno;
-        ::close(fd);
-        require(!known || !S_ISDIR(st.st_mode),
+        std::error_code ignored;
+        require(!std::filesystem::is_directory(path, ignored),
                 "{0}: expected a GGUF file, found a folder; of a Hugging Face folder `easel convert {0} "
                 "model.gguf --type q4_k_m` makes one",
                 path);
-        require(regular, "{}: expected a GGUF file, found something that is not a regular file", path);
-        require(size >= 24, "{}: not a GGUF file: expected at least 24 bytes, found {}", path, size);
-        require(p != MAP_FAILED, "{}: cannot map {} bytes: {}", path, size, std::strerror(error));
         auto part = std::make_shared<Part>();
         part->name = path;
-        part->bytes = {static_cast<const uint8_t*>(p), size};
-        part->mapped = true;
-        watch_mapping(p, size, path);
+        part->file = std::make_unique<const MappedFile>(path, "GGUF");
+        part->bytes = part->file->bytes();
         return part;
     }
 };
@@ -383,7 +362,7 @@ void Gguf::read_part(std::shared_ptr<Part> part) {
 std::vector<std::string> Gguf::files() const {
     std::vector<std::string> paths;
     for (const auto& part : parts_)
-        if (part->mapped) paths.push_back(part->name);
+        if (part->file) paths.push_back(part->name);
     return paths;
 }
 

@@ -1,14 +1,18 @@
-// mapping.cpp: the signal of a mapped file that cannot be read, see mapping.h.
+// mapping.cpp: maps files and handles the signal of one that can no longer be read, see mapping.h.
 #include "mapping.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdint>
+#include <cerrno>
 #include <cstring>
 #include <mutex>
 
+#include "check.h"
 #include "text.h"
 
 namespace easel {
@@ -37,9 +41,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
     sigaction(SIGBUS, &before, nullptr);  // no file's: whoever handled it before meets it again
 }
 
-}  // namespace
-
-void watch_mapping(const void* p, size_t bytes, const std::string& name) {
+void watch(std::span<const uint8_t> bytes, const std::string& path) {
     std::lock_guard lock(mutex);
     Watched* w = watched.load();
     if (!w) {
@@ -51,20 +53,44 @@ void watch_mapping(const void* p, size_t bytes, const std::string& name) {
     while (w && w->begin.load()) w = w->next;
     const bool is_new = !w;
     if (is_new) w = new Watched;
-    const std::string text = "easel: " + safe_line(name).substr(0, 300) +
+    const std::string text = "easel: " + safe_line(path).substr(0, 300) +
                              ": shrank while it was in use, or can no longer be read\n";
     std::memcpy(w->text, text.c_str(), text.size() + 1);
-    w->bytes = bytes;
-    w->begin.store(static_cast<const uint8_t*>(p));
+    w->bytes = bytes.size();
+    w->begin.store(bytes.data());
     if (!is_new) return;
     w->next = watched.load();
     watched.store(w);
 }
 
-void unwatch_mapping(const void* p) {
+// Before the mapping ends.
+void unwatch(const uint8_t* begin) {
     std::lock_guard lock(mutex);
     for (Watched* w = watched.load(); w; w = w->next)
-        if (w->begin.load() == p) w->begin.store(nullptr);
+        if (w->begin.load() == begin) w->begin.store(nullptr);
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path, const char* kind) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
+    require(fd >= 0, "{}: cannot open the model file: {}", path, std::strerror(errno));
+    struct stat st {};
+    const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    const size_t size = regular ? static_cast<size_t>(st.st_size) : 0;
+    void* p = size ? mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0) : nullptr;
+    const int error = errno;
+    close(fd);
+    require(regular, "{}: expected a {} file, found something that is not a regular file", path, kind);
+    require(p != MAP_FAILED, "{}: cannot map {} bytes: {}", path, size, std::strerror(error));
+    bytes_ = {static_cast<const uint8_t*>(p), size};
+    if (size) watch(bytes_, path);
+}
+
+MappedFile::~MappedFile() {
+    if (bytes_.empty()) return;
+    unwatch(bytes_.data());
+    munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
 }
 
 }  // namespace easel

@@ -1,16 +1,26 @@
-// mapping.h: what becomes of the program when a mapped file can no longer be read: one line and exit 1, not a
-// crash. Used by whatever maps a file.
+// mapping.h: a mapped file, and what becomes of the program when it can no longer be read: one line and exit
+// 1, not a crash. Used by gguf.cpp and safetensors.cpp.
 #pragma once
-#include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 
 namespace easel {
 
-// Names the file that `bytes` bytes from p on are mapped from. From then on, an access there that fails (the
-// file was cut short, its disk has gone) prints "easel: NAME: ..." to stderr and ends the program with exit
-// code 1.
-void watch_mapping(const void* p, size_t bytes, const std::string& name);
-// Before the mapping ends.
-void unwatch_mapping(const void* p);
+// A regular file's bytes, for reading. An access that fails (the file was cut short, its disk has gone)
+// prints "easel: PATH: ..." to stderr and ends the program with exit code 1.
+class MappedFile {
+  public:
+    // Error if it is no regular file, or cannot be opened or mapped. kind: "GGUF", for that message.
+    MappedFile(const std::string& path, const char* kind);
+    ~MappedFile();
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+
+    std::span<const uint8_t> bytes() const { return bytes_; }
+
+  private:
+    std::span<const uint8_t> bytes_;
+};
 
 }  // namespace easel

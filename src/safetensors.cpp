@@ -3,13 +3,7 @@
 // and the data, which the offsets count from. Called by convert_hf.cpp.
 #include "safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -130,34 +124,6 @@ std::map<std::string, std::set<std::string>> read_index(const std::string& path)
 
 }  // namespace
 
-// Mapping: the bytes of one file.
-struct SafeTensors::Mapping {
-    const uint8_t* data = nullptr;
-    uint64_t bytes = 0;
-
-    explicit Mapping(const std::string& path) {
-        const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not hang
-        require(fd >= 0, "{}: cannot open: {}", path, std::strerror(errno));
-        struct stat st {};
-        const bool regular = fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-        bytes = regular ? static_cast<uint64_t>(st.st_size) : 0;
-        void* p = bytes ? mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, 0) : nullptr;
-        const int error = errno;
-        close(fd);
-        require(regular, "{}: expected a safetensors file, found something that is not a regular file", path);
-        require(bytes >= 8, "{}: not a safetensors file: expected at least 8 bytes, found {}", path, bytes);
-        require(p != MAP_FAILED, "{}: cannot map {} bytes: {}", path, bytes, std::strerror(error));
-        data = static_cast<const uint8_t*>(p);
-        watch_mapping(data, bytes, path);
-    }
-    ~Mapping() {
-        unwatch_mapping(data);
-        munmap(const_cast<uint8_t*>(data), bytes);
-    }
-    Mapping(const Mapping&) = delete;
-    Mapping& operator=(const Mapping&) = delete;
-};
-
 std::string SafeTensor::shape_text() const {
     return fmt::format("[{}]", fmt::join(shape, ", "));
 }
@@ -168,19 +134,22 @@ const SafeTensor* SafeTensors::find(std::string_view name) const {
 }
 
 std::vector<SafeTensor> SafeTensors::read_file(const std::string& path) {
-    const auto file = std::make_shared<Mapping>(path);
+    const auto file = std::make_shared<const MappedFile>(path, "safetensors");
+    const std::span<const uint8_t> bytes = file->bytes();
+    require(bytes.size() >= 8, "{}: not a safetensors file: expected at least 8 bytes, found {}", path,
+            bytes.size());
     uint64_t header_bytes;
-    std::memcpy(&header_bytes, file->data, sizeof header_bytes);
-    require(header_bytes <= kMaxHeaderBytes && header_bytes <= file->bytes - 8,
-            "{}: the header length at offset 0 is {}, expected at most {}", path, header_bytes,
-            std::min(kMaxHeaderBytes, file->bytes - 8));
-    const char* text = reinterpret_cast<const char*>(file->data) + 8;
+    std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
+    const uint64_t most = std::min<uint64_t>(kMaxHeaderBytes, bytes.size() - 8);
+    require(header_bytes <= most, "{}: the header length at offset 0 is {}, expected at most {}", path,
+            header_bytes, most);
+    const auto data = bytes.subspan(8 + header_bytes);
+    const char* text = reinterpret_cast<const char*>(bytes.data()) + 8;
     const json header = parse_header(path, text, text + header_bytes);
     std::vector<SafeTensor> tensors;
     for (const auto& [name, entry] : header.items()) {
         if (name == "__metadata__") continue;
-        tensors.push_back(
-            read_entry(path, name, entry, file->data + 8 + header_bytes, file->bytes - 8 - header_bytes));
+        tensors.push_back(read_entry(path, name, entry, data.data(), data.size()));
     }
     require_no_overlap(path, tensors);
     files_.push_back(file);

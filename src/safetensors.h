@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "mapping.h"
 #include "quant.h"
 
 namespace easel {
@@ -35,11 +36,10 @@ class SafeTensors {
     const std::vector<SafeTensor>& tensors() const { return tensors_; }
 
   private:
-    struct Mapping;  // one mapped file
     std::vector<SafeTensor> read_file(const std::string& path);
     void add(std::vector<SafeTensor> tensors, const std::string& path);
 
-    std::vector<std::shared_ptr<Mapping>> files_;
+    std::vector<std::shared_ptr<const MappedFile>> files_;
     std::vector<SafeTensor> tensors_;
     std::map<std::string, size_t, std::less<>> tensor_idx_;
 };
