@@ -1,5 +1,5 @@
-// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/bench_kernels.cpp) and shows
-// (src/bench.cpp).
+// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/bench_kernels.cpp), asked
+// for by src/bench.cpp, and its tables (src/profile_report.cpp).
 #pragma once
 #include <memory>
 #include <string>
@@ -46,19 +46,21 @@ struct DeviceProfile {
     // Routing in a step, means over the layers: experts that have tokens, tokens of the fullest.
     double experts_used = 0, expert_tokens = 0;
     std::vector<Timing> kernels;  // milliseconds a launch
-    std::vector<Timing> prefill;  // no bytes or products: src/bench.cpp knows the model's
+    std::vector<Timing> prefill;  // no bytes or products: the tables know the model's
 };
 
-// Products of the causal pass over a prompt of n tokens.
-double encode_flop(const Config& config, int n);
+// Operations, two for a multiply-add: of the causal pass over a prompt of n tokens, and of a denoise step
+// with self-conditioning after a prefix.
+double encode_flop(const Model& model, int n);
+double denoise_flop(const Model& model, int n_prefix);
 
 // A backend of its own, loaded and measured as the plan says.
 DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
                            const ProfilePlan& plan);
 
 // Tables of what the profile holds: each time beside the floor that bytes and products set on this device.
-std::string profile_tables(const DeviceProfile& profile, const Config& config, const ProfilePlan& plan);
+std::string profile_tables(const DeviceProfile& profile, const Model& model, const ProfilePlan& plan);
 // The same as JSON text, without the tables' sums and shares.
-std::string profile_json(const DeviceProfile& profile, const Config& config, const ProfilePlan& plan);
+std::string profile_json(const DeviceProfile& profile, const Model& model, const ProfilePlan& plan);
 
 }  // namespace easel

@@ -106,20 +106,6 @@ double measure_gemm_peak(int n_repeat) {
     return 2.0 * static_cast<double>(n_token * n_row * n_col) / median(times);
 }
 
-// A denoise step with self-conditioning: layers with attention to the prefix (its window on sliding layers)
-// and the canvas, its MLP, the soft embedding and the lm head.
-double denoise_flop(const Config& c, int n_prefix) {
-    double n = 2.0 * c.n_vocab * c.n_embd + 3.0 * c.n_embd * c.n_ff;
-    for (const LayerShape& l : c.layers) {
-        const double hd = l.head_dim, d = c.n_embd;
-        const int n_key = c.n_canvas + (l.global ? n_prefix : std::min(n_prefix, c.window - 1));
-        n += d * hd * (2.0 * c.n_head + (l.global ? 1 : 2) * l.n_head_kv);
-        n += 2 * hd * c.n_head * n_key;
-        n += 3 * d * c.n_ff + 3.0 * d * c.n_ff_exp * c.n_expert_used + d * c.n_expert;
-    }
-    return 2 * n * c.n_canvas;
-}
-
 // The model of -m, or of --synthetic: "26b-a4b:q8_0", q4_k_m if no type is named; else `name`.
 struct Named {
     std::string name;
@@ -254,15 +240,15 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
             const int n_prefix = std::min(flags.n_prefix ? flags.n_prefix : 256, c.n_context - c.n_canvas);
             const auto backend = make_cpu_backend(model, n_prefix + c.n_canvas, math);
             out["encode"] = row("encode", n_prefix, time_encode(*backend, c, n_prefix, n_repeat),
-                                encode_flop(c, n_prefix));
+                                encode_flop(*model, n_prefix));
             out["denoise"] =
-                row("denoise", c.n_canvas, time_denoise(*backend, n_repeat), denoise_flop(c, n_prefix));
+                row("denoise", c.n_canvas, time_denoise(*backend, n_repeat), denoise_flop(*model, n_prefix));
         }
         for (const int n : prompts) {
             if (n > c.n_context) continue;
             const auto backend = make_cpu_backend(model, n, math);
             out["prefill"].push_back(
-                row("prefill", n, time_encode(*backend, c, n, n_repeat), encode_flop(c, n)));
+                row("prefill", n, time_encode(*backend, c, n, n_repeat), encode_flop(*model, n)));
         }
     }
     return j;
@@ -298,11 +284,11 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     DeviceProfile p = profile_cuda(model, options, plan);
     if (flags.what == "load") p.load.push_back(profile_cuda(model, options, {}).load[0]);
     write_stdout(fmt::format("{} (driver for CUDA {}.{}), {}\n{}", device.name, device.driver / 1000,
-                             device.driver % 1000 / 10, name, profile_tables(p, c, plan)));
+                             device.driver % 1000 / 10, name, profile_tables(p, *model, plan)));
     Json j{{"device", device.name}, {"driver", device.driver}, {"built", backends()}, {"model", name}};
     if (flags.model.empty()) j["router_skew"] = flags.router_skew;
     if (flags.n_offload) j["expert_offload"] = flags.n_offload;
-    j.update(Json::parse(profile_json(p, c, plan)));
+    j.update(Json::parse(profile_json(p, *model, plan)));
     return j;
 }
 

@@ -1,4 +1,5 @@
-// profile_report.cpp: what was measured on a GPU as tables and as JSON, see bench.h. Called by bench.cpp.
+// profile_report.cpp: what was measured on a GPU as tables and as JSON, and the operations of a pass, see
+// bench.h. Called by bench.cpp.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -105,29 +106,57 @@ Json loop_json(const LoopTimes& t) {
     return {{"ms", t.ms}, {"host_ms", t.host_ms}, {"host_launches", t.launches}};
 }
 
+// Multiply-adds of a token.
+double product(const Matrix& w) {
+    return static_cast<double>(w.n_row) * static_cast<double>(w.n_col);
+}
+
+// Of those that a layer has, all but K and V.
+double layer_products(const Layer& l, const Config& c) {
+    return product(l.q) + product(l.o) + product(l.gate) + product(l.up) + product(l.down) +
+           product(l.router) +
+           c.n_expert_used *
+               (product(l.gate_exps.first) + product(l.up_exps.first) + product(l.down_exps.first));
+}
+
+// Of a query's heads with one key and its value.
+double key_products(const LayerShape& l, const Config& c) {
+    return 2.0 * l.head_dim * c.n_head;
+}
+
 }  // namespace
 
-double encode_flop(const Config& c, int n) {
+double encode_flop(const Model& m, int n) {
+    const Config& c = m.config;
     double per_token = 0, keys = 0;
-    for (int l = 0; l < c.n_layer; l++) {
-        const LayerShape& y = c.layers[l];
-        const double hd = y.head_dim, d = c.n_embd;
-        per_token += d * hd * (y.global ? 1 : 2) * y.n_head_kv;
-        if (l == c.n_layer - 1) break;  // nothing reads its output
-        per_token += 2 * d * hd * c.n_head + 3 * d * c.n_ff + 3 * d * c.n_ff_exp * c.n_expert_used;
-        per_token += d * c.n_expert;
-        const double full = y.global ? n : std::min(n, c.window);  // keys of the last token
-        keys += 2 * hd * c.n_head * (full * (full + 1) / 2 + (n - full) * full);
+    for (const Layer& l : m.layers) {
+        per_token += product(l.k) + product(l.v);
+        if (&l == &m.layers.back()) break;  // nothing reads its output
+        per_token += layer_products(l, c);
+        const double full = l.shape.global ? n : std::min(n, c.window);  // keys of the last token
+        keys += key_products(l.shape, c) * (full * (full + 1) / 2 + (n - full) * full);
     }
     return 2 * (per_token * n + keys);
 }
 
-std::string profile_tables(const DeviceProfile& p, const Config& c, const ProfilePlan& plan) {
+// Layers attend to the prefix (its window on sliding ones) and the canvas; the soft embedding is a product.
+double denoise_flop(const Model& m, int n_prefix) {
+    const Config& c = m.config;
+    double per_token = product(m.token_embd) + product(m.self_cond_gate) + product(m.self_cond_up) +
+                       product(m.self_cond_down) + product(m.output);
+    for (const Layer& l : m.layers) {
+        const int n_key = c.n_canvas + (l.shape.global ? n_prefix : std::min(n_prefix, c.window - 1));
+        per_token += product(l.k) + product(l.v) + layer_products(l, c) + key_products(l.shape, c) * n_key;
+    }
+    return 2 * per_token * c.n_canvas;
+}
+
+std::string profile_tables(const DeviceProfile& p, const Model& m, const ProfilePlan& plan) {
     std::string out;
     if (p.copy_gbs > 0)
         out +=
             fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n", p.copy_gbs, p.mma_tflops);
-    if (!p.parts.empty()) out += step_tables(p, c, plan) + "\n";
+    if (!p.parts.empty()) out += step_tables(p, m.config, plan) + "\n";
     if (!p.kernels.empty()) {
         FloorTable kernels(p, "kernel alone (ms of one)");
         for (const Timing& t : p.kernels) kernels.add(t, t.n);
@@ -136,7 +165,7 @@ std::string profile_tables(const DeviceProfile& p, const Config& c, const Profil
     if (!p.prefill.empty()) {
         out += fmt::format("{:<12} {:>9} {:>9} {:>9} {:>6}\n", "prefill", "ms", "tok/s", "TFLOP/s", "of it");
         for (const Timing& t : p.prefill) {
-            const double tflops = encode_flop(c, t.n) / t.ms / 1e9;
+            const double tflops = encode_flop(m, t.n) / t.ms / 1e9;
             out += fmt::format("{:<12} {:>9.1f} {:>9.0f} {:>9.2f} {:>5.0f}%\n", t.n, t.ms, t.n * 1e3 / t.ms,
                                tflops, 100 * tflops / p.mma_tflops);
         }
@@ -145,13 +174,13 @@ std::string profile_tables(const DeviceProfile& p, const Config& c, const Profil
     return out + load_table(p);
 }
 
-std::string profile_json(const DeviceProfile& p, const Config& c, const ProfilePlan& plan) {
+std::string profile_json(const DeviceProfile& p, const Model& m, const ProfilePlan& plan) {
     Json j;
     if (p.copy_gbs > 0) j = {{"copy_gbs", p.copy_gbs}, {"mma_tflops", p.mma_tflops}};
     if (!p.parts.empty()) {
         Json& step = j["step"];
         step = {{"prefix", plan.n_prefix},
-                {"canvas", c.n_canvas},
+                {"canvas", m.config.n_canvas},
                 {"launches", p.n_launch},
                 {"experts_used", p.experts_used},
                 {"expert_tokens", p.expert_tokens}};
@@ -168,8 +197,8 @@ std::string profile_json(const DeviceProfile& p, const Config& c, const ProfileP
         j["prefill"].push_back({{"tokens", t.n},
                                 {"ms", t.ms},
                                 {"tok_s", t.n * 1e3 / t.ms},
-                                {"flop", encode_flop(c, t.n)},
-                                {"floor_ms", encode_flop(c, t.n) / p.mma_tflops / 1e9}});
+                                {"flop", encode_flop(m, t.n)},
+                                {"floor_ms", encode_flop(m, t.n) / p.mma_tflops / 1e9}});
     for (const LoadStats& t : p.load)
         j["load"].push_back({{"bytes", t.bytes},
                              {"ms", t.total_ms},

@@ -21,7 +21,7 @@ Config mid_config() {
     c.n_layer = 12;
     c.n_embd = 1024;
     c.n_head = 8;
-    c.n_ff = 1536;
+    c.n_ff = c.n_ff_self_cond = 1536;
     c.n_ff_exp = 512;
     c.n_expert = 24;
     c.n_expert_used = 4;
@@ -44,7 +44,7 @@ Config real_config() {
     c.n_layer = 30;
     c.n_embd = 2816;
     c.n_head = 16;
-    c.n_ff = 2112;
+    c.n_ff = c.n_ff_self_cond = 2112;
     c.n_ff_exp = 704;
     c.n_expert = 128;
     c.n_expert_used = 8;
@@ -62,7 +62,7 @@ Config toy_config() {
     c.n_layer = 2;
     c.n_embd = 256;
     c.n_head = 4;
-    c.n_ff = 256;
+    c.n_ff = c.n_ff_self_cond = 256;
     c.n_ff_exp = 256;
     c.n_expert = 16;
     c.n_expert_used = 2;
@@ -184,9 +184,9 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
     Maker maker(*model, type);
     maker.add("token_embd.weight", &model->token_embd, c.n_vocab, d);
     maker.distinct(1024);  // or equal tokens would make a few experts' tokens of all
-    maker.add("self_cond_gate.weight", &model->self_cond_gate, c.n_ff, d);
-    maker.add("self_cond_up.weight", &model->self_cond_up, c.n_ff, d);
-    maker.add("self_cond_down.weight", &model->self_cond_down, d, c.n_ff);
+    maker.add("self_cond_gate.weight", &model->self_cond_gate, c.n_ff_self_cond, d);
+    maker.add("self_cond_up.weight", &model->self_cond_up, c.n_ff_self_cond, d);
+    maker.add("self_cond_down.weight", &model->self_cond_down, d, c.n_ff_self_cond);
     model->output_norm = model->self_cond_norm = std::vector<float>(d, 1.0f);
     model->layers.resize(c.n_layer);
     std::vector<Matrix> gate_up(c.n_layer);

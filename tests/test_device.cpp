@@ -473,6 +473,7 @@ TEST_CASE("device: the profile of a step") {
         expected += 3.0 * c.n_embd * (c.n_ff + c.n_ff_exp * c.n_expert_used);
     }
     CHECK(flop == Approx(2 * expected * c.n_canvas));
+    CHECK(denoise_flop(*model, 100) == Approx(2 * expected * c.n_canvas));
     CHECK(p.graph.ms > 0);
     CHECK(p.host.ms > 0);
     CHECK(p.host.launches == 1);
@@ -490,7 +491,7 @@ TEST_CASE("device: the profile of a step") {
 #ifndef EASEL_CUDA  // where they may overlap
     CHECK(load.read_ms + load.copy_ms + load.repack_ms <= load.total_ms * 1.01);
 #endif
-    const std::string table = profile_tables(p, c, plan);
+    const std::string table = profile_tables(p, *model, plan);
     for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer",
                              "all launched by the host", "prefill", "repack s"})
         CHECK(table.find(text) != std::string::npos);
@@ -522,11 +523,11 @@ TEST_CASE("device: each kernel alone, and the figures as JSON") {
     CHECK(times("attention 4 heads 512 keys 112") == 1);
     CHECK(times("lm_head") == 1);
 
-    const std::string table = profile_tables(p, c, plan);
+    const std::string table = profile_tables(p, *model, plan);
     for (const char* text : {"kernel alone", "expert_down", "sample"})
         CHECK(table.find(text) != std::string::npos);
     nlohmann::ordered_json j{{"commit", "test"}, {"gpu", {{"device", "simulator"}, {"model", "toy"}}}};
-    j["gpu"].update(nlohmann::ordered_json::parse(profile_json(p, c, plan)));
+    j["gpu"].update(nlohmann::ordered_json::parse(profile_json(p, *model, plan)));
     CHECK(j["gpu"]["step"]["parts"].size() == 18);
     CHECK(j["gpu"]["kernels"].size() == p.kernels.size());
     CHECK(j["gpu"]["prefill"][0]["tokens"] == 64);

@@ -255,7 +255,7 @@ TEST_CASE("prompts: work and memory by arithmetic") {
     }
     // Past the window, a thousand tokens more cost more by what global layers' queries do with a thousand
     // keys.
-    const auto flop = [&](int n) { return encode_flop(c, n); };
+    const auto flop = [&](int n) { return encode_flop(*model, n); };
     for (const int n : {4000, 32000, 128000})
         CHECK((flop(n + 2000) - flop(n + 1000)) - (flop(n + 1000) - flop(n)) ==
               Approx(2 * attention * 1000 * 1000).epsilon(1e-6));
@@ -266,6 +266,15 @@ TEST_CASE("prompts: work and memory by arithmetic") {
     CHECK(large.weights == small.weights);
     CHECK(large.n_encode == std::max(kCpuEncode, c.n_canvas));
     CHECK((large.host == 0 && large.n_offload == 0));
+    // A global layer may have a V of its own, and the MLP of self-conditioning a width.
+    Model other = *model;
+    Layer& layer = other.layers[5];
+    REQUIRE((layer.shape.global && !layer.v));
+    layer.v = layer.k;
+    const double v = 2.0 * layer.shape.head_dim * c.n_embd, more = 1000.0 * c.n_embd;
+    other.self_cond_gate.n_row += 1000, other.self_cond_up.n_row += 1000, other.self_cond_down.n_col += 1000;
+    CHECK(encode_flop(other, 100) - flop(100) == Approx(2 * 100 * v));
+    CHECK(denoise_flop(other, 100) - denoise_flop(*model, 100) == Approx(2 * c.n_canvas * (v + 3 * more)));
     Model wide = *model;
     wide.config.n_ff_self_cond = wide.config.n_ff + 1000;
     CHECK(plan_cpu(wide, 8192).scratch - small.scratch == 4 * int64_t{kCpuEncode} * 2 * 1000);
@@ -277,7 +286,7 @@ TEST_CASE("prompts: work and memory as measured grow like that") {
     set_threads(1);
     for (const bool global : {false, true}) {
         const auto model = global ? layers_of_toy({0, 1, 1}) : layers_of_toy({0, 0, 0});
-        const double expected = encode_flop(model->config, 4096) / encode_flop(model->config, 1024);
+        const double expected = encode_flop(*model, 4096) / encode_flop(*model, 1024);
         CHECK(expected > (global ? 6 : 4));
         CHECK(expected < (global ? 10 : 4.2));
         double quotient = 1e30, least[2] = {1e30, 1e30};
