@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "request_checks.h"
 
@@ -100,29 +99,6 @@ std::vector<Timing> step_parts(const Measured<T>& m, int n_prefix) {
     return parts;
 }
 
-std::vector<int32_t> random_prompt(int n, int n_vocab) {
-    std::vector<int32_t> prompt(n);
-    for (int i = 0; i < n; i++)
-        prompt[i] = random_token(random_word(1, i, 0, 0, RandomStream::Init), n_vocab);
-    return prompt;
-}
-
-// Median of up to n_repeat; what takes more than two seconds is not repeated.
-template <class T>
-Timing time_prompt(const Measured<T>& m, int n, int n_repeat) {
-    const auto prompt = random_prompt(n, m.config.n_vocab);
-    std::vector<double> times;
-    for (int i = 0; i <= n_repeat; i++) {
-        m.backend.truncate(0);
-        const auto start = std::chrono::steady_clock::now();
-        m.backend.encode(prompt);
-        const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - start;
-        if (i > 0 || ms.count() > 2000) times.push_back(ms.count());  // the first one warms up
-        if (ms.count() > 2000) break;
-    }
-    return {"encode", median(times), 0, 0, n};
-}
-
 // A canvas that does not end, step by step; its first step has no self-conditioning and is not counted.
 template <class T>
 void time_parts(const Measured<T>& m, const GenerateParams& params, int n_repeat, DeviceProfile& out) {
@@ -176,11 +152,6 @@ LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool gra
 
 }  // namespace
 
-double median(std::vector<double> v) {
-    std::sort(v.begin(), v.end());
-    return v.empty() ? 0 : v[v.size() / 2];
-}
-
 Timing product(const Weights& w, double n_row) {
     if (!w.data) return {};
     return {"", 0, static_cast<double>(w.expert_bytes() * w.n_expert), 2.0 * w.n_row * w.n_col * n_row};
@@ -200,7 +171,10 @@ DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan) {
     out.load = {m.load};
     if (!plan.step && !plan.kernels && plan.prefill.empty()) return out;
     measure_ceilings(m.stream, out);
-    for (const int n : plan.prefill) out.prefill.push_back(time_prompt(m, n, std::min(plan.n_repeat, 3)));
+    for (const int n : plan.prefill) {
+        const double ms = time_prompt(m.backend, m.config.n_vocab, n, std::min(plan.n_repeat, 3));
+        out.prefill.push_back({"encode", ms, 0, 0, n});
+    }
     if (!plan.step && !plan.kernels) return out;
 
     m.backend.truncate(0);

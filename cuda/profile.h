@@ -55,7 +55,6 @@ struct Measured {
 template <class T>
 DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan);
 
-double median(std::vector<double> v);
 // What a product with all of a matrix costs; n_row rows of activations.
 Timing product(const Weights& weights, double n_row);
 // What attention of a layer costs in a denoise pass after n_prefix tokens.

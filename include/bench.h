@@ -49,6 +49,13 @@ struct DeviceProfile {
     std::vector<Timing> prefill;  // no bytes or products: the tables know the model's
 };
 
+double median(std::vector<double> v);  // 0 of none
+// Ids for a prompt of n tokens, always the same.
+std::vector<int32_t> random_prompt(int n, int n_vocab);
+// Milliseconds of such a prompt's pass from an empty cache: the median of n_repeat after one that warms up;
+// what takes more than two seconds is not repeated.
+double time_prompt(Backend& backend, int n_vocab, int n, int n_repeat);
+
 // Operations, two for a multiply-add: of the causal pass over a prompt of n tokens, and of a denoise step
 // with self-conditioning after a prefix.
 double encode_flop(const Model& model, int n);
