@@ -1,6 +1,7 @@
 // chat.h: chat turns to token ids, and a model's token ids to thought and answer (SPEC 5.3).
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,6 +12,9 @@
 namespace easel {
 
 enum class Role { System, User, Model };
+// "system", "user" or "assistant", as JSON has it; and the role of such a name, or none.
+const char* role_name(Role role);
+std::optional<Role> role_by_name(std::string_view name);
 
 struct Message {
     Role role;

@@ -70,6 +70,16 @@ void check_order(std::span<const Message> messages) {
 
 }  // namespace
 
+const char* role_name(Role role) {
+    return role == Role::System ? "system" : role == Role::User ? "user" : "assistant";
+}
+
+std::optional<Role> role_by_name(std::string_view name) {
+    for (const Role role : {Role::System, Role::User, Role::Model})
+        if (name == role_name(role)) return role;
+    return {};
+}
+
 std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view chat_template,
                                  std::span<const Message> messages, const ChatOptions& options) {
     check_order(messages);  // so the last message is the user's

@@ -40,10 +40,6 @@ constexpr std::string_view kQuotes = "\"\"\"";
 
 constexpr size_t kFileBytes = 64'000'000;
 
-const char* role_name(Role role) {
-    return role == Role::System ? "system" : role == Role::User ? "user" : "assistant";
-}
-
 std::vector<Message> read_messages(const std::string& path) {
     const auto json = nlohmann::json::parse(read_file(path, kFileBytes), refuse_deep(path), false);
     require(!json.is_discarded(), "{}: is not valid JSON, expected what /save writes", path);
@@ -58,14 +54,12 @@ std::vector<Message> read_messages(const std::string& path) {
             require(there, "{}: message {} has no string \"{}\"", path, n, key);
             return item[key].get<std::string>();
         };
-        const std::string role = string("role");
-        require(role == "user" || role == "assistant" || (role == "system" && n == 1),
+        const std::string name = string("role");
+        const std::optional<Role> role = role_by_name(name);
+        require(role && (role != Role::System || n == 1),
                 "{}: message {} has the role \"{}\", expected user or assistant, or system for the first",
-                path, n, role.substr(0, 40));
-        messages.push_back({role == "system" ? Role::System
-                            : role == "user" ? Role::User
-                                             : Role::Model,
-                            string("content")});
+                path, n, name.substr(0, 40));
+        messages.push_back({*role, string("content")});
     }
     return messages;
 }

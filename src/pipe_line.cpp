@@ -64,16 +64,12 @@ Message read_message(const Json& v, const std::string& where, PipeItem& item) {
     require(v.is_object(), "{} is {}, expected an object with role and content", where, shown(v));
     for (const char* key : {"role", "content"})
         require(v.contains(key), "{} has no {}, expected role and content", where, key);
-    const std::string& role = read_text(v["role"], where + ".role");
-    require(role == "system" || role == "user" || role == "assistant",
-            "{}.role is {}, expected system, user or assistant", where, shown(v["role"]));
+    const std::optional<Role> role = role_by_name(read_text(v["role"], where + ".role"));
+    require(role.has_value(), "{}.role is {}, expected system, user or assistant", where, shown(v["role"]));
     for (const auto& [key, unused] : v.items())
         if (key != "role" && key != "content")
             item.warnings.push_back(fmt::format("unknown key {}.{} is ignored", where, brief(key)));
-    return {role == "system" ? Role::System
-            : role == "user" ? Role::User
-                             : Role::Model,
-            read_text(v["content"], where + ".content")};
+    return {*role, read_text(v["content"], where + ".content")};
 }
 
 void read_messages(const Json& v, PipeItem& item) {
