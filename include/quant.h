@@ -52,6 +52,13 @@ void to_float(Type type, const void* src, float* dst, int64_t n);
 // TypeInfo::from_float.
 void from_float(Type type, const float* src, void* dst, int64_t n);
 
+// What codes of 4 bits stand for: of IQ4_NL and IQ4_XS; of MXFP4 (E2M1), doubled. T: float, or int8_t.
+template <class T>
+inline constexpr T kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
+template <class T>
+inline constexpr T kE2m1Doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 // IEEE half and bfloat16, round to nearest even, infinities and NaN kept.
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);

@@ -1,7 +1,6 @@
 // int8_weights.cpp: blocks of SPEC section 6 as codes, scales and minima: value = scale * (code - middle) +
 // min, the same float that to_float() gives, bit for bit. Called by gemm.cpp, a panel of 16 rows at a time.
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -93,27 +92,23 @@ void unpack_q8_0(const uint8_t* b, int s, Row& row) {
     row.scale[s] = half(b);
 }
 
-constexpr std::array<int8_t, 16> iq4_values = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                               1,    13,   25,  38,  53,  69,  89,  113};
-constexpr std::array<int8_t, 16> e2m1_doubled = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
-inline void look_up(const uint8_t* qs, const std::array<int8_t, 16>& table, uint8_t* code) {
+inline void look_up(const uint8_t* qs, const int8_t* table, uint8_t* code) {
     const Vec32 index = nibbles16(qs);
 #ifdef __clang__
     for (int j = 0; j < 32; j++) code[j] = uint8_t(table[index[j]]);
 #else  // one instruction
-    const Long2 values = *reinterpret_cast<const Long2*>(table.data());
+    const Long2 values = *reinterpret_cast<const Long2*>(table);
     at32(code) = __builtin_shuffle(Vec32(__builtin_shufflevector(values, values, 0, 1, 0, 1)), index);
 #endif
 }
 
 void unpack_iq4_nl(const uint8_t* b, int s, Row& row) {
-    look_up(b + 2, iq4_values, row.code + 32 * s);
+    look_up(b + 2, kIq4Values<int8_t>, row.code + 32 * s);
     row.scale[s] = half(b);
 }
 
 void unpack_mxfp4(const uint8_t* b, int s, Row& row) {
-    look_up(b + 1, e2m1_doubled, row.code + 32 * s);
+    look_up(b + 1, kE2m1Doubled<int8_t>, row.code + 32 * s);
     const uint32_t e = b[0];  // 2^(e - 128); for e < 2 that is subnormal
     row.scale[s] = std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23);
 }
@@ -123,7 +118,7 @@ void unpack_iq4_xs(const uint8_t* b, Row& row) {
     const int scales_h = b[2] | b[3] << 8;
     for (int i = 0; i < 8; i++) {
         const int sc = ((b[4 + i / 2] >> (i % 2 * 4)) & 15) | ((scales_h >> (2 * i)) & 3) << 4;
-        look_up(b + 8 + 16 * i, iq4_values, row.code + 32 * i);
+        look_up(b + 8 + 16 * i, kIq4Values<int8_t>, row.code + 32 * i);
         row.scale[i] = d * float(sc - 32);
     }
 }

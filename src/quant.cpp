@@ -199,9 +199,6 @@ void decode_q6_k(const uint8_t* b, float* dst) {
     }
 }
 
-constexpr float iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-constexpr float e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
 // As nibbles(), through a table.
 inline void look_up(const uint8_t* RESTRICT qs, const float* table, float d, float* RESTRICT dst) {
     KEEP_LOOP for (int j = 0; j < 16; j++) dst[j] = d * table[qs[j] & 15];
@@ -209,7 +206,7 @@ inline void look_up(const uint8_t* RESTRICT qs, const float* table, float d, flo
 }
 
 void decode_iq4_nl(const uint8_t* b, float* dst) {
-    look_up(b + 2, iq4_values, load_half(b), dst);
+    look_up(b + 2, kIq4Values<float>, load_half(b), dst);
 }
 
 void decode_iq4_xs(const uint8_t* b, float* dst) {
@@ -217,13 +214,13 @@ void decode_iq4_xs(const uint8_t* b, float* dst) {
     int scales_h = load16(b + 2);
     for (int i = 0; i < 8; i++) {
         int sc = ((b[4 + i / 2] >> (i % 2 * 4)) & 15) | ((scales_h >> (2 * i)) & 3) << 4;
-        look_up(b + 8 + 16 * i, iq4_values, d * float(sc - 32), dst + 32 * i);
+        look_up(b + 8 + 16 * i, kIq4Values<float>, d * float(sc - 32), dst + 32 * i);
     }
 }
 
 void decode_mxfp4(const uint8_t* b, float* dst) {
     uint32_t e = b[0];  // 2^(e - 128); for e < 2 that is subnormal
-    look_up(b + 1, e2m1_doubled, std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23), dst);
+    look_up(b + 1, kE2m1Doubled<float>, std::bit_cast<float>(e < 2 ? 0x00200000u << e : (e - 1) << 23), dst);
 }
 
 template <int ELEMS, int BYTES, void (*Decode)(const uint8_t*, float*)>
