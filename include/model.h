@@ -96,6 +96,8 @@ struct Model {
 // them; 0: all have the same.
 std::shared_ptr<const Model> synthetic_model(std::string_view shape, std::string_view type,
                                              double router_skew = 0);
+// Its shapes and types alone, for tests of memory plans: no weight may be read.
+std::shared_ptr<const Model> synthetic_shapes(std::string_view shape, std::string_view type);
 
 // The model that is part of the program.
 std::span<const uint8_t> demo_model();

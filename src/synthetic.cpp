@@ -1,7 +1,5 @@
 // synthetic.cpp: models of real shapes with random weights, for `easel bench`. No file, no training, same
 // cost.
-#include "synthetic.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -17,7 +17,6 @@
 #include "layout.h"
 #include "memory_plan.h"
 #include "simulator.h"
-#include "synthetic.h"
 #ifndef EASEL_CUDA
 #include "sim.h"
 #endif

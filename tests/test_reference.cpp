@@ -18,7 +18,6 @@
 #include "golden.h"
 #include "memory_plan.h"
 #include "parallel.h"
-#include "synthetic.h"
 
 using namespace easel;
 
