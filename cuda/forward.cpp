@@ -40,7 +40,7 @@ void Forward<T>::layers(Stream s, Pass pass) {
         project_qkv(s, l, pass);
         mark(s, Part::QkvNorm);
         qkv_norm(s, l, pass);
-        if (causal && l == c_.n_layer - 1) break;  // an encode pass leaves K and V, nothing else
+        if (keys_only(l, pass)) break;
         mark(s, Part::Attention);
         attention(s, l, pass);
         mark(s, Part::AttentionOut);
@@ -53,6 +53,12 @@ void Forward<T>::layers(Stream s, Pass pass) {
     }
 }
 
+// An encode pass leaves K and V, nothing else: those of the last layer end it.
+template <class T>
+bool Forward<T>::keys_only(int layer, Pass pass) const {
+    return pass.mask == Mask::Causal && layer == c_.n_layer - 1;
+}
+
 // K and V leave most of a GPU idle, beside Q they cost little.
 template <class T>
 void Forward<T>::project_qkv(Stream s, int layer, Pass pass) {
@@ -60,7 +66,7 @@ void Forward<T>::project_qkv(Stream s, int layer, Pass pass) {
     const int n_split = qkv_splits(layer, pass);
     linear(k_side_.fork(s), b_.k, b_.in, w.k, pass.n, n_split);
     if (w.v.data) linear(v_side_.fork(s), b_.v, b_.in, w.v, pass.n, n_split);
-    linear(s, b_.q, b_.in, w.q, pass.n, n_split);
+    if (!keys_only(layer, pass)) linear(s, b_.q, b_.in, w.q, pass.n, n_split);
     k_side_.join(s);
     if (w.v.data) v_side_.join(s);
 }
@@ -138,6 +144,8 @@ template <class T>
 void Forward<T>::qkv_norm(Stream s, int layer, Pass pass) {
     const LayerWeights& w = w_.layers[layer];
     const bool global = w.shape.window == 0;
+    AttentionShape shape = w.shape;
+    if (keys_only(layer, pass)) shape.n_head = 0;
     easel::qkv_norm<T>(s, {.q_out = b_.q_in,
                            .cache = cache_[layer],
                            .q = b_.q,
@@ -149,7 +157,7 @@ void Forward<T>::qkv_norm(Stream s, int layer, Pass pass) {
                            .cos = global ? b_.cos : b_.cos_swa,
                            .sin = global ? b_.sin : b_.sin_swa,
                            .n_token = pass.n,
-                           .shape = w.shape,
+                           .shape = shape,
                            .eps = c_.rms_eps,
                            .state = b_.state});
 }

@@ -114,6 +114,7 @@ class Forward {
   private:
     void layers(Stream s, Pass pass);
     void rotations(Stream s, Pass pass);
+    bool keys_only(int layer, Pass pass) const;
     void project_qkv(Stream s, int layer, Pass pass);
     void feed_forward(Stream s, int layer, Pass pass);
 

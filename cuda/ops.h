@@ -236,7 +236,7 @@ struct QkvNorm {
     const float *q_norm, *k_norm;  // [head_dim]
     const float *cos, *sin;        // [n_token, head_dim / 2], of rotation()
     int n_token;
-    AttentionShape shape;
+    AttentionShape shape;  // n_head may be 0: no q
     float eps;
     const LoopState* state;
 };

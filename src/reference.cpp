@@ -401,9 +401,9 @@ class CpuBackend final : public Backend {
         }
         for (int l = 0; l < c_.n_layer; l++) {
             const Layer& w = m_.layers[l];
-            project_qkv(w, cache_[l], n);
-            if (mask == Mask::Causal && l == c_.n_layer - 1)
-                break;  // an encode pass leaves K and V, nothing else
+            const bool keys_only = mask == Mask::Causal && l == c_.n_layer - 1;  // all that encode leaves
+            project_qkv(w, cache_[l], n, keys_only ? 0 : c_.n_head);
+            if (keys_only) break;
             attention(w.shape, cache_[l], mask, n);
             linear(s_.a, s_.o, w.o, math_);
             rms_norm_rows(s_.a, s_.a, w.post_attention_norm, c_.n_embd, c_.rms_eps);
@@ -416,14 +416,17 @@ class CpuBackend final : public Backend {
         }
     }
 
-    // q, k and v of the n tokens in s_.x; k and v go to the cache's end.
-    void project_qkv(const Layer& w, LayerCache& cache, int n) {
+    // q (n_head 0: none), k and v of the n tokens in s_.x; k and v go to the cache's end.
+    void project_qkv(const Layer& w, LayerCache& cache, int n, int n_head) {
         const int hd = w.shape.head_dim, n_kv = w.shape.n_head_kv, half = hd / 2;
         rms_norm_rows(s_.a, s_.x, w.attn_norm, c_.n_embd, c_.rms_eps);
-        s_.q.resize(int64_t{n} * w.q.n_row);
         s_.k.resize(int64_t{n} * w.k.n_row);
         const Rows in = rows(s_.a, c_.n_embd);
-        std::vector<GemmJob> jobs{{s_.q.data(), w.q.n_row, in, w.q}, {s_.k.data(), w.k.n_row, in, w.k}};
+        std::vector<GemmJob> jobs{{s_.k.data(), w.k.n_row, in, w.k}};
+        if (n_head) {
+            s_.q.resize(int64_t{n} * w.q.n_row);
+            jobs.push_back({s_.q.data(), w.q.n_row, in, w.q});
+        }
         if (w.v) {
             s_.v.resize(int64_t{n} * w.v.n_row);
             jobs.push_back({s_.v.data(), w.v.n_row, in, w.v});
@@ -440,8 +443,8 @@ class CpuBackend final : public Backend {
         }
         parallel_for(n, [&](int64_t t) {
             const float *cos = r.cos.data() + t * half, *sin = r.sin.data() + t * half;
-            for (int h = 0; h < c_.n_head; h++) {
-                float* q = s_.q.data() + (t * c_.n_head + h) * hd;
+            for (int h = 0; h < n_head; h++) {
+                float* q = s_.q.data() + (t * n_head + h) * hd;
                 rms_norm(q, q, w.q_norm.data(), hd, c_.rms_eps);
                 rope(q, cos, sin, hd);
             }
