@@ -26,7 +26,7 @@ template <class V>
 DEVICE V warp_running_sum(V v) {
     UNROLL for (int i = 1; i < 32; i *= 2) {
         const V before = __shfl_up_sync(~0u, v, i);
-        if (static_cast<int>(threadIdx.x) % 32 >= i) v += before;
+        if (threadIdx.x % 32 >= static_cast<unsigned>(i)) v += before;
     }
     return v;
 }

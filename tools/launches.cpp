@@ -48,7 +48,8 @@ int main() {
 #elif defined(HEAD)
         lm_head<F16>(s, nullptr, nullptr, nullptr, nullptr, nullptr, w, n, 30, nullptr);
 #else
-        soft_embedding<F16>(s, nullptr, nullptr, nullptr, w, nullptr, 1e-6f, n, nullptr, nullptr);
+        soft_embedding<F16>(s, nullptr, nullptr, nullptr, w, nullptr, 1e-6f, n, soft_splits(n, d, 132), nullptr,
+                            nullptr);
 #endif
     }
 #elif defined(ATTENTION)
