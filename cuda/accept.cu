@@ -1,6 +1,6 @@
 // accept.cu: the loop between two passes: a canvas' noise, acceptance and stop rule after each step, the end
 // of a canvas and of the answer (SPEC sections 3, 8), and the frames that the host follows it by. The
-// engine's graph calls these beside the passes; each decision is that of the CPU backend, to the bit.
+// graph of backend.cpp has these beside the passes; each decision is that of the CPU backend, to the bit.
 //
 // One block of a thread a position, so barriers are all the order there is. The state is written by thread 0
 // after a barrier that all pass when they have read it.

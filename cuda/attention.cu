@@ -1,7 +1,6 @@
 // attention.cu: attention of the rows of a pass over the KV cache, canvas or causal, with or without a window
-// (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may split
-// the keys among blocks (KvSplits), whose results merge_splits_kernel joins in fixed order. Called by
-// forward.cpp.
+// (SPEC 2.4). Flash attention on tensor cores for F16, a plain kernel for float; either may split the keys
+// among blocks (KvSplits), whose results merge_splits_kernel joins in fixed order. Called by forward.cpp.
 #include <climits>
 
 #include "check.h"

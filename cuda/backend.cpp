@@ -1,5 +1,5 @@
 // backend.cpp: the CUDA backend: requests, the KV cache, and the denoise loop as one graph of forward passes
-// (forward.h). Implements Backend; made by the Engine (src/backend.cpp). Host code: kernels are behind ops.h,
+// (forward.h). Implements Backend; made by the Engine (src/engine.cpp). Host code: kernels are behind ops.h,
 // CUDA is behind device.h, so the same text runs on a GPU and in the simulator.
 #include "backend.h"
 

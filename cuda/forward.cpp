@@ -2,6 +2,8 @@
 // and writes. Host code: the kernels are behind ops.h.
 #include "forward.h"
 
+#include <utility>
+
 namespace easel {
 
 template <class T>

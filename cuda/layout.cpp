@@ -172,8 +172,8 @@ AttentionShape attention_shape(const Config& c, int layer) {
 KvSplits kv_splits(const Config& c, int layer, const Room& room) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? room.n_context : std::min(room.n_context, c.window - 1 + c.n_canvas);
-    // Waves of SMs, each of which holds one block. At most 8 splits: what they leave
-    // for the 26B model's canvas is 34 MB.
+    // Waves of SMs, each of which holds one block. At most 8 splits: what they leave for the 26B model's
+    // canvas is 34 MB.
     const int n_row = attention_rows(l.head_dim);
     const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
     KvSplits splits{.most = 8, .in_wave = std::max(1, room.n_sm / n_block)};

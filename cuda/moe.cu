@@ -26,8 +26,8 @@ constexpr int kRouteThreads = 256, kChooseThreads = 128;
 // Why:    in float32, as it decides who is chosen; so the multiply-adds bound it, 6100 clocks of an SM, if
 //         all SMs take part: a canvas of 256 and 128 experts are 8 tiles, 15 splits of 2816 columns make 120
 //         blocks. Reading shared memory takes as long with 8 x 8 a thread, twice as long with 4 x 4. The
-//         second half of the columns arrives while the first is multiplied. Parts do not depend on n_token: a
-//         token has the same logits in any pass.
+//         second half of the columns arrives while the first is multiplied. Splits do not depend on n_token:
+//         a token has the same logits in any pass.
 // Maths:  float32 fused multiply-adds, then the pairs in order. Equal rows of the router give equal logits.
 // Check:  tests/test_moe.cpp.
 template <int V>
@@ -117,7 +117,7 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
     return {expert, part / warp_sum(part)};
 }
 
-// chosen = the n_used largest logits, the sum of n_split; weight = softmax over them *
+// chosen = the n_used largest logits, each the sum of its n_split splits; weight = softmax over them times
 // expert_scale
 //   chosen, weight [n_token, n_used]
 //   partial        [n_split, n_token, n_expert]

@@ -1,6 +1,5 @@
-// ops.h: every launcher of this folder: what forward.cpp builds its passes from, backend.cpp
-// the loop. One group a .cu file, where
-// each stands under its kernel.
+// ops.h: every launcher of this folder: what forward.cpp builds its passes from, and backend.cpp the loop.
+// One group a .cu file, where each stands under its kernel.
 //
 // T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
 // for. Activations of type T have rows of padded(n) elements, zero past n; float32 ones have rows of n. [n]
@@ -196,11 +195,12 @@ void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, 
                     const float* norm, float eps, int n_canvas, int n_split, float* scratch,
                     const LoopState* state);
 constexpr int kSoftTokens = 128, kSoftColumns = 128;  // of a block
-// Splits that make two waves of n_sm SMs with two blocks each, or four with one.
+// Splits that make two waves of n_sm SMs with two blocks each, or four with one. At least 4: a block lists
+// the tiles of its split in shared memory.
 constexpr int soft_splits(int n_canvas, int n_embd, int n_sm) {
     const int n_block =
         (n_canvas + kSoftTokens - 1) / kSoftTokens * ((padded(n_embd) + kSoftColumns - 1) / kSoftColumns);
-    return std::clamp(4 * n_sm / n_block, 1, 64);
+    return std::clamp(4 * n_sm / n_block, 4, 64);
 }
 // Floats before the partial sums: a list of tiles.
 constexpr int soft_list(int n_vocab) {

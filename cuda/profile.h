@@ -12,7 +12,7 @@
 
 namespace easel {
 
-// Of each Part.
+// The name of each Part.
 constexpr const char* kPartNames[] = {"embedding",
                                       "soft embedding",
                                       "self-conditioning",
@@ -31,6 +31,7 @@ constexpr const char* kPartNames[] = {"embedding",
                                       "lm head",
                                       "sample",
                                       "accept"};
+
 // The insides of a backend; T as in backend.cpp.
 template <class T>
 struct Measured {

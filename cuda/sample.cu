@@ -1,6 +1,6 @@
 // sample.cu: from a canvas row's z to its entropy, argmax and draw, and to the probabilities that the next
-// step is conditioned on (SPEC sections 3, 8). The engine calls sample() after lm_head(), and probabilities()
-// for logits that come from outside.
+// step is conditioned on (SPEC sections 3, 8). forward.cpp calls sample() after lm_head(), and backend.cpp
+// probabilities() for logits that come from outside.
 //
 // Sums over the tiles of a row are integers of 2^-40, the largest entry being 1: the same in any order, and
 // running sums never fall, so that a draw lands on an entry that has weight.

@@ -1,5 +1,5 @@
-// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/bench_kernels.cpp), asked
-// for by src/bench.cpp, and its tables (src/profile_report.cpp).
+// bench.h: what `easel bench` measures on a GPU (cuda/profile.cpp, cuda/bench_kernels.cpp), asked for by
+// src/bench.cpp, and its tables (src/profile_report.cpp).
 #pragma once
 #include <memory>
 #include <string>

@@ -179,13 +179,13 @@ std::vector<Activations> prepare(std::span<const GemmJob> jobs, CpuMath math) {
             return in.int8 == int8 && in.job->x.data == job.x.data && in.job->x.n_row == job.x.n_row &&
                    in.job->x.stride == job.x.stride && in.job->w.n_col == job.w.n_col;
         };
-        if (inputs.empty() || !same(inputs.back())) {
-            int64_t& n = int8 ? n_int8 : n_float;
-            inputs.push_back({&job, int8, n_task, n});
-            n_task += (job.x.n_row + kRowsAtOnce - 1) / kRowsAtOnce;
-            n += job.x.n_row * n_piece(job.w.n_col) * (int8 ? 1 : kStride);
-        }
-        input[i] = inputs.size() - 1;
+        const auto found = std::find_if(inputs.begin(), inputs.end(), same);
+        input[i] = static_cast<size_t>(found - inputs.begin());
+        if (found != inputs.end()) continue;
+        int64_t& n = int8 ? n_int8 : n_float;
+        inputs.push_back({&job, int8, n_task, n});
+        n_task += (job.x.n_row + kRowsAtOnce - 1) / kRowsAtOnce;
+        n += job.x.n_row * n_piece(job.w.n_col) * (int8 ? 1 : kStride);
     }
     float* floats = room_for(kept_floats, n_float);
     Int8Activations* pieces = room_for(kept_int8, n_int8);

@@ -31,58 +31,87 @@ inline float half(const uint8_t* p) {
 #endif
 }
 
-typedef uint64_t Long2 __attribute__((vector_size(16), aligned(1), may_alias));
-typedef uint64_t Long4 __attribute__((vector_size(32)));
-typedef uint8_t Vec32 __attribute__((vector_size(32), aligned(1), may_alias));
+// Bytes at once: what the target has registers for, or g++ takes vectors apart.
+#ifdef __AVX2__
+constexpr int kVec = 32;
+#else
+constexpr int kVec = 16;
+#endif
+typedef uint8_t Vec __attribute__((vector_size(kVec), aligned(1), may_alias));
+typedef uint8_t Vec16 __attribute__((vector_size(16), aligned(1), may_alias));
 
-inline Vec32& at32(uint8_t* p) {
-    return *reinterpret_cast<Vec32*>(p);
+inline Vec& at(uint8_t* p) {
+    return *reinterpret_cast<Vec*>(p);
 }
-inline Vec32 load32(const uint8_t* p) {
-    return *reinterpret_cast<const Vec32*>(p);
+inline Vec load(const uint8_t* p) {
+    return *reinterpret_cast<const Vec*>(p);
+}
+inline Vec16& at16(uint8_t* p) {
+    return *reinterpret_cast<Vec16*>(p);
+}
+inline Vec16 load16(const uint8_t* p) {
+    return *reinterpret_cast<const Vec16*>(p);
 }
 
 // Of every byte the bits that `mask` has, once those at `from` are at `to`. Shifts of 16 bits are one
 // instruction, of 8 several; the mask removes what comes from the byte beside.
-inline Vec32 moved(Vec32 v, int from, int to, uint8_t mask) {
-    typedef uint16_t Wide __attribute__((vector_size(32)));
-    return Vec32(from < to ? Wide(v) << (to - from) : Wide(v) >> (from - to)) & mask;
+inline Vec moved(Vec v, int from, int to, uint8_t mask) {
+    typedef uint16_t Wide __attribute__((vector_size(kVec)));
+    return Vec(from < to ? Wide(v) << (to - from) : Wide(v) >> (from - to)) & mask;
 }
 
 // Byte j holds elements j and j + n.
 template <int n>
 inline void nibbles(const uint8_t* qs, uint8_t* code) {
-    for (int j = 0; j < n; j += 32) {
-        const Vec32 q = load32(qs + j);
-        at32(code + j) = q & 15;
-        at32(code + j + n) = q >> 4;
+    for (int j = 0; j < n; j += kVec) {
+        const Vec q = load(qs + j);
+        at(code + j) = q & 15;
+        at(code + j + n) = q >> 4;
     }
 }
-
-// The same of 16 bytes, byte j holds elements j and j + 16.
-inline Vec32 nibbles16(const uint8_t* qs) {
-    const Long2 q = *reinterpret_cast<const Long2*>(qs);
-    return Vec32(__builtin_shufflevector(q, q, 0, 1, 0, 1) >> Long4{0, 0, 4, 4}) & 15;
+template <>
+inline void nibbles<16>(const uint8_t* qs, uint8_t* code) {
+    const Vec16 q = load16(qs);
+    at16(code) = q & 15;
+    at16(code + 16) = q >> 4;
 }
 
-// Bit j of the 32 at qh is worth 16 in code j.
-inline Vec32 fifth_bits(const uint8_t* qh) {
+// 32 codes: nibbles of the 16 bytes at qs, and, if FIFTH, 16 more where bit j of the 32 at qh is set.
+template <bool FIFTH>
+inline void codes_of_32(const uint8_t* qs, const uint8_t* qh, uint8_t* code) {
+    uint32_t bits = 0;
+    if (FIFTH) std::memcpy(&bits, qh, 4);
+#ifdef __AVX2__
+    typedef uint64_t Long2 __attribute__((vector_size(16), aligned(1), may_alias));
+    typedef uint64_t Long4 __attribute__((vector_size(32)));
     typedef uint32_t Words __attribute__((vector_size(32)));
-    uint32_t bits;
-    std::memcpy(&bits, qh, 4);
-    const Vec32 all = Vec32(Words{} + bits), bit = Vec32(Long4{} + 0x8040201008040201);
-    const Vec32 own = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
-                                              18, 18, 18, 18, 18, 18, 18, 18, 19, 19, 19, 19, 19, 19, 19, 19);
-    return Vec32((own & bit) != 0) & 16;
+    const Long2 q = *reinterpret_cast<const Long2*>(qs);
+    Vec out = Vec(__builtin_shufflevector(q, q, 0, 1, 0, 1) >> Long4{0, 0, 4, 4}) & 15;
+    if (FIFTH) {
+        const Vec all = Vec(Words{} + bits), bit = Vec(Long4{} + 0x8040201008040201);
+        const Vec own =
+            __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
+                                    18, 18, 18, 18, 18, 18, 18, 18, 19, 19, 19, 19, 19, 19, 19, 19);
+        out |= Vec((own & bit) != 0) & 16;
+    }
+    at(code) = out;
+#else
+    nibbles<16>(qs, code);
+    if (!FIFTH) return;
+    typedef uint32_t Words __attribute__((vector_size(16)));
+    const Vec all = Vec(Words{} + bits), bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const Vec low = __builtin_shufflevector(all, all, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const Vec high = __builtin_shufflevector(all, all, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    at(code) |= Vec((low & bit) != 0) & 16;
+    at(code + 16) |= Vec((high & bit) != 0) & 16;
+#endif
 }
 
 // A block of 32 with a line (d, m) or around a middle code: Q4_0 Q4_1 Q5_0 Q5_1.
 template <int BITS, bool LINE>
 void unpack_32(const uint8_t* b, int s, Row& row) {
     constexpr int high_at = LINE ? 4 : 2, nibbles_at = high_at + (BITS == 5 ? 4 : 0);
-    Vec32 code = nibbles16(b + nibbles_at);
-    if (BITS == 5) code |= fifth_bits(b + high_at);
-    at32(row.code + 32 * s) = code;
+    codes_of_32<BITS == 5>(b + nibbles_at, b + high_at, row.code + 32 * s);
     row.scale[s] = half(b);
     if (LINE) row.min[s] = half(b + 2);
 }
@@ -93,12 +122,12 @@ void unpack_q8_0(const uint8_t* b, int s, Row& row) {
 }
 
 inline void look_up(const uint8_t* qs, const int8_t* table, uint8_t* code) {
-    const Vec32 index = nibbles16(qs);
+    nibbles<16>(qs, code);
 #ifdef __clang__
-    for (int j = 0; j < 32; j++) code[j] = uint8_t(table[index[j]]);
+    for (int j = 0; j < 32; j++) code[j] = uint8_t(table[code[j]]);
 #else  // one instruction
-    const Long2 values = *reinterpret_cast<const Long2*>(table);
-    at32(code) = __builtin_shuffle(Vec32(__builtin_shufflevector(values, values, 0, 1, 0, 1)), index);
+    const Vec16 values = load16(reinterpret_cast<const uint8_t*>(table));
+    for (int j = 0; j < 32; j += 16) at16(code + j) = __builtin_shuffle(values, at16(code + j));
 #endif
 }
 
@@ -140,12 +169,15 @@ void unpack_q45_k(const uint8_t* b, Row& row) {
     for (int i = 0; i < 8; i++) row.min[i] = -dmin * float(byte[8 + i]);
     for (int c = 0; c < 4; c++) nibbles<32>(qs + 32 * c, row.code + 64 * c);
     if (BITS == 5)
-        for (int i = 0; i < 8; i++) at32(row.code + 32 * i) |= moved(load32(qh), i, 4, 16);
+        for (int i = 0; i < 8; i++)
+            for (int l = 0; l < 32; l += kVec) at(row.code + 32 * i + l) |= moved(load(qh + l), i, 4, 16);
 }
 
 void unpack_q2_k(const uint8_t* b, Row& row) {
     const float d = half(b + 80), dmin = half(b + 82);
-    for (int i = 0; i < 8; i++) at32(row.code + 32 * i) = moved(load32(b + 16 + i / 4 * 32), i % 4 * 2, 0, 3);
+    for (int i = 0; i < 8; i++)
+        for (int l = 0; l < 32; l += kVec)
+            at(row.code + 32 * i + l) = moved(load(b + 16 + i / 4 * 32 + l), i % 4 * 2, 0, 3);
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(b[s] & 15);
         row.min[s] = -dmin * float(b[s] >> 4);
@@ -156,8 +188,9 @@ void unpack_q3_k(const uint8_t* b, Row& row) {
     const uint8_t *hmask = b, *qs = b + 32, *scales = b + 96;
     const float d = half(b + 108);
     for (int i = 0; i < 8; i++)
-        at32(row.code + 32 * i) =
-            moved(load32(qs + i / 4 * 32), i % 4 * 2, 0, 3) | moved(load32(hmask), i, 2, 4);
+        for (int l = 0; l < 32; l += kVec)
+            at(row.code + 32 * i + l) =
+                moved(load(qs + i / 4 * 32 + l), i % 4 * 2, 0, 3) | moved(load(hmask + l), i, 2, 4);
     for (int s = 0; s < 16; s++) {
         const int low = s < 8 ? scales[s] & 15 : scales[s - 8] >> 4;
         row.scale[s] = d * float((low | ((scales[8 + s % 4] >> (s / 4 * 2)) & 3) << 4) - 32);
@@ -170,7 +203,8 @@ void unpack_q6_k(const uint8_t* b, Row& row) {
         const uint8_t *ql = b + 64 * h, *qh = b + 128 + 32 * h;
         uint8_t* code = row.code + 128 * h;
         nibbles<64>(ql, code);
-        for (int i = 0; i < 4; i++) at32(code + 32 * i) |= moved(load32(qh), 2 * i, 4, 0x30);
+        for (int i = 0; i < 4; i++)
+            for (int l = 0; l < 32; l += kVec) at(code + 32 * i + l) |= moved(load(qh + l), 2 * i, 4, 0x30);
     }
     for (int s = 0; s < 16; s++) {
         row.scale[s] = d * float(int8_t(b[192 + s]));
