@@ -204,7 +204,7 @@ void parse_line(std::string_view text, PipeItem& item) {
     require(!twice, "key {} is there twice", brief(twice.value_or("")));
     const bool is_cancel = object.contains("cancel");
     for (const auto& [name, value] : object.items()) {
-        const auto known = [&](const Key& key) { return name == key.name; };
+        const auto known = [&name = name](const Key& key) { return name == key.name; };
         const auto key = std::find_if(kKeys.begin(), kKeys.end(), known);
         if (key == kKeys.end())
             item.warnings.push_back(unknown_key(name));
