@@ -57,9 +57,11 @@ TEST_CASE("every instruction set agrees with 8 lanes bit for bit") {
     const auto variants = float_variants();
     REQUIRE(std::string(variants.back().name) == "8 lanes");
     // Without optimisation, or for a processor that cannot, 8 lanes round each product, which others do not.
-    const float one = 1 + 0x1p-12f;
-    std::vector<float> rest(16, -(1 + 0x1p-11f)), ones(16, one);
-    variants.back().multiply(&one, 1, 1, Panels{ones.data(), 16, 16, 1, 16}, rest.data(), 16, true);
+    // A span's sum begins at 0: the second product is the first that is added to something.
+    const float two[] = {1, 1 + 0x1p-12f};
+    std::vector<float> rest(16), rows(32, -(1 + 0x1p-11f));
+    std::fill_n(rows.begin() + 16, 16, two[1]);
+    variants.back().multiply(two, 2, 1, Panels{rows.data(), 16, 32, 2, 16}, rest.data(), 16, false);
     const bool fused = rest[0] == 0x1p-24f;
     constexpr int64_t x_stride = 301, y_stride = 83;
     const auto w = random_floats(300 * 80, 12), x = random_floats(50 * x_stride, 13),
