@@ -312,6 +312,13 @@ void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token,
 #else
 #define NEON_DOT __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
+#if defined(__clang__) && __clang_major__ < 16 && !defined(__ARM_FEATURE_DOTPROD)
+// Its header has this only if every function may use it.
+NEON_DOT inline int32x4_t vdotq_s32(int32x4_t sum, int8x16_t w, int8x16_t a) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(a));
+    return sum;
+}
+#endif
 
 template <int kSpan, bool kMin, int n>
 NEON_DOT void tile_neon(int middle, const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
