@@ -16,8 +16,9 @@
 #include "text.h"
 #include "whole_file.h"
 
-// The list's text, linked in as it is.
+// The list's text, linked in as it is; global labels as in demo.cpp.
 asm(".section .rodata\n"
+    ".globl easel_models_begin, easel_models_end\n"
     "easel_models_begin: .incbin \"models.txt\"\n"
     "easel_models_end:\n"
     ".previous\n");

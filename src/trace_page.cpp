@@ -10,8 +10,9 @@
 #include "trace.h"
 #include "whole_file.h"
 
-// The page, linked in as it is.
+// The page, linked in as it is; global labels as in demo.cpp.
 asm(".section .rodata\n"
+    ".globl easel_trace_page_begin, easel_trace_page_end\n"
     "easel_trace_page_begin: .incbin \"src/trace.html\"\n"
     "easel_trace_page_end:\n"
     ".previous\n");
