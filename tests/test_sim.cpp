@@ -100,7 +100,7 @@ __global__ void broken_kernel(Broken what, const int* in, int* out) {
             if (t < 16)
                 v += __any_sync(~0u, v);
             else
-                v += static_cast<int>(__ballot_sync(~0u, v));
+                v ^= static_cast<int>(__ballot_sync(~0u, v));
             break;
         case Broken::MisalignedLoad:
             v += load16(in + t % 4).x;
