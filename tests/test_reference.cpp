@@ -306,56 +306,56 @@ TEST_CASE("prompts: work and memory as measured grow like that") {
     set_threads(0);
 }
 
-// Room for K and V grows with the prompt, but not past what the context can need: whatever the calls' sizes,
-// and with a canvas at the end. In a model with several experts a token, the largest buffers are those of
-// products.
-TEST_CASE("prompts: what is taken stays within the plan") {
+// The most bytes that a backend holds while it encodes and answers; the last call takes what is left.
+static int64_t most_taken(const std::shared_ptr<const Model>& model, int n_context,
+                          const std::vector<int>& calls, CpuMath math) {
+    const Config& c = model->config;
+    const int64_t before = heap_bytes();
+    const auto backend = make_cpu_backend(model, n_context, math);
+    int64_t most = 0;
+    for (int n : calls) {
+        n = std::min(n, n_context - c.n_canvas - backend->n_cached());
+        backend->encode(std::vector<int32_t>(n, 5));
+        most = std::max(most, heap_bytes() - before);
+    }
+    GenerateParams params;
+    params.sampler.max_steps = 2;
+    params.sampler.confidence = 0;
+    backend->generate(params, [&](const Frame&) {
+        most = std::max(most, heap_bytes() - before);
+        return true;
+    });
+    CHECK(backend->n_cached() == n_context - c.n_canvas);
+    return most;
+}
+
+static void check_taken(const std::shared_ptr<const Model>& model, int n_context,
+                        const std::vector<int>& calls, CpuMath math) {
     set_threads(1);
-    constexpr CpuMath float_ = CpuMath::Float;
-    const auto mid = some_layers(synthetic_model("mid", "q4_k_m"), {0, 5, 0});
-    struct {
-        const char* name;
-        std::shared_ptr<const Model> model;
-        CpuMath math;
-        std::vector<int> contexts, calls;  // the last call takes what is left
-    } const cases[] = {
-        {"sliding", layers_of_toy({0, 0, 0}), float_, {600, 1100, 2500, 5000}, {300, 220, 1, 777, 5000}},
-        {"global", layers_of_toy({1, 1, 1}), float_, {600, 1100, 2500, 5000}, {300, 220, 1, 777, 5000}},
-        {"four experts a token", mid, float_, {768}, {512}},
-        {"the same in int8", mid, CpuMath::Int8, {768}, {512}},
-    };
-    const auto most_taken = [](const std::shared_ptr<const Model>& model, int n_context,
-                               std::vector<int> calls, CpuMath math) {
-        const Config& c = model->config;
-        const int64_t before = heap_bytes();
-        const auto backend = make_cpu_backend(model, n_context, math);
-        int64_t most = 0;
-        for (int n : calls) {
-            n = std::min(n, n_context - c.n_canvas - backend->n_cached());
-            backend->encode(std::vector<int32_t>(n, 5));
-            most = std::max(most, heap_bytes() - before);
-        }
-        GenerateParams params;
-        params.sampler.max_steps = 2;
-        params.sampler.confidence = 0;
-        backend->generate(params, [&](const Frame&) {
-            most = std::max(most, heap_bytes() - before);
-            return true;
-        });
-        CHECK(backend->n_cached() == n_context - c.n_canvas);
-        return most;
-    };
-    for (const auto& [name, model, math, contexts, calls] : cases)
-        for (const int n_context : contexts) {
-            const MemoryPlan plan = plan_cpu(*model, n_context);
-            // On a new thread, which has kept nothing of earlier products.
-            const int64_t most =
-                std::async(std::launch::async, most_taken, model, n_context, calls, math).get();
-            INFO(name << ": " << most << " bytes at a context of " << n_context << ", by plan KV " << plan.kv
-                      << " and buffers " << plan.scratch);
-            CHECK(most <= plan.kv + plan.scratch);
-        }
+    const MemoryPlan plan = plan_cpu(*model, n_context);
+    // On a new thread, which has kept nothing of earlier products.
+    const int64_t most = std::async(std::launch::async, most_taken, model, n_context, calls, math).get();
+    INFO(most << " bytes at a context of " << n_context << ", by plan KV " << plan.kv << " and buffers "
+              << plan.scratch);
+    CHECK(most <= plan.kv + plan.scratch);
     set_threads(0);
+}
+
+// Room for K and V grows with the prompt, but not past what the context can need: whatever the calls' sizes,
+// and with a canvas at the end.
+TEST_CASE("prompts: what is taken stays within the plan") {
+    const bool global = GENERATE(false, true);
+    INFO((global ? "global" : "sliding"));
+    const auto model = global ? layers_of_toy({1, 1, 1}) : layers_of_toy({0, 0, 0});
+    for (const int n_context : {600, 1100, 2500, 5000})
+        check_taken(model, n_context, {300, 220, 1, 777, 5000}, CpuMath::Float);
+}
+
+// In a model with several experts a token, the largest buffers are those of products.
+TEST_CASE("prompts: what is taken stays within the plan, several experts a token", "[slow]") {
+    const CpuMath math = GENERATE(CpuMath::Float, CpuMath::Int8);
+    INFO((math == CpuMath::Int8 ? "int8" : "float"));
+    check_taken(some_layers(synthetic_model("mid", "q4_k_m"), {0, 5, 0}), 768, {512}, math);
 }
 
 TEST_CASE("an answer of what is no number is an error") {
