@@ -60,7 +60,7 @@ NVCC_VERSION := no nvcc
 DEVICE_OBJ := $(BUILD)/obj/no_cuda.o $(BUILD)/obj/sim/layout.o
 endif
 # The kernels, for the simulator: the tests run them on the CPU.
-SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) backend forward layout load device_memory offload profile bench_kernels device_sim)) $(BUILD)/obj/no_cuda.o
+SIM_OBJ := $(addprefix $(BUILD)/obj/sim/,$(addsuffix .o,$(KERNELS) backend forward layout load device_memory offload profile bench_kernels device_sim))
 # Of tests/ptx, what has CUDA's headers.
 FAKE_GPU := cudart cudart_device test_cudart
 PTX_OBJ := $(patsubst tests/%.cpp,$(BUILD)/obj/tests/%.o,$(filter-out $(FAKE_GPU:%=tests/ptx/%.cpp),$(wildcard tests/ptx/*.cpp)))

@@ -18,7 +18,6 @@
 #include "memory_plan.h"
 #include "profile.h"
 #include "request_checks.h"
-#include "simulator.h"
 
 namespace easel {
 
@@ -380,26 +379,16 @@ class DeviceBackend final : public Backend {
     int first_kept_ = 0;      // positions before this one may have been overwritten in it
 };
 
-#ifdef EASEL_CUDA
 DeviceProfile profile_cuda(std::shared_ptr<const Model> model, const DeviceOptions& options,
                            const ProfilePlan& plan) {
     use_device(options.index);
-#else
-DeviceProfile profile_simulator(std::shared_ptr<const Model> model, const DeviceOptions& options,
-                                const ProfilePlan& plan) {
-#endif
     const DeviceOptions o = fit_device(*model, options);
     if (o.exact) return measure(DeviceBackend<float>(std::move(model), o).measured(), plan);
     return measure(DeviceBackend<F16>(std::move(model), o).measured(), plan);
 }
 
-#ifdef EASEL_CUDA
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options) {
     use_device(options.index);
-#else
-std::unique_ptr<Backend> make_simulator_backend(std::shared_ptr<const Model> model,
-                                                const DeviceOptions& options) {
-#endif
     const DeviceOptions o = fit_device(*model, options);
     if (o.exact) return std::make_unique<DeviceBackend<float>>(std::move(model), o);
     return std::make_unique<DeviceBackend<F16>>(std::move(model), o);

@@ -9,6 +9,7 @@
 #include <thread>
 #include <variant>
 
+#include "backend.h"
 #include "check.h"
 #include "device.h"
 #include "ptx.h"
@@ -47,6 +48,14 @@ bool is_pinned(const void* host, size_t bytes) {
 }
 
 }  // namespace
+
+std::string backends() {
+    return "simulator";
+}
+std::vector<DeviceInfo> cuda_devices(std::string* why) {
+    if (why) *why = "the simulator is no GPU";
+    return {};
+}
 
 void use_device(int index) {
     require(index == 0, "there is no CUDA device {}, the simulator is device 0", index);

@@ -17,7 +17,6 @@
 #include "golden.h"
 #include "layout.h"
 #include "memory_plan.h"
-#include "simulator.h"
 #ifndef EASEL_CUDA
 #include "sim.h"
 #endif
@@ -28,11 +27,7 @@ namespace {
 
 std::unique_ptr<Backend> device_backend(const std::shared_ptr<const Model>& model, DeviceOptions options) {
     if (!options.n_context) options.n_context = model->config.n_context;
-#ifdef EASEL_CUDA
     return make_cuda_backend(model, options);
-#else
-    return make_simulator_backend(model, options);
-#endif
 }
 
 std::vector<int32_t> golden_prompt(const std::string& name) {
@@ -438,25 +433,12 @@ TEST_CASE("device: options of the other kind are refused, and noted where auto c
     CHECK(Engine({.device = "cpu", .exact = true, .make_backend = make}).note().empty());
 }
 
-namespace {
-
-DeviceProfile profile(const std::shared_ptr<const Model>& model, const DeviceOptions& options,
-                      const ProfilePlan& plan) {
-#ifdef EASEL_CUDA
-    return profile_cuda(model, options, plan);
-#else
-    return profile_simulator(model, options, plan);
-#endif
-}
-
-}  // namespace
-
 // What `easel bench step` prints: every part is there, and the costs are those of the shapes.
 TEST_CASE("device: the profile of a step") {
     const auto model = load_model(fixture("mixed.gguf"));
     const Config& c = model->config;
     const ProfilePlan plan{.step = true, .prefill = {30}, .n_prefix = 100, .n_repeat = 1};
-    const DeviceProfile p = profile(model, {.n_context = 200}, plan);
+    const DeviceProfile p = profile_cuda(model, {.n_context = 200}, plan);
     REQUIRE(p.parts.size() == 18);
     double flop = 0;
     for (const Timing& part : p.parts) {
@@ -502,7 +484,7 @@ TEST_CASE("device: each kernel alone, and the figures as JSON") {
     const auto model = synthetic_model("toy", "q4_k_m");
     const Config& c = model->config;
     const ProfilePlan plan{.step = true, .kernels = true, .prefill = {64}, .n_prefix = 80, .n_repeat = 1};
-    const DeviceProfile p = profile(model, {.n_context = 160}, plan);
+    const DeviceProfile p = profile_cuda(model, {.n_context = 160}, plan);
     double bytes = 0, flop = 0, of_parts = 0;
     for (const Timing& k : p.kernels) {
         INFO(k.name);
@@ -539,8 +521,8 @@ TEST_CASE("device: each kernel alone, and the figures as JSON") {
 // as 1 / rank^2 most tokens want the same few experts, and some get none.
 TEST_CASE("device: made-up routers spread the tokens as asked") {
     const ProfilePlan plan{.step = true, .n_repeat = 1};
-    const DeviceProfile even = profile(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
-    const DeviceProfile skewed = profile(synthetic_model("toy", "q8_0", 2), {.n_context = 64}, plan);
+    const DeviceProfile even = profile_cuda(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
+    const DeviceProfile skewed = profile_cuda(synthetic_model("toy", "q8_0", 2), {.n_context = 64}, plan);
     INFO("even: " << even.experts_used << " experts, the fullest " << even.expert_tokens
                   << "; skewed: " << skewed.experts_used << ", " << skewed.expert_tokens);
     CHECK(even.experts_used >= 15);
@@ -574,7 +556,7 @@ TEST_CASE("device: experts with many tokens, at once and few at a time") {
 TEST_CASE("device: the profile of a step where a driver refuses the graph") {
     const ProfilePlan plan{.step = true, .n_repeat = 1};
     sim::refusal = GENERATE(sim::Refusal::Instantiate, sim::Refusal::Launch);
-    const DeviceProfile p = profile(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
+    const DeviceProfile p = profile_cuda(synthetic_model("toy", "q8_0"), {.n_context = 64}, plan);
     sim::refusal = sim::Refusal::Never;
     CHECK(p.graph.ms == 0);
     CHECK(p.host.ms > 0);

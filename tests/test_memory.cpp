@@ -16,7 +16,6 @@
 #include "golden.h"
 #include "layout.h"
 #include "memory_plan.h"
-#include "simulator.h"
 #ifndef EASEL_CUDA
 #include "sim.h"
 #endif
@@ -24,14 +23,6 @@
 using namespace easel;
 
 namespace {
-
-std::unique_ptr<Backend> device_backend(const std::shared_ptr<const Model>& model, const DeviceOptions& o) {
-#ifdef EASEL_CUDA
-    return make_cuda_backend(model, o);
-#else
-    return make_simulator_backend(model, o);
-#endif
-}
 
 std::vector<int32_t> random_ids(int n, uint32_t seed, int n_vocab) {
     std::vector<int32_t> ids(n);
@@ -90,7 +81,7 @@ TEST_CASE("memory: a prompt far beyond the window, on the CPU, in calls of any s
 
 TEST_CASE("memory: a prompt far beyond the window, on the device, in calls of any size", "[slow]") {
     const Config& c = tiny()->config;
-    const auto backend = device_backend(tiny(), {.n_context = 128, .exact = true});
+    const auto backend = make_cuda_backend(tiny(), {.n_context = 128, .exact = true});
     check_chunks(*backend, c, 3 * c.window + 5, 1e-6);
 }
 
@@ -100,7 +91,7 @@ TEST_CASE("memory: a larger context than needed changes no bit") {
     const auto prompt = random_ids(30, 1, c.n_vocab);
     std::vector<std::vector<float>> logits;
     for (const int n_context : {30 + c.n_canvas, c.n_context}) {
-        const auto backend = device_backend(tiny(), {.n_context = n_context, .n_encode = 24});
+        const auto backend = make_cuda_backend(tiny(), {.n_context = n_context, .n_encode = 24});
         logits.push_back(logits_after(*backend, c, prompt, prompt.size()));
     }
     CHECK(logits[0] == logits[1]);
@@ -112,7 +103,8 @@ TEST_CASE("memory: a prompt in passes of several sizes", "[slow]") {
     const auto prompt = random_ids(5 * c.window, 1, c.n_vocab);
     std::vector<float> expected;
     for (const int n_encode : {128, 33, c.n_canvas}) {
-        const auto backend = device_backend(tiny(), {.n_context = 128, .n_encode = n_encode, .exact = true});
+        const auto backend =
+            make_cuda_backend(tiny(), {.n_context = 128, .n_encode = n_encode, .exact = true});
         CHECK(backend->n_encode() == n_encode);
         const auto logits = logits_after(*backend, c, prompt, prompt.size());
         if (expected.empty()) expected = logits;
@@ -130,7 +122,7 @@ TEST_CASE("memory: a backend takes what the plan says and no more") {
         INFO("context " << o.n_context << ", plan " << plan.total());
         o.memory_limit = plan.total();  // so more would have failed
         const auto before = device_memory().used;
-        const auto backend = device_backend(model, o);
+        const auto backend = make_cuda_backend(model, o);
         backend->encode(random_ids(5, 1, model->config.n_vocab));
         GenerateParams params;
         params.sampler.max_steps = 1;
@@ -149,7 +141,7 @@ TEST_CASE("memory: a backend takes what the plan says and no more") {
     for (const int n : {1, 3, 132, 170}) {
         sim::n_sm = n;
         check(tiny(), small);
-        totals.insert(device_backend(tiny(), small)->plan().total());
+        totals.insert(make_cuda_backend(tiny(), small)->plan().total());
     }
     sim::n_sm = 132;
     CHECK(totals.size() >= 3);  // else it was not asked
@@ -161,7 +153,7 @@ TEST_CASE("memory: a context that does not fit is refused with the largest that 
     const auto total = [](int n) { return plan_gpu(*tiny(), {.n_context = n, .n_encode = 24}).total(); };
     DeviceOptions o{.n_context = 2000, .n_encode = 24, .memory_limit = total(1000)};
     try {
-        device_backend(tiny(), o);
+        make_cuda_backend(tiny(), o);
         FAIL("it was not refused");
     } catch (const Error& e) {
         const std::string text = e.what();
@@ -172,23 +164,24 @@ TEST_CASE("memory: a context that does not fit is refused with the largest that 
         CHECK(total(largest) <= o.memory_limit);
         CHECK(total(largest + 1) > o.memory_limit);
         o.n_context = 0;  // and that is the default
-        CHECK(device_backend(tiny(), o)->n_context() == largest);
+        CHECK(make_cuda_backend(tiny(), o)->n_context() == largest);
     }
     o = {.n_encode = 24};
     CHECK(fit_gpu(*tiny(), o, int64_t{1} << 40).n_context == tiny()->config.n_context);
     o.memory_limit = 1000000;
-    CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("no context fits; a smaller quantisation"));
-    CHECK_THROWS_WITH(device_backend(tiny(), {.n_encode = 0}),
+    CHECK_THROWS_WITH(make_cuda_backend(tiny(), o),
+                      Catch::Contains("no context fits; a smaller quantisation"));
+    CHECK_THROWS_WITH(make_cuda_backend(tiny(), {.n_encode = 0}),
                       "an encode pass of 0 tokens, expected 1 to 16384");
-    CHECK_THROWS_WITH(device_backend(tiny(), {.n_encode = 16385}),
+    CHECK_THROWS_WITH(make_cuda_backend(tiny(), {.n_encode = 16385}),
                       "an encode pass of 16385 tokens, expected 1 to 16384");
     // Where the experts are what is too much, how many layers' have to go.
     o.memory_limit = total(25) - 1000;
-    CHECK_THROWS_WITH(device_backend(tiny(), o), Catch::Contains("(--expert-offload 3)"));
+    CHECK_THROWS_WITH(make_cuda_backend(tiny(), o), Catch::Contains("(--expert-offload 3)"));
     o.n_offload = 3;
-    CHECK(device_backend(tiny(), o)->n_context() >= 25);
+    CHECK(make_cuda_backend(tiny(), o)->n_context() >= 25);
     o.n_offload = 7;
-    CHECK_THROWS_WITH(device_backend(tiny(), o),
+    CHECK_THROWS_WITH(make_cuda_backend(tiny(), o),
                       Catch::Contains("experts of 7 layers") && Catch::Contains("expected 0 to 6"));
     limit_device_memory(0);
 }
@@ -235,7 +228,7 @@ TEST_CASE("memory: as few experts as it takes stay in the host's memory") {
     o = {.n_encode = 512, .n_offload = kFewestOffloaded, .memory_limit = total(300, 512, 30)};
     const int64_t host = plan_gpu(*model, {.n_context = 300, .n_offload = 30}).host;
     if (host_memory() / 2 < host && free_device_bytes() - kDeviceSlack >= o.memory_limit)
-        CHECK_THROWS_WITH(device_backend(model, o), Catch::Contains("are more than half of the host's"));
+        CHECK_THROWS_WITH(make_cuda_backend(model, o), Catch::Contains("are more than half of the host's"));
     limit_device_memory(0);
 }
 
@@ -337,7 +330,7 @@ TEST_CASE("memory: the 26B model in Q4_K_M on cards of 24 and 16 GB") {
 }
 
 TEST_CASE("memory: loading tells where its time went") {
-    const auto backend = device_backend(tiny(), {.n_context = 60});
+    const auto backend = make_cuda_backend(tiny(), {.n_context = 60});
     const LoadStats s = backend->load_stats();
     CHECK(s.bytes > 1000000);
     for (const double ms : {s.read_ms, s.copy_ms, s.repack_ms}) {
@@ -357,7 +350,7 @@ TEST_CASE("memory: offloaded experts change no bit", "[slow]") {
         for (const bool graph_loop : {true, false}) {
             if (!graph_loop && n != 5) continue;
             INFO(n << " layers, graph " << graph_loop);
-            const auto backend = device_backend(
+            const auto backend = make_cuda_backend(
                 tiny(), {.n_context = 100, .n_encode = 24, .n_offload = n, .graph_loop = graph_loop});
             const auto logits = logits_after(*backend, c, prompt, prompt.size());
             const auto answer = two_canvases(*backend, c);
@@ -409,9 +402,9 @@ TEST_CASE("memory: a capture copies from pinned memory, and nothing waits in it"
 
 TEST_CASE("memory: where a driver refuses the graph, the host launches the steps", "[slow]") {
     const Config& c = tiny()->config;
-    static const auto expected = two_canvases(*device_backend(tiny(), {.n_context = 100}), c);
+    static const auto expected = two_canvases(*make_cuda_backend(tiny(), {.n_context = 100}), c);
     sim::refusal = GENERATE(sim::Refusal::Instantiate, sim::Refusal::Launch);
-    const auto backend = device_backend(tiny(), {.n_context = 100});
+    const auto backend = make_cuda_backend(tiny(), {.n_context = 100});
     backend->encode(random_ids(30, 1, c.n_vocab));
     GenerateParams params;
     params.max_canvases = 2;
@@ -425,11 +418,11 @@ TEST_CASE("memory: where a driver refuses the graph, the host launches the steps
 
 TEST_CASE("memory: a graph that never says that it has ended is given up") {
     const Config& c = tiny()->config;
-    const auto backend = device_backend(tiny(), {.n_context = 100, .silence_ms = 50});
+    const auto backend = make_cuda_backend(tiny(), {.n_context = 100, .silence_ms = 50});
     sim::refusal = sim::Refusal::Silent;
     check_has(error_of([&] { two_canvases(*backend, c); }), {"0.05 s", "--host-loop"});
     sim::refusal = sim::Refusal::Never;
-    CHECK(two_canvases(*backend, c) == two_canvases(*device_backend(tiny(), {.n_context = 100}), c));
+    CHECK(two_canvases(*backend, c) == two_canvases(*make_cuda_backend(tiny(), {.n_context = 100}), c));
 }
 #endif
 
@@ -439,7 +432,7 @@ TEST_CASE("memory: on the device, an answer as long as a pass can be taken back"
     const Config& c = tiny()->config;
     const auto prompt = random_ids(40, 1, c.n_vocab);
     const auto backend =
-        device_backend(tiny(), {.n_context = 200, .n_encode = 2 * c.n_canvas, .exact = true});
+        make_cuda_backend(tiny(), {.n_context = 200, .n_encode = 2 * c.n_canvas, .exact = true});
     const auto expected = logits_after(*backend, c, prompt, prompt.size());
     GenerateParams params;
     params.max_canvases = 2;
