@@ -12,6 +12,7 @@
 #include "check.h"
 #include "float_tiles.h"
 #include "gemm.h"
+#include "kv_cache.h"
 #include "memory_plan.h"
 #include "parallel.h"
 #include "request_checks.h"
@@ -28,18 +29,6 @@ enum class Mask {
     Canvas,  // denoise: every row sees the prefix (on sliding layers its last window - 1 rows) and the whole
              // canvas
 };
-
-// K and V of one layer, [n_head_kv][n_token, head_dim], k normed and rotated. Rows of canvas tokens stand
-// here only during a denoise pass. On sliding layers, the first row is that of position first_kept_.
-struct LayerCache {
-    std::vector<Floats> k, v;
-};
-
-// x gets n items. Its memory doubles when they do not fit, but stays within `most` items, what the plan has.
-void grow(Floats& x, size_t n, size_t most) {
-    if (n > x.capacity()) x.reserve(std::clamp(2 * x.capacity(), n, std::max(n, most)));
-    x.resize(n);
-}
 
 // cos and sin of every token's angles, [n_token, head_dim / 2].
 struct Rotation {
@@ -160,20 +149,18 @@ void softmax(float* x, int64_t n) {
 class CpuBackend final : public Backend {
   public:
     CpuBackend(std::shared_ptr<const Model> model, int n_context, CpuMath math)
-        : model_(std::move(model)), m_(*model_), c_(m_.config), n_context_(n_context), math_(math) {
-        for (const LayerShape& l : c_.layers)
-            cache_.push_back({std::vector<Floats>(l.n_head_kv), std::vector<Floats>(l.n_head_kv)});
-    }
+        : model_(std::move(model)),
+          m_(*model_),
+          c_(m_.config),
+          n_context_(n_context),
+          math_(math),
+          cache_(c_, n_context) {}
 
-    int n_cached() const override { return n_cached_; }
+    int n_cached() const override { return cache_.n_token(); }
 
     int truncate(int n_token) override {
-        check_truncate(n_cached_, n_token);
-        const bool kept = first_kept_ == 0 || first_kept_ <= n_token - (c_.window - 1);
-        n_cached_ = kept ? n_token : 0;
-        if (!kept) first_kept_ = 0;
-        trim_cache();
-        return n_cached_;
+        check_truncate(n_cached(), n_token);
+        return cache_.truncate(n_token);
     }
 
     int n_context() const override { return n_context_; }
@@ -182,19 +169,18 @@ class CpuBackend final : public Backend {
 
     void encode(std::span<const int32_t> tokens) override {
         check_tokens(c_, tokens);
-        check_append(n_cached_, tokens.size(), n_context_);
+        check_append(n_cached(), tokens.size(), n_context_);
         for (size_t at = 0; at < tokens.size(); at += kCpuEncode) {
             const auto chunk = tokens.subspan(at, std::min<size_t>(kCpuEncode, tokens.size() - at));
             embed(chunk);  // no norm here: only the canvas has one
             layers(Mask::Causal, static_cast<int>(chunk.size()));
-            n_cached_ += static_cast<int>(chunk.size());
-            drop_oldest();
+            cache_.commit(static_cast<int>(chunk.size()));
         }
     }
 
     void logits(const LogitsRequest& request, std::span<float> out) override {
         check_logits_request(c_, request, out.size());
-        check_room(c_, n_cached_, 1, n_context_);
+        check_room(c_, n_cached(), 1, n_context_);
         Floats soft;
         if (!request.prev_logits.empty()) {
             Floats probs(request.prev_logits.begin(), request.prev_logits.end());
@@ -210,7 +196,7 @@ class CpuBackend final : public Backend {
     }
 
     Answer generate(const GenerateParams& params, const FrameFn& on_frame) override {
-        check_generate(c_, params, n_cached_, n_context_);
+        check_generate(c_, params, n_cached(), n_context_);
         Answer answer;
         std::vector<int32_t> commit;
         for (int canvas = 0; canvas < params.max_canvases; canvas++) {
@@ -245,32 +231,6 @@ class CpuBackend final : public Backend {
   private:
     std::span<float> row(Floats& x, int64_t t) const {
         return {x.data() + t * c_.n_vocab, size_t(c_.n_vocab)};
-    }
-
-    // The position of the first row that a layer's cache holds.
-    int first_row(const LayerShape& shape) const { return shape.global ? 0 : first_kept_; }
-
-    void trim_cache() {
-        for (int l = 0; l < c_.n_layer; l++) {
-            const int n = n_cached_ - first_row(c_.layers[l]);
-            for (auto* heads : {&cache_[l].k, &cache_[l].v})
-                for (Floats& head : *heads)
-                    head.resize(std::min(head.size(), size_t(n) * c_.layers[l].head_dim));
-        }
-    }
-
-    // Sliding layers: what lies kCpuReserve before the window goes, some passes' worth at a time.
-    void drop_oldest() {
-        if (std::all_of(c_.layers.begin(), c_.layers.end(), [](const LayerShape& l) { return l.global; }))
-            return;
-        const int n = (n_cached_ - (c_.window - 1) - kCpuReserve - first_kept_) / kSpan * kSpan;
-        if (n < kCpuEncode) return;
-        for (int l = 0; l < c_.n_layer; l++)
-            for (auto* heads : {&cache_[l].k, &cache_[l].v})
-                for (Floats& head : *heads)
-                    if (!c_.layers[l].global)
-                        head.erase(head.begin(), head.begin() + int64_t{n} * c_.layers[l].head_dim);
-        first_kept_ += n;
     }
 
     // One canvas from noise to its last argmax, which goes to `commit`, its statistics to stats_. False: the
@@ -380,7 +340,7 @@ class CpuBackend final : public Backend {
         }
         rms_norm_rows(s_.x, s_.x, {}, c_.n_embd, c_.rms_eps);
         layers(Mask::Canvas, c_.n_canvas);
-        trim_cache();
+        cache_.discard();
         rms_norm_rows(s_.a, s_.x, m_.output_norm, c_.n_embd, c_.rms_eps);
         linear(z, s_.a, m_.output, math_);
         parallel_for(c_.n_canvas, [&](int64_t t) {
@@ -396,15 +356,15 @@ class CpuBackend final : public Backend {
         for (const LayerShape& l : c_.layers) {
             Rotation& r = l.global ? s_.rotation : s_.rotation_swa;
             if (r.cos.empty())
-                r = make_rotation(n_cached_, n, l.head_dim, l.global ? c_.rope_theta : c_.rope_theta_swa,
+                r = make_rotation(n_cached(), n, l.head_dim, l.global ? c_.rope_theta : c_.rope_theta_swa,
                                   l.global ? m_.rope_freqs : Floats());
         }
         for (int l = 0; l < c_.n_layer; l++) {
             const Layer& w = m_.layers[l];
             const bool keys_only = mask == Mask::Causal && l == c_.n_layer - 1;  // all that encode leaves
-            project_qkv(w, cache_[l], n, keys_only ? 0 : c_.n_head);
+            project_qkv(l, n, keys_only ? 0 : c_.n_head);
             if (keys_only) break;
-            attention(w.shape, cache_[l], mask, n);
+            attention(l, mask, n);
             linear(s_.a, s_.o, w.o, math_);
             rms_norm_rows(s_.a, s_.a, w.post_attention_norm, c_.n_embd, c_.rms_eps);
             s_.h = s_.x;
@@ -417,7 +377,8 @@ class CpuBackend final : public Backend {
     }
 
     // q (n_head 0: none), k and v of the n tokens in s_.x; k and v go to the cache's end.
-    void project_qkv(const Layer& w, LayerCache& cache, int n, int n_head) {
+    void project_qkv(int layer, int n, int n_head) {
+        const Layer& w = m_.layers[layer];
         const int hd = w.shape.head_dim, n_kv = w.shape.n_head_kv, half = hd / 2;
         rms_norm_rows(s_.a, s_.x, w.attn_norm, c_.n_embd, c_.rms_eps);
         s_.k.resize(int64_t{n} * w.k.n_row);
@@ -435,12 +396,7 @@ class CpuBackend final : public Backend {
         if (!w.v) s_.v = s_.k;  // the raw projection, before k's norm and rotation
 
         const Rotation& r = w.shape.global ? s_.rotation : s_.rotation_swa;
-        const int place = n_cached_ - first_row(w.shape);  // of the first token, in the cache
-        const int most = w.shape.global ? n_context_ : cpu_sliding_rows(c_, n_context_);
-        for (int h = 0; h < n_kv; h++) {
-            grow(cache.k[h], size_t(place + n) * hd, size_t(most) * hd);
-            grow(cache.v[h], size_t(place + n) * hd, size_t(most) * hd);
-        }
+        cache_.extend(layer, n);
         parallel_for(n, [&](int64_t t) {
             const float *cos = r.cos.data() + t * half, *sin = r.sin.data() + t * half;
             for (int h = 0; h < n_head; h++) {
@@ -449,18 +405,19 @@ class CpuBackend final : public Backend {
                 rope(q, cos, sin, hd);
             }
             for (int h = 0; h < n_kv; h++) {
-                float* k = cache.k[h].data() + (place + t) * hd;
+                float *k = cache_.k(layer, h, n_cached()) + t * hd,
+                      *v = cache_.v(layer, h, n_cached()) + t * hd;
                 rms_norm(k, s_.k.data() + (t * n_kv + h) * hd, w.k_norm.data(), hd, c_.rms_eps);
                 rope(k, cos, sin, hd);
-                rms_norm(cache.v[h].data() + (place + t) * hd, s_.v.data() + (t * n_kv + h) * hd, nullptr, hd,
-                         c_.rms_eps);
+                rms_norm(v, s_.v.data() + (t * n_kv + h) * hd, nullptr, hd, c_.rms_eps);
             }
         });
     }
 
     // o = softmax(q k^T) v for the n newest tokens [n, n_head, head_dim]. No 1/sqrt(head_dim): q's norm has
     // it.
-    void attention(const LayerShape& shape, const LayerCache& cache, Mask mask, int n) {
+    void attention(int layer, Mask mask, int n) {
+        const LayerShape& shape = m_.layers[layer].shape;
         constexpr int kBlock = kCpuRows;
         const int hd = shape.head_dim, group = c_.n_head / shape.n_head_kv,
                   n_block = (n + kBlock - 1) / kBlock;
@@ -472,18 +429,17 @@ class CpuBackend final : public Backend {
             // Keys [low, high) are those that any row of the block sees, and some more: low is a multiple of
             // kSpan, so that a row's sums are the same wherever its block, or its pass, begins.
             const auto oldest = [&](int pos) { return shape.global ? 0 : std::max(0, pos - (window - 1)); };
-            const int first = mask == Mask::Canvas ? n_cached_ : n_cached_ + t0;
+            const int first = mask == Mask::Canvas ? n_cached() : n_cached() + t0;
             const int low = oldest(first) / kSpan * kSpan;
-            const int high = mask == Mask::Canvas ? n_cached_ + n : n_cached_ + t0 + n_row,
+            const int high = mask == Mask::Canvas ? n_cached() + n : n_cached() + t0 + n_row,
                       n_key = high - low;
-            const auto keys = [&](const std::vector<Floats>& heads) {
-                const float* p = heads[h / group].data() + int64_t{low - first_row(shape)} * hd;
+            const auto keys = [&](const float* p) {
                 return Matrix{Type::F32, reinterpret_cast<const uint8_t*>(p), n_key, hd};
             };
             thread_local Floats score;
             grow(score, size_t(n_row) * n_key, size_t(kBlock) * n_context_);
             const Rows q{s_.q.data() + t0 * stride + h * hd, n_row, stride};
-            gemm_serial({score.data(), n_key, q, keys(cache.k)});
+            gemm_serial({score.data(), n_key, q, keys(cache_.k(layer, h / group, low))});
             for (int i = 0; i < n_row; i++) {
                 float* s = score.data() + int64_t{i} * n_key;
                 const int pos = mask == Mask::Canvas ? first : first + i;
@@ -493,7 +449,7 @@ class CpuBackend final : public Backend {
                 std::fill(s + end, s + n_key, 0.0f);
             }
             gemm_transposed_serial(s_.o.data() + t0 * stride + h * hd, stride, {score.data(), n_row, n_key},
-                                   keys(cache.v));
+                                   keys(cache_.v(layer, h / group, low)));
         });
     }
 
@@ -587,10 +543,9 @@ class CpuBackend final : public Backend {
     std::shared_ptr<const Model> model_;
     const Model& m_;
     const Config& c_;
-    int n_context_, n_cached_ = 0;
-    int first_kept_ = 0;  // on sliding layers: positions before this one are gone
+    int n_context_;
     CpuMath math_;
-    std::vector<LayerCache> cache_;
+    KvCache cache_;
     std::vector<RowStats> stats_;  // of the last step
     Scratch s_;
 };

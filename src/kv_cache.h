@@ -1,0 +1,55 @@
+// kv_cache.h: the CPU backend's KV cache. Owned by reference.cpp, which writes and reads its rows.
+#pragma once
+#include <vector>
+
+#include "model.h"
+
+namespace easel {
+
+// x gets n items. Its memory doubles when they do not fit, but stays within `most` items, what the plan has.
+void grow(std::vector<float>& x, size_t n, size_t most);
+
+// K and V of every layer and KV head, [n_token, head_dim] each, k normed and rotated. Sliding layers drop
+// what no window reaches any more, but for kCpuReserve tokens (memory_plan.h).
+class KvCache {
+  public:
+    KvCache(const Config& config, int n_context);
+
+    int n_token() const { return n_token_; }
+    // Rows of a layer for n tokens after the cached ones, to be written; they stay until commit() or
+    // discard().
+    void extend(int layer, int n);
+    // Their K and V are the next n tokens'; every layer was extended by n.
+    void commit(int n);
+    // The rows that extend() has added go.
+    void discard();
+    // Forgets what lies past n_token, or everything where a window before n_token is gone. Returns the tokens
+    // that are left.
+    int truncate(int n_token);
+
+    // The row of position pos, of one KV head; those of later positions follow it.
+    float* k(int layer, int head, int pos) { return at(layers_[layer].k, layer, head, pos); }
+    float* v(int layer, int head, int pos) { return at(layers_[layer].v, layer, head, pos); }
+
+  private:
+    using Heads = std::vector<std::vector<float>>;  // [n_head_kv]
+    struct LayerRows {
+        Heads k, v;
+    };
+
+    int first(int layer) const { return config_.layers[layer].global ? 0 : first_kept_; }
+    float* at(Heads& heads, int layer, int head, int pos) {
+        return heads[head].data() + int64_t{pos - first(layer)} * config_.layers[layer].head_dim;
+    }
+    template <class F>
+    void for_each_head(int layer, F f);
+    void drop_oldest();
+
+    const Config& config_;
+    const int n_context_;
+    int n_token_ = 0;
+    int first_kept_ = 0;  // the position of a sliding layer's first row
+    std::vector<LayerRows> layers_;
+};
+
+}  // namespace easel
