@@ -39,6 +39,7 @@ class DeviceBackend final : public Backend {
           n_offload_(options.n_offload),
           index_(options.index),
           silence_(options.silence_ms),
+          hang_(options.hang_ms),
           graph_loop_(options.graph_loop),
           memory_(plan_.total()),
           ring_(c_.n_canvas) {
@@ -232,6 +233,7 @@ class DeviceBackend final : public Backend {
     void drain() noexcept {
         try {
             use_device(index_);  // in a thread that has none, freeing would start the first GPU
+            if (hung_) return;
             if (in_graph_) graph_ends(std::chrono::seconds(10), [] {});
             finish(stream_.s);
         } catch (...) {  // a failed launch: nothing left to save
@@ -315,18 +317,31 @@ class DeviceBackend final : public Backend {
 
     // Waits for the end of the graph. The device says itself that it has ended: a driver may call a stream
     // idle whose graph still loops (seen under WSL 2). False: it is idle, and has said nothing for `silence`.
+    // DeviceError: it is not, but has ended no step for hang_.
     template <class Poll>
     bool graph_ends(std::chrono::milliseconds silence, const Poll& poll) {
-        auto heard = Clock::now();
+        auto step = Clock::now(), busy = step;  // when it last ended one, and was last seen at work
         for (uint32_t n_read = ring_.n_read(); !ring_.ended();) {
             const bool idle = finished(stream_.s);
             poll();
-            if (!idle || ring_.n_read() != n_read) n_read = ring_.n_read(), heard = Clock::now();
-            if (Clock::now() - heard > silence) break;
+            const auto now = Clock::now();
+            if (ring_.n_read() != n_read) n_read = ring_.n_read(), step = now;
+            if (!idle) busy = now;
+            if (now - std::max(step, busy) > silence) break;
+            if (hang_.count() && now - step > hang_) give_up();
             std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
         in_graph_ = false;
         return ring_.ended();
+    }
+    [[noreturn]] void give_up() {
+        hung_ = true;
+        ring_.cancel();
+        abandon_device(stream_.s);
+        throw DeviceError(fmt::format(
+            "the GPU hangs: it is at work, but has ended no step for {} s (--host-loop does without "
+            "the graph of an answer, --in-order without launches that overlap)",
+            static_cast<double>(hang_.count()) / 1e3));
     }
     template <class Poll>
     void finish_graph(const Poll& poll) {
@@ -358,8 +373,9 @@ class DeviceBackend final : public Backend {
     const MemoryPlan plan_;
     const Room room_;
     const int n_offload_, index_;
-    const std::chrono::milliseconds silence_;
+    const std::chrono::milliseconds silence_, hang_;
     bool graph_loop_, in_graph_ = false;  // answers are graphs; one has begun and not said that it has ended
+    bool hung_ = false;                   // it never will: nothing waits for the device any more
     OwnStream stream_;
     ArenaMemory memory_;
     HostRing ring_;

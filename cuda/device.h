@@ -23,6 +23,10 @@ int n_sm();
 // Free memory of the device in use, as the driver says.
 int64_t free_device_bytes();
 
+// For a device that hangs: from now on nothing is given back to it, as that would wait for it too. The end of
+// the process does so. The simulator, where nothing hangs for ever, waits for the stream instead.
+void abandon_device(Stream stream) noexcept;
+
 // Device memory that device_alloc() has given out: now, at most since limit_device_memory(), and what it may
 // be.
 struct DeviceMemory {

@@ -3,6 +3,7 @@
 // first used.
 #include <fmt/format.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -36,9 +37,12 @@ void check(cudaError_t e, const char* what, const char* file, int line) {
 }
 #define CUDA(call) check(call, #call, __FILE__, __LINE__)
 
-// What fails while something is given back: nobody can do anything about it, and no launch is to be blamed.
-void ignore(cudaError_t e) noexcept {
-    if (e != cudaSuccess) cudaGetLastError();
+std::atomic<bool> abandoned = false;
+
+// For destructors. A failure is forgotten: nobody can do anything about it, and no launch is to be blamed.
+template <class F>
+void give_back(F f) noexcept {
+    if (!abandoned && f() != cudaSuccess) cudaGetLastError();
 }
 
 // Streams whose last order is a launch.
@@ -188,6 +192,10 @@ int64_t free_device_bytes() {
     return static_cast<int64_t>(free);
 }
 
+void abandon_device(Stream) noexcept {
+    abandoned = true;
+}
+
 void* device_alloc(size_t bytes) {
     if (!bytes) return nullptr;
     check_alloc(bytes);
@@ -203,7 +211,7 @@ void* device_alloc(size_t bytes) {
 }
 void device_free(void* p) noexcept {
     count_free(p);
-    ignore(cudaFree(p));
+    give_back([&] { return cudaFree(p); });
 }
 void* mapped_alloc(size_t bytes) {
     void* p = pinned_alloc(bytes);
@@ -230,7 +238,7 @@ void* pinned_alloc(size_t bytes) {
     return p;
 }
 void pinned_free(void* host) noexcept {
-    ignore(cudaFreeHost(host));
+    give_back([&] { return cudaFreeHost(host); });
 }
 
 Stream make_stream() {
@@ -240,7 +248,7 @@ Stream make_stream() {
     return s;
 }
 void free_stream(Stream stream) noexcept {
-    ignore(cudaStreamDestroy(stream));
+    give_back([&] { return cudaStreamDestroy(stream); });
 }
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {
     order_other(stream);
@@ -277,7 +285,7 @@ Event::Event(bool timed) {
     handle_ = e;
 }
 Event::~Event() {
-    ignore(cudaEventDestroy(static_cast<cudaEvent_t>(handle_)));
+    give_back([&] { return cudaEventDestroy(static_cast<cudaEvent_t>(handle_)); });
 }
 void Event::record(Stream stream) {
     CUDA(cudaEventRecord(static_cast<cudaEvent_t>(handle_), stream));
@@ -308,8 +316,8 @@ struct Graph::Impl {
     cudaGraphExec_t exec = nullptr;
 
     ~Impl() {
-        if (exec) ignore(cudaGraphExecDestroy(exec));
-        if (graph && !parent && !lost) ignore(cudaGraphDestroy(graph));
+        if (exec) give_back([&] { return cudaGraphExecDestroy(exec); });
+        if (graph && !parent && !lost) give_back([&] { return cudaGraphDestroy(graph); });
     }
 
     void capture(const Launches& launches) {

@@ -131,6 +131,7 @@ int device_number(const std::string& name);
 // Weight bytes that are on the device, of all. Returns false to stop, which throws Error.
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
+constexpr int kHangMs = 120'000;      // for hang_ms: a step takes seconds at most, on any card and bus
 constexpr int kFewestOffloaded = -1;  // for n_offload: as many as it takes for a context to fit
 struct DeviceOptions {
     int index = 0;             // of cuda_devices()
@@ -143,6 +144,7 @@ struct DeviceOptions {
     bool graph_loop = true;   // the whole answer in one graph; else the host launches all
     bool overlap = true;      // launches begin while the ones before them end, where it is known to help
     int silence_ms = 60'000;  // an answer's graph that is idle and says nothing for so long is given up
+    int hang_ms = 0;          // one that runs and ends no step for so long is a DeviceError; 0: wait for ever
     LoadProgressFn on_load;
 };
 

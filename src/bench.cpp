@@ -280,6 +280,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
             }
     }
     for (const int n : plan.prefill) options.n_context = std::max(options.n_context, n + c.n_canvas);
+    options.hang_ms = kHangMs;
     DeviceProfile p = profile_cuda(model, options, plan);
     if (flags.what == "load") p.load.push_back(profile_cuda(model, options, {}).load[0]);
     write_stdout(fmt::format("{} (driver for CUDA {}.{}), {}\n{}", device.name, device.driver / 1000,

@@ -128,6 +128,7 @@ void Engine::open_backend(const EngineOptions& options) {
                 o.exact = options.exact;
                 o.graph_loop = options.graph_loop;
                 o.overlap = options.overlap;
+                o.hang_ms = kHangMs;
                 o.on_load = options.on_load;
                 backend_ = make_cuda_backend(model_, o);
                 n_context_ = backend_->n_context();

@@ -424,6 +424,22 @@ TEST_CASE("memory: a graph that never says that it has ended is given up") {
     sim::refusal = sim::Refusal::Never;
     CHECK(two_canvases(*backend, c) == two_canvases(*make_cuda_backend(tiny(), {.n_context = 100}), c));
 }
+
+// A step takes longer than a millisecond here, so it counts as one that never ends.
+TEST_CASE("memory: a graph that runs and ends no step is a device that is lost") {
+    const auto before = device_memory().used;
+    {
+        const auto backend = make_cuda_backend(tiny(), {.n_context = 100, .hang_ms = 1});
+        std::string text;
+        try {
+            two_canvases(*backend, tiny()->config);
+        } catch (const DeviceError& e) {
+            text = e.what();
+        }
+        check_has(text, {"the GPU hangs", "0.001 s", "--host-loop"});
+    }
+    CHECK(device_memory().used == before);
+}
 #endif
 
 // ---- from one request to the next -------------------------------------------------------------------------

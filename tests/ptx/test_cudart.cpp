@@ -1,6 +1,9 @@
 // test_cudart.cpp: that cudart.cpp refuses what CUDA does, and runs the rest in any order that is allowed;
 // and what device_cuda.cpp makes of it. Only `make test-fake-gpu` has these: a GPU does not promise to be
 // that bad.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <thread>
 
@@ -194,6 +197,30 @@ TEST_CASE("cudart: nodes of a graph run in any order that the edges allow") {
     }
     CHECK(was[0]);
     CHECK(was[1]);
+}
+
+// In a process of its own: it is the last that this one does with the device.
+TEST_CASE("cudart: nothing is given back to a device that hangs") {
+    const pid_t child = fork();
+    if (child == 0) {
+        int64_t free = 0;
+        {
+            const DeviceArray<int> array(1 << 20);
+            const OwnStream stream;
+            const Event event;
+            const Pinned pinned(1);
+            const Graph graph;
+            free = free_device_bytes();
+            abandon_device(stream.s);
+        }
+        _exit(free_device_bytes() == free ? 0 : 1);
+    }
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+    const int64_t free = free_device_bytes();
+    { const DeviceArray<int> array(1 << 20); }
+    CHECK(free_device_bytes() == free);
 }
 
 // Copies of experts, frames and steps in whatever order this seed takes them; where the driver refuses the
