@@ -163,8 +163,9 @@ struct AttentionShape {
 void mma_peak(Stream stream, float* out, int n_block, int n_step, const uint32_t* words);
 constexpr int kPeakWords = 6 * 1024;
 
-// n_block blocks read bytes, a multiple of 16, at p; out [n_block], combined: their words' exclusive or.
-void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes);
+// n_block blocks read bytes, a multiple of 16, at p, n_pass times; out [n_block], combined: the exclusive or
+// of all words read.
+void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes, int n_pass = 1);
 
 // ---- repack.cu --------------------------------------------------------------------------------------------
 

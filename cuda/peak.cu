@@ -1,6 +1,6 @@
-// peak.cu: what `easel bench` measures beside: what the tensor cores do when nothing else is asked of them,
-// the ceiling of products, and a read of so much memory that nothing else remains in the cache. Called by
-// profile.cpp and bench_kernels.cpp.
+// peak.cu: the ceilings that `easel bench` measures: tensor cores that do nothing else, and reads, from
+// memory or from the L2 cache; a large one also leaves nothing else in that cache. Called by profile.cpp and
+// bench_kernels.cpp.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"
@@ -68,17 +68,24 @@ __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_st
     out[blockIdx.x * kThreads + thread] = sum;
 }
 
-// out[block] = the exclusive or of the block's share of the 16-byte pieces of p [n].
+// out[block] = the exclusive or of the block's shares of the 16-byte pieces of p [n], all of which are read
+// n_pass times.
 // Launch: any grid, 256 threads.
+// Why:    in each pass a block has the share of its neighbour in the one before. What an SM's L1 has of p, it
+//         does not need again before a whole pass over p by all has gone through it.
 // Check:  tests/test_linear.cpp.
-__global__ void __launch_bounds__(kThreads) read_kernel(uint32_t* out, const uint8_t* p, int64_t n) {
+__global__ void __launch_bounds__(kThreads)
+    read_kernel(uint32_t* out, const uint8_t* p, int64_t n, int n_pass) {
     wait_for_last_launch();
     SHARED_ARRAY(uint32_t, part, kThreads / 32);
     uint32_t all = 0;
     const int64_t stride = int64_t{gridDim.x} * kThreads;
-    for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n; i += stride) {
-        const uint4 v = load16(p + 16 * i);
-        all ^= v.x ^ v.y ^ v.z ^ v.w;
+    for (int pass = 0; pass < n_pass; pass++) {
+        const int share = (blockIdx.x + pass) % gridDim.x;
+        for (int64_t i = share * int64_t{kThreads} + threadIdx.x; i < n; i += stride) {
+            const uint4 v = load16(p + 16 * i);
+            all ^= v.x ^ v.y ^ v.z ^ v.w;
+        }
     }
     UNROLL for (int i = 16; i; i /= 2) all ^= __shfl_xor_sync(~0u, all, i);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = all;
@@ -95,8 +102,8 @@ void mma_peak(Stream stream, float* out, int n_block, int n_step, const uint32_t
     EASEL_LAUNCH(mma_peak_kernel, n_block, kThreads, 0, stream, out, n_step, words);
 }
 
-void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes) {
-    EASEL_LAUNCH(read_kernel, n_block, kThreads, 0, stream, out, p, bytes / 16);
+void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes, int n_pass) {
+    EASEL_LAUNCH(read_kernel, n_block, kThreads, 0, stream, out, p, bytes / 16, n_pass);
 }
 
 }  // namespace easel

@@ -33,35 +33,44 @@ std::vector<uint32_t> peak_words() {
     return words;
 }
 
-// The device's ceilings: GB/s of a copy, TFLOP/s of tensor cores. Best of some runs.
+// The device's ceilings: GB/s of a copy and of reads, TFLOP/s of tensor cores. Best of some runs.
 void measure_ceilings(Stream s, DeviceProfile& out) {
 #ifdef EASEL_CUDA
     constexpr int64_t kCopy = int64_t{1} << 30;
-    constexpr int kStep = 10000, kBlocks = 2048;
+    constexpr int kStep = 10000, kBlocks = 2048, kPasses = 512;
 #else
-    constexpr int64_t kCopy = 1 << 20;
-    constexpr int kStep = 4, kBlocks = 2;
+    constexpr int64_t kCopy = 1 << 16;
+    constexpr int kStep = 4, kBlocks = 2, kPasses = 2;
 #endif
     constexpr int kRuns = 8;
+    constexpr int64_t kCached = 4 << 20;  // within the L2 cache of any GPU
     const int64_t bytes = std::min(kCopy, free_device_bytes() / 4);
     const DeviceArray<uint8_t> a(bytes), b(bytes);
     const DeviceArray<float> sums(size_t{256} * kBlocks);
+    const DeviceArray<uint32_t> reads(kBlocks);
     const DeviceArray<uint32_t> words(s, peak_words());
     int64_t filled = std::min<int64_t>(bytes, words.bytes());  // with the same, again and again
     copy_on_device(s, a.data(), words.data(), filled);
     for (; filled < bytes; filled = std::min(2 * filled, bytes))
         copy_on_device(s, a.data() + filled, a.data(), std::min(filled, bytes - filled));
     for (int i = 0; i < kRuns; i++) {
-        Event start(true), middle(true), end(true);
+        Event start(true), copied(true), read(true), cached(true), end(true);
         start.record(s);
         copy_on_device(s, b.data(), a.data(), bytes);
-        middle.record(s);
+        copied.record(s);
+        read_memory(s, reads.data(), kBlocks, a.data(), bytes);
+        read.record(s);
+        read_memory(s, reads.data(), kBlocks, a.data(), std::min(kCached, bytes), kPasses);
+        cached.record(s);
         mma_peak(s, sums.data(), kBlocks, kStep, words.data());
         end.record(s);
         end.wait();
-        out.copy_gbs = std::max(out.copy_gbs, 2e-6 * static_cast<double>(bytes) / middle.ms_since(start));
-        const double flop = 2.0 * 16 * 8 * 16 * 16 * 8 * kStep * kBlocks;
-        out.mma_tflops = std::max(out.mma_tflops, 1e-9 * flop / end.ms_since(middle));
+        const auto best = [](double& rate, double n, double ms) { rate = std::max(rate, n / ms); };
+        const double n_byte = static_cast<double>(bytes);
+        best(out.copy_gbs, 2e-6 * n_byte, copied.ms_since(start));
+        best(out.read_gbs, 1e-6 * n_byte, read.ms_since(copied));
+        best(out.l2_gbs, 1e-6 * std::min<double>(kCached, n_byte) * kPasses, cached.ms_since(read));
+        best(out.mma_tflops, 1e-9 * 2 * 16 * 8 * 16 * 16 * 8 * kStep * kBlocks, end.ms_since(cached));
     }
 }
 

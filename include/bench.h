@@ -35,6 +35,8 @@ struct LoopTimes {
 
 struct DeviceProfile {
     double copy_gbs = 0;          // a large copy on the device, bytes read and written
+    double read_gbs = 0;          // a large read
+    double l2_gbs = 0;            // reads of what stays in the L2 cache
     double mma_tflops = 0;        // mma.m16n8k16 in F16 and nothing else
     std::vector<LoadStats> load;  // one, or as many as bench.cpp asked for
     std::vector<Timing> parts;    // of a step: a kind of launches each, all layers together

@@ -154,8 +154,9 @@ double denoise_flop(const Model& m, int n_prefix) {
 std::string profile_tables(const DeviceProfile& p, const Model& m, const ProfilePlan& plan) {
     std::string out;
     if (p.copy_gbs > 0)
-        out +=
-            fmt::format("copy {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n", p.copy_gbs, p.mma_tflops);
+        out += fmt::format(
+            "copy {:.0f} GB/s, reads {:.0f} GB/s, from L2 {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n",
+            p.copy_gbs, p.read_gbs, p.l2_gbs, p.mma_tflops);
     if (!p.parts.empty()) out += step_tables(p, m.config, plan) + "\n";
     if (!p.kernels.empty()) {
         FloorTable kernels(p, "kernel alone (ms of one)");
@@ -176,7 +177,11 @@ std::string profile_tables(const DeviceProfile& p, const Model& m, const Profile
 
 std::string profile_json(const DeviceProfile& p, const Model& m, const ProfilePlan& plan) {
     Json j;
-    if (p.copy_gbs > 0) j = {{"copy_gbs", p.copy_gbs}, {"mma_tflops", p.mma_tflops}};
+    if (p.copy_gbs > 0)
+        j = {{"copy_gbs", p.copy_gbs},
+             {"read_gbs", p.read_gbs},
+             {"l2_gbs", p.l2_gbs},
+             {"mma_tflops", p.mma_tflops}};
     if (!p.parts.empty()) {
         Json& step = j["step"];
         step = {{"prefix", plan.n_prefix},

@@ -463,6 +463,8 @@ TEST_CASE("device: the profile of a step") {
     CHECK(p.n_launch > 12 * c.n_layer);
     CHECK(p.n_launch < 20 * c.n_layer);
     CHECK(p.copy_gbs > 0);
+    CHECK(p.read_gbs > 0);
+    CHECK(p.l2_gbs > 0);
     CHECK(p.mma_tflops > 0);
     REQUIRE(p.prefill.size() == 1);
     CHECK(p.prefill[0].ms > 0);

@@ -213,5 +213,11 @@ TEST_CASE("read_memory: reads every word") {
         read_memory(Stream{}, out.data(), 20, reinterpret_cast<const uint8_t*>(device_words.data()), 4 * n);
         for (const uint32_t part : to_host(out)) all ^= part;
         CHECK(all == expected);
+        // Another share each pass: of three, an odd number, each word counts once.
+        read_memory(Stream{}, out.data(), 20, reinterpret_cast<const uint8_t*>(device_words.data()), 4 * n,
+                    3);
+        all = 0;
+        for (const uint32_t part : to_host(out)) all ^= part;
+        CHECK(all == expected);
     }
 }
