@@ -131,7 +131,7 @@ int device_number(const std::string& name);
 // Weight bytes that are on the device, of all. Returns false to stop, which throws Error.
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
-constexpr int kHangMs = 120'000;      // for hang_ms: a step takes seconds at most, on any card and bus
+constexpr int kHangMs = 60'000;       // for hang_ms: a step takes seconds at most, on any card and bus
 constexpr int kFewestOffloaded = -1;  // for n_offload: as many as it takes for a context to fit
 struct DeviceOptions {
     int index = 0;             // of cuda_devices()
