@@ -1,17 +1,18 @@
 // decode.h: from a chunk of a record (records.h) to operand A of mma.m16n8k16: codes to F16, times scales,
-// plus minima. The innermost work of every product with weights.
+// plus minima. The innermost work of every product with weights: weight_gemm.h; also of linear.cu, embed.cu.
 #pragma once
 #include "ptx.h"
 #include "records.h"
 
 namespace easel {
 
-// Where row 0 to 15 of a tile stands among the scales: g and g + 8 are neighbours.
+// Position of a row, 0 to 15, of a tile among the scales: rows g and g + 8 are neighbours.
 DEVICE constexpr int scale_place(int row) {
     return row % 8 * 2 + row / 8;
 }
-// Where a word has what follows the first four of six bits of the codes of step s and register i: such that
-// one shift brings those of i, even, and of i + 1 next to these four, as they stand in the word of the first.
+// 6-bit codes: where the word of upper bits has the upper two of the code of k16 step s and register i.
+// decode() shifts the word of lower bits right by 8 (i / 2), which leaves the lower four of an even i at bit
+// 0 and of i + 1 at bit 4: one shift of the word of upper bits brings theirs to bits 4 and 8.
 DEVICE constexpr int upper_bits(int s, int i) {
     const int pair = s % 2 * 2 + i / 2;
     return pair / 2 * 8 + pair % 2 * 2 + i % 2 * 4;
@@ -30,11 +31,11 @@ DEVICE uint32_t and_or(uint32_t x, uint32_t mask, uint32_t bits) {
 DEVICE uint32_t shift(uint32_t x, int n) {
     return n >= 0 ? x >> n : x << -n;
 }
-// Codes less OFFSET, two f16, of x, which has them `up` bits above its halves' last and 1024 above: each half
-// is 1024 + 2^up code. Exact.
+// Two codes less OFFSET, as F16, exact. Each half of x is the F16 number 1024 + 2^up code: the code is in its
+// mantissa, `up` bits above the last one.
 template <int OFFSET>
 DEVICE uint32_t less_offset(uint32_t x, int up) {
-    const auto f16 = [](int v) {  // of 1 to 2047, twice
+    const auto f16 = [](int v) {  // an integer, 1 to 2047, as F16 in both halves
         int e = 0;
         while (v >> (e + 1)) e++;
         return static_cast<uint32_t>((15 + e) << 10 | ((v << (10 - e)) & 1023)) * 0x10001;
@@ -42,8 +43,8 @@ DEVICE uint32_t less_offset(uint32_t x, int up) {
     if (!up) return hsub2(x, f16(1024 + OFFSET));
     return hfma2(x, static_cast<uint32_t>(15 - up) * 0x04000400, f16((1024 >> up) + OFFSET) ^ 0x80008000);
 }
-// Scale and minimum of rows g (h = 0) and g + 8 (h = 1), for each k16 step of a chunk: an f16 twice. Products
-// of an f16 and a small integer, rounded once.
+// What codes are multiplied with, and what is then added, [k16 step of a chunk][h] of rows g (h = 0) and
+// g + 8 (h = 1): an F16 in both halves. Of K-quants, the product of an F16 and a small integer, rounded once.
 struct ChunkScales {
     uint32_t scale[4][2], min[4][2];
 };
@@ -52,8 +53,8 @@ template <Type TYPE>
 DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int g) {
     constexpr uint32_t k1024 = 0x64006400, k1152 = 0x64806480;
     constexpr bool sub_blocks = Record<TYPE>::n_chunk > 1;
-    const uint2 both = load8(scales + ((sub_blocks ? chunk * 8 : 0) + g) * 8);  // of the two rows
-    uint2 more{};
+    const uint2 both = load8(scales + ((sub_blocks ? chunk * 8 : 0) + g) * 8);  // a word of each row
+    uint2 more{};  // of each row d and dmin (Q4_K, Q5_K) or m (Q5_1); Q6_K: in x, d of both rows
     if constexpr (TYPE == Type::Q4_K || TYPE == Type::Q5_K) more = load8(scales + 256 + g * 8);
     if constexpr (TYPE == Type::Q5_1) more = load8(scales + 64 + g * 8);
     if constexpr (TYPE == Type::Q6_K) more.x = reinterpret_cast<const uint32_t*>(scales + 256)[g];
@@ -67,7 +68,7 @@ DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int 
                 out.min[step][h] = step < 2 ? twice<0>(min) : twice<1>(min);
             }
         } else if constexpr (TYPE == Type::Q6_K) {
-            // Signed bytes; with the upper bit flipped, 128 more than their value.
+            // Signed bytes: flipping the upper bit adds 128.
             const uint32_t s = own ^ 0x80808080, d = h ? twice<1>(more.x) : twice<0>(more.x);
             const uint32_t scale[2] = {hmul2(hsub2(bytes_plus_1024<0, 1>(s), k1152), d),
                                        hmul2(hsub2(bytes_plus_1024<2, 3>(s), k1152), d)};
@@ -84,11 +85,12 @@ DEVICE void read_scales(ChunkScales& out, const uint8_t* scales, int chunk, int 
     }
 }
 
-// Values of IQ4_NL plus 128: of the four codes in bits 0-15 of x, a byte each.
+// Values of IQ4_NL plus 128, a byte each, of the four codes in bits 0-15 of x. __byte_perm() looks at bits
+// 0-2 of each.
 DEVICE uint32_t iq4_values(uint32_t x) {
-    const uint32_t low = __byte_perm(0x3f2d1801, 0x766a5d4f, x);   // if the code's fourth bit, which is not
-    const uint32_t high = __byte_perm(0xa6998d81, 0xf1d9c5b5, x);  // looked at, is 0; if it is 1
-    return __byte_perm(low, high, 0x3210 | (x >> 1 & 0x4444));
+    const uint32_t low = __byte_perm(0x3f2d1801, 0x766a5d4f, x);   // of codes 0-7
+    const uint32_t high = __byte_perm(0xa6998d81, 0xf1d9c5b5, x);  // of codes 8-15
+    return __byte_perm(low, high, 0x3210 | (x >> 1 & 0x4444));     // chosen by bit 3
 }
 
 // Operand A of a chunk: a[s][i], register i of k16 step s, in F16. `scales` and `data` are those of the
@@ -105,7 +107,7 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
         ChunkScales f;
         read_scales<TYPE>(f, scales, chunk, lane / 4);
         uint32_t third[5];
-        uint32_t low[8], high[2] = {};  // words of codes, or IQ4_NL's values; bits past the fourth of six
+        uint32_t low[8], high[2] = {};  // words of codes, or IQ4_NL's values; upper bits of 6-bit codes
         if constexpr (R::code_bits == 8) {
             const uint4 v = load16(data + lane * 16), w = load16(data + 512 + lane * 16);
             low[0] = v.x, low[1] = v.y, low[2] = v.z, low[3] = v.w;
@@ -119,8 +121,7 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
             }
             if constexpr (R::code_bits == 5) {
                 low[4] = reinterpret_cast<const uint32_t*>(data + 512)[lane];
-                // Of word w, the third code is now at bit w; what is above it is the last code's bit w, 5 +
-                // w.
+                // Word w has its third code at bit w now, and bit w of code 15 above it, at 5 + w.
                 UNROLL for (int w = 0; w < 5; w++) third[w] = low[w] >> (10 - w);
             }
             if constexpr (R::code_bits == 6) {
@@ -130,7 +131,8 @@ DEVICE void decode(uint32_t (&a)[4][4], const uint8_t* scales, const uint8_t* da
         }
         UNROLL for (int s = 0; s < 4; s++) {
             UNROLL for (int i = 0; i < 4; i++) {
-                // q = the code less its offset, twice, in f16. 0x6400 is 1024, whose last mantissa bit is 1.
+                // q: two codes less their offset, F16. 0x6400 is 1024, whose last mantissa bit counts 1: a
+                // code that is put into its mantissa is added.
                 constexpr bool iq4 = TYPE == Type::IQ4_NL;
                 constexpr int offset = iq4 ? 128 : R::offset;
                 constexpr uint32_t k1024 = 0x64006400;

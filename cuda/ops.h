@@ -1,10 +1,11 @@
 // ops.h: every launcher of this folder: what forward.cpp builds its passes from, and backend.cpp the loop.
-// One group a .cu file, where each stands under its kernel.
+// One group per .cu file, where each launcher stands under its kernel.
 //
 // T is the type of activations that go into products: F16 (tensor cores), or float where exactness is asked
-// for. Activations of type T have rows of padded(n) elements, zero past n; float32 ones have rows of n. [n]
-// in a shape is the row without its padding. Launchers add to `stream` and return at once. What varies from
-// step to step is in LoopState, in device memory, so that a captured launch stays good.
+// for. Activations of type T have rows of padded(n) elements, finite past n, where weights are zero; float32
+// ones have rows of n. [n] in a shape is the row without its padding. Launchers add to `stream` and return at
+// once. What varies from step to step is in LoopState, in device memory, so that a captured launch stays
+// valid.
 #pragma once
 #include <algorithm>
 
@@ -29,8 +30,8 @@ EASEL_BOTH constexpr int vocab_stride(int n_vocab) {
     return n_vocab_tile(n_vocab) * kVocabTile;
 }
 
-// A matrix, or one an expert, as records (records.h). `gated`: gate and up [n_row / 2, n_col] each, rows 0-7
-// of a tile being gate rows 8 tile .., rows 8-15 the same rows of up.
+// A matrix, or one per expert, as records (records.h). `gated`: gate and up [n_row / 2, n_col] each; row tile
+// i has rows 8 i to 8 i + 7 of gate as its rows 0-7 and the same rows of up as its rows 8-15.
 struct Weights {
     Type type = Type::F32;
     const uint8_t* data = nullptr;
@@ -47,23 +48,23 @@ constexpr int kMaxHeadDim = 512;
 constexpr int kMaxEndTokens = 64;
 constexpr int kMaxCanvas = 1024;    // positions of a canvas: accept() has a thread for each, in one block
 constexpr int kMaxExperts = 1024;   // of a layer: permute() counts them in shared memory
-constexpr int kMaxUsed = 32;        // experts of a token: a lane of a warp chooses each
+constexpr int kMaxUsed = 32;        // experts of a token: route() gives each to a lane of one warp
 constexpr int kMaxVocab = 1 << 20;  // sample() adds up fixed-point numbers in 63 bits
 
-// What the loop on the device knows. The host writes it before a launch; kernels keep it.
+// State of the generation loop. The host writes it before a launch; kernels update it.
 struct LoopState {
     // The request.
     SamplerConfig sampler;
     uint64_t seed;
     int max_canvases;
     int n_free;     // positions of a canvas whose token is not given
-    int has_given;  // whether GivenTokens counts
+    int has_given;  // whether GivenTokens is to be read
     int n_end;      // of end_tokens
     int32_t end_tokens[kMaxEndTokens];
     // Where it is.
     int n_cached;      // tokens in the KV cache: the position of the first row of the next pass
-    int canvas, step;  // from 0; step counts up when accept() has ended one
-    int held;          // steps whose argmax canvas equalled the one before, StopRule's
+    int canvas, step;  // from 0; accept() counts the step up at its end
+    int held;          // steps in a row whose argmax canvas equalled that of the step before: see StopRule
     int finish;        // Finish, once `done`
     int done;
     uint32_t n_frame;  // frames written to the ring
@@ -123,9 +124,10 @@ struct Ring {
 };
 
 // K and V of one layer: [n_head_kv, n_slot, head_dim] T, the token at `position` in slot position % n_slot.
-// Joint: K and V of a layer without a matrix for V are the same normed row, but that K has the weight of its
-// norm and is rotated, in kJointRotated of kJointDim columns. So K is these columns alone, and q has the
-// weight in the others, which it meets in V. The columns of q and V are then in the order of joint_place().
+// Joint: in a layer without a matrix for V, K and V are the same normed row, except that K is multiplied by
+// k_norm and then rotated, in kJointRotated of its kJointDim columns. So k [n_head_kv, n_slot, kJointRotated]
+// keeps these columns alone. For the others attention reads V in place of K, and q is multiplied by k_norm
+// instead. The columns of q and V are then in the order of joint_place().
 template <class T>
 struct KvLayer {
     T *k, *v;
@@ -133,9 +135,9 @@ struct KvLayer {
     bool joint = false;
 };
 constexpr int kJointDim = 512, kJointRotated = 128;
-// The place of column i, one of the first half of a row; column 256 + i is 256 places on. A quarter of the
-// places, which a warp of attention() has, is a quarter of the rotated columns, then one of the others; K's
-// places are those quarters of the rotated ones.
+// The place of column i < 256 in a row of q or V; column 256 + i is 256 places on. Each quarter of the
+// places, the share of a warp of attention(), is a quarter of the rotated columns (0-63 and 256-319), then a
+// quarter of the others. k has the rotated columns in their own order, which is that of the quarters.
 EASEL_BOTH constexpr int joint_place(int i) {
     return i < 64 ? i / 32 * 128 + i % 32 : (i - 64) / 96 * 128 + 32 + (i - 64) % 96;
 }
@@ -145,7 +147,7 @@ EASEL_BOTH constexpr int joint_column(int place) {
     return half + (i < 32 ? 32 * quarter + i : 64 + 96 * quarter + i - 32);
 }
 
-// Slots of one expert: pairs (token, i) that permute() has put next to each other.
+// Slots begin .. end - 1, all of one expert: pairs (token, i) that permute() has put next to each other.
 struct alignas(16) ExpertGroup {
     int expert, begin, end;
 };
@@ -157,22 +159,22 @@ struct AttentionShape {
 
 // ---- peak.cu ----------------------------------------------------------------------------------------------
 
-// n_block blocks of 8 warps, each of which multiplies n_step times, an even number, 16 pairs of matrices, 16
-// x 16 and 16 x 8, made of words [kPeakWords], two F16 each; out [256 n_block]: the sum of a thread's share
-// of the results. Steps take the first and the second kPeakWords / 6 words for their first matrices in turn.
+// Products at the tensor cores' peak rate: in each of n_step steps, an even number, each of the 8 warps of
+// n_block blocks multiplies 16 pairs of matrices, [16, 16] x [16, 8]. words [kPeakWords], two F16 each: the
+// first matrices of even steps, those of odd steps (kPeakWords / 6 each), then the second matrices.
+// out [256 n_block]: the sum of each thread's results.
 void mma_peak(Stream stream, float* out, int n_block, int n_step, const uint32_t* words);
 constexpr int kPeakWords = 6 * 1024;
 
-// n_block blocks read bytes, a multiple of 16, at p, n_pass times; out [n_block], combined: the exclusive or
-// of all words read.
+// Reads `bytes`, a multiple of 16, at p with n_block blocks, n_pass times; out [n_block]: the exclusive or of
+// the 32-bit words that each block has read.
 void read_memory(Stream stream, uint32_t* out, int n_block, const uint8_t* p, int64_t bytes, int n_pass = 1);
 
 // ---- repack.cu --------------------------------------------------------------------------------------------
 
-// Row tiles as they lie in a file: tile i has rows 0-7 at low + i stride, rows 8-15 at high + i stride, one
-// after the other. A plain matrix: high = low + 8 rows, stride = 16 rows; a gated pair: low = gate, high =
-// up, stride = 8 rows. n_low rows exist from low on and n_high from high on; what lies past them becomes
-// zero.
+// Row tiles as they lie in a file: tile i has rows 0-7, contiguous, at low + i stride and rows 8-15 at high +
+// i stride. A plain matrix: high = low + 8 rows, stride = 16 rows; a gated pair: low = gate, high = up,
+// stride = 8 rows. n_low rows exist from low on and n_high from high on; rows past them become zero.
 struct RowTiles {
     const uint8_t *low, *high;  // device memory
     int64_t stride;             // bytes
@@ -189,21 +191,21 @@ void embed(Stream stream, float* x, const int32_t* tokens, int n_token, const We
 
 // out [n_canvas, n_embd] = rms(probs E * sqrt(n_embd)) * norm: what self-conditioning's MLP reads. Zero at
 // step 0 (probs are not read then). probs [n_canvas, vocab_stride(n_vocab)], 0 past n_vocab; live
-// [n_vocab_tile(n_vocab)]: 0 for tiles of the vocabulary where all of them are 0, which are not read.
-// n_split: of the vocabulary, at most. scratch: soft_scratch() floats.
+// [n_vocab_tile(n_vocab)]: 0 for vocabulary tiles whose probabilities are all 0, which are not read.
+// n_split: splits of the vocabulary, at most. scratch: soft_scratch() floats.
 template <class T>
 void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, const Weights& embd,
                     const float* norm, float eps, int n_canvas, int n_split, float* scratch,
                     const LoopState* state);
 constexpr int kSoftTokens = 128, kSoftColumns = 128;  // of a block
-// Splits that make two waves of n_sm SMs with two blocks each, or four with one. At least 4: a block lists
-// the tiles of its split in shared memory.
+// Splits of the vocabulary that make two waves on n_sm SMs with two blocks each, or four with one. At least
+// 4, as a block lists the tiles of its split in shared memory.
 constexpr int soft_splits(int n_canvas, int n_embd, int n_sm) {
     const int n_block =
         (n_canvas + kSoftTokens - 1) / kSoftTokens * ((padded(n_embd) + kSoftColumns - 1) / kSoftColumns);
     return std::clamp(4 * n_sm / n_block, 4, 64);
 }
-// Floats before the partial sums: a list of tiles.
+// Floats of the scratch that the list of live tiles takes, ahead of the partial sums.
 constexpr int soft_list(int n_vocab) {
     return (1 + n_vocab_tile(n_vocab) + 3) / 4 * 4;
 }
@@ -225,8 +227,8 @@ void canvas_norm(Stream stream, float* x, const float* add, int n_row, int n, fl
 void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_token, int half,
               const LoopState* state);
 
-// From the projections of a layer into attention and its cache. q, k and v, float32, are each the sum of
-// n_split such, one after the other (split-K); v may be k.
+// From the projections of a layer into attention and its cache. q, k and v, float32, are each given as
+// n_split addends (split-K), one after the other; v may be k.
 template <class T>
 struct QkvNorm {
     T* q_out;            // [n_token, n_head head_dim] = rope(rms(q) * q_norm), by head
@@ -283,8 +285,8 @@ void layer_end(Stream stream, const LayerEnd<T>& p);
 
 // ---- linear.cu --------------------------------------------------------------------------------------------
 
-// out [n_token, w.n_row] float32 = x w^T; X is F16 or float. Split-K: out [n_split, n_token, w.n_row],
-// of a range of the columns each, to be added up by who reads it.
+// out [n_token, w.n_row] float32 = x w^T; X is F16 or float. Split-K: out [n_split, n_token, w.n_row], the
+// products of one range of the columns each, which the reader adds up.
 template <class X>
 void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token, int n_split = 1);
 
@@ -292,26 +294,27 @@ void linear(Stream stream, float* out, const X* x, const Weights& w, int n_token
 template <class T>
 void gate_up(Stream stream, T* out, const T* x, const Weights& w, int n_token);
 
-// Rows of the matrix that a block has.
+// Rows of the matrix per block.
 template <class T>
 constexpr int kMatrixRows = sizeof(T) == 4 ? 64 : 256;
-// Activation rows of a block: of products of all tokens, and of experts with many; of experts with few.
+// Activation rows per block: kManyRows for products of all tokens and for experts of passes with many slots,
+// kFewRows for experts of passes with few.
 template <class T>
 constexpr int kManyRows = sizeof(T) == 4 ? 64 : 128;
 constexpr int kFewRows = 32;
 // Splits with which a product of all tokens fills n_sm SMs, if it has fewer blocks; no more than eight, as
-// every one has to be read again.
+// the results of each have to be read again.
 constexpr int linear_splits(int n_row, int n_token, int n_sm) {
     constexpr int ROWS = kMatrixRows<F16>, TOKENS = kManyRows<F16>;
     const int n_block = (n_row + ROWS - 1) / ROWS * ((n_token + TOKENS - 1) / TOKENS);
     return std::clamp(n_sm / n_block, 1, 8);
 }
-// The most slots that are few: three quarters of those rows an expert.
+// The most slots that count as few: three quarters of kFewRows per expert on average.
 constexpr int few_slots(int n_expert) {
     return n_expert * (kFewRows / 4 * 3);
 }
-// Slots of a group, at most: the rows of a block of expert_gate_up() and expert_down(). In float, where
-// nothing is fast, there is one way.
+// Slots of a group, at most: the activation rows per block of expert_gate_up() and expert_down(). Float,
+// where speed does not matter, has one size.
 template <class T>
 constexpr int expert_group(int n_expert, int n_slot) {
     return sizeof(T) == 2 && n_slot <= few_slots(n_expert) ? kFewRows : kManyRows<T>;
@@ -322,7 +325,7 @@ constexpr int n_group(int n_expert, int n_slot, int group) {
     const int n_used = std::min(n_expert, n_slot);
     return n_used + (n_slot - n_used) / group;
 }
-// The most of any pass with up to n_slot slots: of the largest, or of the largest with few.
+// The most groups of any pass with up to n_slot slots: of the largest pass, or of the largest with few.
 template <class T>
 constexpr int max_groups(int n_expert, int n_slot) {
     const int few = std::min(n_slot, few_slots(n_expert));
@@ -348,12 +351,12 @@ void max_row_square(Stream stream, float* max, const Weights& w);
 
 enum class Mask { Causal, Canvas };  // as in the CPU backend, SPEC 2.4
 
-// Split-KV: ranges of the keys of a pass that are worked on at once. A launch, which a graph keeps, has
-// blocks for the most that there may be; how many of them have work follows from the keys that there are.
+// Split-KV: the keys of a pass are split into ranges that blocks work on in parallel. A captured launch has
+// blocks for the most splits that there may be; the number of keys when it runs decides how many have work.
 struct KvSplits {
     int most = 1;
-    int in_wave = 1;  // whose blocks the SMs hold at once
-    int least = 256;  // keys that are worth a split, while all of them are one wave
+    int in_wave = 1;  // splits whose blocks the SMs hold at once
+    int least = 256;  // keys that are worth a split, while the splits are at most one wave
 
     // Splits of n_key keys: as many as make one wave, if each has `least` keys; else one for each 512 keys,
     // in whole waves, `most` at most. More keys never make fewer.
@@ -368,9 +371,9 @@ struct KvSplits {
 constexpr int attention_rows(int head_dim) {
     return head_dim <= 256 ? 128 : 64;
 }
-// out [n_token, n_head head_dim] T = softmax(q k^T) v for the n_token rows whose K and V qkv_norm() has just
-// put at positions n_cached .., and whatever the mask lets them see before. scratch: attention_scratch<T>()
-// floats (none for one split at most).
+// out [n_token, n_head head_dim] T = softmax(q k^T) v for n_token rows, whose own K and V qkv_norm() has just
+// put at positions n_cached .., over all keys that the mask lets them see. scratch: attention_scratch<T>()
+// floats (none if splits.most is 1).
 template <class T>
 void attention(Stream stream, T* out, const T* q, const KvLayer<T>& cache, int n_token,
                const AttentionShape& shape, Mask mask, const KvSplits& splits, float* scratch,
@@ -402,7 +405,7 @@ void permute(Stream stream, int* slot_of, int* token_of, ExpertGroup* groups, co
 
 // ---- head.cu ----------------------------------------------------------------------------------------------
 
-// Of one canvas row's z = softcapped logits / temperature over one tile of the vocabulary.
+// Of z = softcapped logits / temperature, one canvas row over one tile of the vocabulary.
 struct alignas(16) TileStats {  // one load or store
     float max;
     float sum;       // of exp(z - max)
@@ -427,9 +430,9 @@ EASEL_BOTH inline float z_offset(const TileStats& s) {
 // ---- sample.cu --------------------------------------------------------------------------------------------
 
 // Each row of z: its statistics and draw (RowStats of sampler.h) into rows [n_canvas], and z becomes the
-// probabilities that the next step is conditioned on, times prob_scale<T>(): top-k, self-cond-top-k and
-// self-cond-drop applied. live [n_vocab_tile(n_vocab)]: 1 where one of them is not 0. Rows whose token is
-// given, and choices, as `given` says if the state has_given.
+// probabilities that the next step is conditioned on, times prob_scale<T>(), with top-k, self-cond-top-k and
+// self-cond-drop applied. live [n_vocab_tile(n_vocab)] becomes 1 for tiles that have one which is not 0. If
+// state->has_given, rows whose token is given and choices are as `given` says.
 template <class T>
 void sample(Stream stream, RowStats* rows, T* z, uint8_t* live, const TileStats* stats, int n_canvas,
             int n_vocab, const GivenTokens* given, const LoopState* state);
@@ -448,7 +451,7 @@ void probabilities(Stream stream, T* probs, uint8_t* live, const float* logits, 
 
 // ---- accept.cu --------------------------------------------------------------------------------------------
 
-// The conditions of the graph's nodes; all none where a host loop drives the steps.
+// The conditions of the graph's nodes; all 0 (none) where a host loop drives the steps.
 struct LoopConditions {
     Condition more{};     // another canvas
     Condition commit{};   // the canvas before it has to be encoded first

@@ -1,21 +1,24 @@
 // records.h: weights as kernels read them. repack.cu writes records once, at load, from the blocks of the
-// file; weight_gemm.h, linear.cu and embed.cu read them with decode() (decode.h). The file's bits in another
-// order; but the scales of Q4_K and Q5_K are unpacked from 6 bits to 8, which decode() would otherwise do for
-// every chunk: 4 bytes more in 144 and 176. Matrices are padded to whole records (zeros).
+// file; weight_gemm.h, linear.cu and embed.cu read them with decode() (decode.h). They are the file's bits in
+// another order, except that the scales of Q4_K and Q5_K are unpacked from 6 bits to 8, which decode() would
+// otherwise do for every chunk: 4 bytes more in 144 and 176. Matrices are padded to whole records (zeros).
 //
 // A matrix [n_row, n_col] is cut into row tiles of 16 and, along a row, into records of N_K columns; a record
 // is the tile's scales, then one chunk for every 64 columns. Records of a tile follow each other, then comes
 // the next tile. In a chunk each lane 4 g + t of a warp finds the values that mma.m16n8k16 wants of it as
 // operand A: for k16 step s and register i, row g + 8 (i % 2), columns 16 s + 8 (i / 2) + 2 t + j, j = 0, 1.
 //
-//   4-bit codes  [lane] 4 words, one a step s: bits 4 i (j = 0) and 16 + 4 i (j = 1)
-//   6-bit        those of their first four bits, then [lane] 2 words, s / 2: the others from bit
-//                upper_bits(s, i) on, and 16 more for j = 1
-//   5-bit        [lane] words 0 to 3, then [lane] word 4: of p = 4 s + i < 15, word p / 3, from bit 5 (p % 3)
-//                on, and 16 more for j = 1; of p = 15, bit w in bits 15 and 31 of word w
-//   8-bit        [s / 2][lane] 4 words, 2 (s % 2) + i / 2: bytes i % 2 and 2 + i % 2; code = value + 128
-//   16-bit       [s][lane] 4 words, i: halves j
+// The code of (s, i, j), j = 1 always 16 bits above j = 0:
+//
+//   4-bit codes  [lane] 4 words: in word s, from bit 4 i on
+//   6-bit        their lower four bits likewise, then [lane] 2 words with the upper two: in word s / 2, from
+//                bit upper_bits(s, i) on
+//   5-bit        [lane] words 0 to 3, then [lane] word 4: code p = 4 s + i < 15 in word p / 3, from bit
+//                5 (p % 3) on; of code 15, bit w in bits 15 (j = 0) and 31 of word w
+//   8-bit        [s / 2][lane] 4 words: in word 2 (s % 2) + i / 2, byte i % 2; code = value + 128
+//   16-bit       [s][lane] 4 words: in word i
 //   float        [16 rows][64 columns]
+//
 // Scales, [16 rows] in the order of scale_place(), so that a lane reads those of its two rows at once:
 //   blocks of 32  [16 rows] f16 d of a row's two blocks; Q5_1: then f16 m likewise
 //   Q4_K, Q5_K    [chunk][16 rows] 4 bytes: scales, then minima of a row's two sub-blocks of the chunk, of
@@ -31,7 +34,7 @@ namespace easel {
 
 constexpr int kChunk = 64;  // columns
 
-// What a record of `TYPE` is made of. Types that are not here are expanded at load, see record_type().
+// What a record of `TYPE` is made of. Types without one are expanded at load, see record_type().
 template <Type TYPE>
 struct Record;
 
@@ -89,8 +92,8 @@ constexpr bool with_record(Type type, F f) {
 #undef EASEL_RECORD
 }
 
-// The records that weights of a file's type become, for products with activations of type T: all float if
-// these are float; else their own bits, and what has no records, rounded to F16.
+// The type of record that weights of a file's type become, for products with activations of type T: F32 if
+// T is float; else their own type, or F16 if that is not quantised or has no records.
 template <class T>
 Type record_type(Type type) {
     if (std::is_same_v<T, float>) return Type::F32;

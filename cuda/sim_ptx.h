@@ -29,7 +29,7 @@ constexpr int kSharedBytes = static_cast<int>(sim::max_shared_bytes);
 inline void set_condition(Condition c, bool value) {
     if (c) *c = value;
 }
-// Launches never overlap here; tests/ptx sees what a kernel does before it.
+// Launches never overlap here; tests/ptx checks what a kernel does before it calls this.
 inline void wait_for_last_launch() {}
 inline uint64_t clock_ns() {
     return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -248,11 +248,11 @@ inline void mma_m16n8k16_f16_sums(uint32_t (&d)[2], const uint32_t (&a)[4], uint
         d[i] = f32_to_f16(sums[2 * i]) | static_cast<uint32_t>(f32_to_f16(sums[2 * i + 1])) << 16;
 }
 
-constexpr bool kHalfSums = false;  // tests/ptx has what a GPU of 8.6 does
+constexpr bool kHalfSums = false;  // as on 9.0; tests/ptx runs the code for 8.6
 
-// ---- matrices of four warps -------------------------------------------------------------------------------
+// ---- warpgroup products (wgmma) ---------------------------------------------------------------------------
 
-constexpr bool kWgmma = false;  // the products with weights: what a GPU has in their place is for tests/ptx
+constexpr bool kWgmma = false;  // kernels use mma; their wgmma code is for tests/ptx
 
 inline uint32_t shared_address(const void* p) {
     return sim::shared_address(p);

@@ -4,8 +4,9 @@
 
 namespace easel {
 
-// Elements between rows of a tile of `n` columns: 16 bytes more than a multiple of 128 keep ldmatrix free of
-// bank conflicts, and each row begins at a multiple of 16.
+// Row stride, in elements, of a tile of `n` columns in shared memory: 16 bytes of padding. Where n columns
+// are a multiple of 32 bytes, the stride is an odd number of 16-byte pieces: the eight rows that ldmatrix
+// reads at once are in different banks.
 template <class T>
 constexpr int tile_stride(int n) {
     return n + 16 / static_cast<int>(sizeof(T));
@@ -21,7 +22,7 @@ DEVICE float warp_max(float v) {
     UNROLL for (int i = 16; i; i /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
     return v;
 }
-// v of this lane and those before it.
+// Inclusive prefix sum over the lanes of a warp.
 template <class V>
 DEVICE V warp_running_sum(V v) {
     UNROLL for (int i = 1; i < 32; i *= 2) {
@@ -38,7 +39,8 @@ DEVICE int warp_index() {
     return __shfl_sync(~0u, thread / 32, 0);
 }
 
-// A warp starts to copy N bytes, a multiple of 16: dst and src are those of this lane, 16 bytes each.
+// A warp starts an asynchronous copy of N bytes, a multiple of 16. dst and src are the lane's own: 16 `lane`
+// bytes after the beginning.
 template <int N>
 DEVICE void copy_async(void* dst, const void* src, int lane) {
     static_assert(N % 16 == 0);
@@ -51,9 +53,9 @@ DEVICE void add_halves(float (&acc)[4], const uint32_t (&sums)[2]) {
     UNROLL for (int i = 0; i < 4; i++) acc[i] +=
         half_to_float(static_cast<uint16_t>(sums[i / 2] >> (i % 2 * 16)));
 }
-// acc += a b, in F16, for k16 step number `step` of an even number. With HALF_SUMS those of two steps are
-// summed in F16, in `sums`, before they are added to acc: a rounding to 11 bits every 16 columns, as each
-// operand has had one.
+// acc += a b, F16 operands, for k16 step number `step`; the number of steps is even. With HALF_SUMS the
+// products of two steps are summed in F16, in `sums`, before acc takes them: a rounding to 11 bits every 16
+// columns, as each operand has had one.
 template <bool HALF_SUMS>
 DEVICE void add_product(float (&acc)[4], uint32_t (&sums)[2], const uint32_t (&a)[4], uint32_t b0,
                         uint32_t b1, int step) {

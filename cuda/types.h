@@ -18,8 +18,9 @@ using Condition = cudaGraphConditionalHandle;  // of a conditional graph node, p
 void check_launch(cudaError_t e, const char* kernel);
 // Lets a kernel have that much dynamic shared memory.
 void allow_shared(const void* kernel, const char* name, size_t bytes);
-// Whether the next launch on the stream may begin while the one before it ends; it counts as launched. No, if
-// the stream has been given anything else since, or if the GPU does not overlap launches.
+// Whether the launch that is about to follow on the stream may overlap the end of the launch before it, and
+// notes it as the stream's last one. No, if the stream has been given anything else since that launch, or if
+// the GPU does not overlap launches.
 bool overlaps_last(Stream stream);
 
 }  // namespace easel

@@ -22,21 +22,22 @@ DEVICE float gelu_tanh(float x) {
     return x * reciprocal_approx(1 + exp2_approx(x * fmaf(minus_2 * a * b, x * x, minus_2 * a)));
 }
 
-// acc = W x^T, the part of one block: multiply() is the main loop of linear_kernel and lm_head_kernel.
+// acc = W x^T, one block's tile: multiply() is the main loop of linear_kernel and lm_head_kernel.
 //   acc      [MT][NT] accumulators of mma.m16n8k16: rows of W down, rows of x across
 //   records  W [n_row, n_col] as records of TYPE (records.h)
 //   x        [., n_col] X, rows of padded(n_col)
 // Tile:   N_WARP warps of MT row tiles of 16; 8 NT rows of x. Operands are swapped, weights are A (16 rows),
 //         activations are B (8 columns), so that few rows of x waste little. A weight is decoded once for
-//         all.
-// Shared: STAGES x (64 columns of x, a chunk of the same columns of every row tile), filled by cp.async
-//         ahead of use; the scales of a long record come with its first chunk into slots of their own. Rows
-//         of x have padding or, for wgmma, lie swizzled, piece i of 16 bytes at i ^ row % 8: no bank
-//         conflicts.
-// Why:    a warp loads and reads its own weights, so the only barrier is one a chunk, for the activations.
+//         all rows of x.
+// Launch: 32 N_WARP threads, N_BLOCK blocks per SM, shared_bytes() of dynamic shared memory.
+// Shared: STAGES x (64 columns of x, a chunk of the same columns of every row tile), a ring filled by
+//         cp.async; the scales of records with several chunks come with the first chunk and are double
+//         buffered behind the stages. Rows of x are padded or, 128 of them, swizzled as wgmma wants them,
+//         piece i of 16 bytes at i ^ row % 8: no bank conflicts.
+// Why:    a warp loads and reads its own weights, so the only barrier is one per chunk, for the activations.
 //         All row tiles of a block share what is read of x from L2, those of a warp also what is read from
-//         shared memory. The chunks of a record are unrolled, so that most addresses are constants beside a
-//         few registers: with 16 rows of x each instruction counts. N_BLOCK blocks share an SM.
+//         shared memory. The chunks of a record are unrolled, so that most addresses are a register plus a
+//         constant: with 16 rows of x there are few products to hide other instructions behind.
 // Maths:  W decoded to F16 (float X: exact), sums in float32 in order of columns; with HALF_SUMS see
 //         add_product().
 // Check:  tests/test_linear.cpp, tests/test_head.cpp.
@@ -46,66 +47,67 @@ struct WeightGemm {
     static constexpr int N_THREAD = 32 * N_WARP, N_TILE = N_WARP * MT;
     static constexpr bool SWIZZLED = sizeof(X) == 2 && NT == 16;
     static constexpr int LDX = SWIZZLED ? kChunk : tile_stride<X>(kChunk);
-    // A stage: activations, then a chunk of every row tile, its scales before it where each has its own.
-    // Those of longer records have two places, used in turn, behind the stages.
+    // A stage: activations, then a chunk of every row tile, preceded by its scales if a record is one chunk.
+    // Scales of longer records have two slots, used in turn, behind the stages.
     static constexpr bool SCALES_APART = R::n_chunk > 1;
     static constexpr int x_bytes = 8 * NT * LDX * int{sizeof(X)};
     static constexpr int tile_bytes = SCALES_APART ? R::chunk_bytes : R::bytes;
     static constexpr int stage_bytes = x_bytes + N_TILE * tile_bytes;
     static constexpr int slot_bytes = SCALES_APART ? N_TILE * R::scale_bytes : 0;
-    // Activations begin at a multiple of this: the swizzle's period.
+    // Alignment of a stage, which begins with its activations: the period of the swizzle.
     static constexpr int kAlign = SWIZZLED ? 1024 : 16;
     static_assert(stage_bytes % kAlign == 0 && tile_bytes % 16 == 0);
     static constexpr int bytes_for(int stages) { return stages * stage_bytes + 2 * slot_bytes + kAlign - 16; }
-    // As many as an SM's share of shared memory has room for, 2 to 5. An SM has a KiB more than a block may
-    // have; each block takes one, and its callers' arrays.
+    // Stages, 2 to 5, that fit a block's share of an SM's shared memory. An SM has 1 KiB more than a block
+    // may have, block_bytes; each block takes 1 KiB of the SM's for the system, and its caller's arrays.
     static constexpr int n_stage(int block_bytes) {
         const int most = (block_bytes + 1024) / N_BLOCK - 1024 - kCallersBytes;
         int n = 5;
         while (n > 2 && bytes_for(n) > most) n--;
         return n;
     }
-    static constexpr int kCallersBytes = 12 * 8 * NT;  // of their arrays, at most
+    static constexpr int kCallersBytes = 12 * 8 * NT;  // static shared arrays of a caller, at most
     static constexpr int STAGES = n_stage(kSharedBytes), own_bytes = bytes_for(STAGES);
-    // For a launch on the device in use.
+    // Dynamic shared memory of a launch on the device in use, for as many stages as it has room for.
     static size_t shared_bytes() { return bytes_for(n_stage(max_shared_bytes())); }
 
-    // wgmma where many rows of activations make it worth it. It reads them while the warps go on: the chunk
-    // before may still be read when a new one is loaded.
+    // wgmma where a block has 128 rows of activations. It is asynchronous: the stage of the previous chunk
+    // may still be read when a new chunk is loaded, so one stage less is in flight.
     static constexpr bool ASYNC = kWgmma && SWIZZLED;
-    static constexpr int AHEAD = ASYNC ? STAGES - 2 : STAGES - 1;  // chunks on their way
+    static constexpr int AHEAD = ASYNC ? STAGES - 2 : STAGES - 1;  // chunks in flight
 
-    // Where the tensor cores are what bounds it.
+    // Accumulators in F16 where the tensor cores are the bound: with 128 rows of activations.
     static constexpr bool HALF_SUMS = kHalfSums && SWIZZLED;
 
-    // The row tile, of the block's, that warp w has as its tile m: those that four warps multiply with one
-    // wgmma are neighbours.
+    // Row tile m of a warp, counted within the block. The four that a warpgroup multiplies with one wgmma,
+    // one of each warp, are neighbours.
     DEVICE static int row_tile(int warp, int m) { return warp / 4 * (4 * MT) + 4 * m + warp % 4; }
 
-    // records: the matrix, n_tile row tiles of n_record records; the block's begin at `tile` (acc of those
-    // past the end is anything), of these the columns of n_own records from first_record on. row_of [8 NT],
-    // shared: rows of x, all of them valid; n_row of them count. `early`: the kernel has not waited for
-    // the last launch; the first weights, which nothing in a pass writes (experts may be copied, others not),
-    // come before that. Ends with a barrier: `shared` is free again.
+    // records: the matrix, n_tile row tiles of n_record records each. The block multiplies the N_TILE row
+    // tiles from `tile` on (acc of tiles past the end is undefined) over the columns of n_own records from
+    // first_record on. row_of [8 NT], shared: rows of x, all of them valid; the first n_row count. early: the
+    // kernel has not called wait_for_last_launch(); it is called here, when loads of the first weights have
+    // started. Only for weights that nothing in a pass writes: all but experts, which may be copied in. Ends
+    // with a barrier: `shared` is free again.
     DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
                                 int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
                                 const int* row_of, int n_row, bool early) {
         static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes);
         const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
         shared = kept(shared + -shared_address(shared) % kAlign);
-        // What is this warp's in a stage, and of the scales that are apart.
+        // Byte offsets of this warp's row tiles in a stage, and of their scales in a slot.
         const int own_tiles = x_bytes + warp * (MT * tile_bytes), own_scales = warp * (MT * R::scale_bytes);
 
-        // Its row tiles are four apart. Past the end it takes the last one; where it and its neighbours have
-        // no other, it loads nothing and multiplies nothing, but with wgmma what is there: where that is
-        // conditional, ptxas has each wait for the other.
+        // In place of a row tile past the end, a warp takes the last one. If the whole warpgroup is past the
+        // end (none), it loads no weights and multiplies nothing (idle); with wgmma it multiplies whatever is
+        // in shared memory, as ptxas makes wgmma in a branch wait for one another.
         const bool none = tile + row_tile(warp / 4 * 4, 0) >= n_tile, idle = none && !ASYNC;
         const uint8_t* src[MT];
         UNROLL for (int m = 0; m < MT; m++) {
             const int own = min(tile + row_tile(warp, m), n_tile - 1);
             src[m] = records + (int64_t{own} * n_record + first_record) * R::bytes + lane * 16;
         }
-        // A thread copies the same 16 bytes of the same rows of every chunk.
+        // A thread copies the same piece of 16 bytes of the same N_COPY rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
         constexpr int N_COPY = 8 * NT / row_step;
         static_assert(N_COPY * row_step == 8 * NT && (!SWIZZLED || row_step % 8 == 0));
@@ -115,8 +117,8 @@ struct WeightGemm {
             x + row_of[row + i * row_step] * ldx + first_record * R::N_K + part * (16 / int{sizeof(X)});
         const int to = (row * LDX + piece(row, part)) * int{sizeof(X)};
 
-        // Into the stage that begins at `stage`: chunk c of the record that comes `later` records after the
-        // one that src and from point at. Its scales, where they are apart, go to the slot at `slot`.
+        // Start copies into the stage at offset `stage`: of chunk c of the record that comes `later` records
+        // after the one that src and from point at. Scales that are apart go to the slot at offset `slot`.
         const auto load_weights = [&](int stage, int slot, int later, int c) {
             UNROLL for (int m = 0; m < MT; m++) {
                 const uint8_t* const record = src[m] + later * R::bytes;
@@ -129,7 +131,7 @@ struct WeightGemm {
             }
         };
         const auto load_rows = [&](int stage, int later, int c) {
-            UNROLL for (int i = 0; i < N_COPY; i++)  // of rows that do not count, nothing
+            UNROLL for (int i = 0; i < N_COPY; i++)  // zeros for rows that do not count
                 cp_async<16>(shared + stage + to + i * (row_step * LDX * int{sizeof(X)}),
                              from[i] + later * R::N_K + c * kChunk, row + i * row_step < n_row ? 16 : 0);
         };
@@ -152,13 +154,14 @@ struct WeightGemm {
             if (i / R::n_chunk < n_own) load_rows(i * stage_bytes, i / R::n_chunk, i % R::n_chunk);
             cp_async_commit();
         }
-        int use = 0, fill = AHEAD * stage_bytes;  // stages
-        int slot = all_stages, other_slot = all_stages + slot_bytes;
+        int use = 0, fill = AHEAD * stage_bytes;  // offsets of the stages to multiply, to load into
+        int slot = all_stages, other_slot = all_stages + slot_bytes;  // scales of this record, of the next
         for (int record = 0; record < n_own; record++) {
             UNROLL for (int c = 0; c < R::n_chunk; c++) {
                 cp_async_wait<AHEAD - 1>();
                 if constexpr (ASYNC) fence_proxy_async();
-                // This chunk has arrived for all; the one that is written over has been used.
+                // This chunk has arrived for all threads; the one that is about to be overwritten has been
+                // used by all.
                 __syncthreads();
                 const int later = (c + AHEAD) / R::n_chunk, next = (c + AHEAD) % R::n_chunk;
                 if (record + later < n_own) {
@@ -200,7 +203,7 @@ struct WeightGemm {
     }
 
   private:
-    // Where piece i of a row of activations lies: elements from its start.
+    // Where a row of activations has its piece i: elements from the row's start.
     DEVICE static int piece(int row, int i) { return (SWIZZLED ? i ^ row % 8 : i) * (16 / int{sizeof(X)}); }
 
     // acc += W x^T of a chunk, in float.
@@ -217,8 +220,8 @@ struct WeightGemm {
                 }
     }
 
-    // acc += a x^T of a chunk. The pieces of x that a lane addresses for ldmatrix, 16 rows of x at once, are
-    // 2 s + lane / 8 % 2 of the k16 steps s.
+    // acc += a x^T of a chunk. Each ldmatrix reads 16 rows of x, of which a lane addresses, in k16 step s,
+    // piece 2 s + lane / 8 % 2 of row lane % 8 + lane / 16 * 8.
     DEVICE static void add_products(float (&acc)[MT][NT][4], const uint32_t (&a)[MT][4][4], const X* x,
                                     int n_row, int lane) {
         x += (lane % 8 + lane / 16 * 8) * LDX;
@@ -237,10 +240,10 @@ struct WeightGemm {
         }
     }
 
-    // The same of one row tile of each of four warps, which goes on by itself: until a wgmma_wait() acc and a
-    // must be left alone.
+    // The same by wgmma, for one row tile of each warp of a warpgroup. Asynchronous: acc and a must not be
+    // touched before a wgmma_wait().
     DEVICE static void start_products(float (&acc)[NT][4], const uint32_t (&a)[4][4], const X* x, int n_row) {
-        if (n_row <= 64)  // the same for all warps
+        if (n_row <= 64)  // the same for all warps; half of the columns of acc do
             start_products_of(reinterpret_cast<float(&)[8][4]>(acc), a, x);
         else
             start_products_of(acc, a, x);
