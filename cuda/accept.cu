@@ -1,9 +1,9 @@
 // accept.cu: the loop between two passes: a canvas' noise, acceptance and stop rule after each step, the end
-// of a canvas and of the answer (SPEC sections 3, 8), and the frames that the host follows it by. The
-// graph of backend.cpp has these beside the passes; each decision is that of the CPU backend, to the bit.
+// of a canvas and of the answer (SPEC sections 3, 8), and the frames by which the host follows it. The graph
+// of backend.cpp has these between the passes; each decision is that of the CPU backend, to the bit.
 //
-// One block of a thread a position, so barriers are all the order there is. The state is written by thread 0
-// after a barrier that all pass when they have read it.
+// All kernels are one block with a thread per position of the canvas, so barriers order everything. Thread 0
+// writes what others read of the state, after a barrier that they pass when they have read it.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"
@@ -12,7 +12,7 @@ namespace easel {
 
 namespace {
 
-// Memory that the host changes meanwhile.
+// Words that the host reads or writes while the kernel runs.
 DEVICE uint32_t read_now(const uint32_t* p) {
     return *static_cast<const volatile uint32_t*>(p);
 }
@@ -25,11 +25,11 @@ int block_size(int n_canvas) {  // whole warps
     return (n_canvas + 31) / 32 * 32;
 }
 
-// Until the ring has a free slot for frame n_frame. False: cancelled before it had.
+// Waits until the ring has a free slot for frame n_frame. False: the host cancelled before it had.
 DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot) {
     while (n_frame - read_now(&header->tail) >= static_cast<uint32_t>(n_slot))
         if (read_now(&header->cancel)) return false;
-    __threadfence_system();  // the host has read the slot before it is written again
+    __threadfence_system();  // writes to the slot come after the host's reads that `tail` told of
     return true;
 }
 
@@ -37,8 +37,11 @@ DEVICE bool wait_for_slot(const RingHeader* header, uint32_t n_frame, int n_slot
 
 // start_canvas: tokens = noise of canvas state->canvas, or what is given; step 0.
 //   tokens [n_canvas]
-// Launch: 1 block, a thread a position, rounded up to warps.
+//   given  see GivenTokens; read if state->has_given
+// Tile:   a position per thread.
+// Launch: 1 block, n_canvas threads, rounded up to warps.
 // Shared: none.
+// Why:    as above.
 // Maths:  integers.
 // Check:  tests/test_accept.cpp against a loop on the host.
 __global__ void __launch_bounds__(kMaxCanvas)
@@ -52,7 +55,7 @@ __global__ void __launch_bounds__(kMaxCanvas)
         tokens[i] = state->has_given && given->tokens[i] >= 0 ? given->tokens[i] : noise;
     }
     if (i) return;
-    state->step = state->held = 0;  // which no thread reads
+    state->step = state->held = 0;  // no barrier: no thread reads these
     state->canvas_start_ns = clock_ns();
     set_condition(conditions.denoise, true);
 }
@@ -69,11 +72,13 @@ void start_canvas(Stream stream, int32_t* tokens, int n_canvas, int n_vocab, con
 // after max_steps. A frame says so to the host.
 //   tokens [n_canvas]  out
 //   argmax [n_canvas]  in: of the step before, unless this is step 0; out: of this step
-//   rows   [n_canvas]
-// Launch: 1 block, a thread a position, rounded up to warps.
+//   rows   [n_canvas]  of this step, from sample()
+//   ring   see Ring, in memory shared with the host
+// Tile:   a position per thread.
+// Launch: 1 block, n_canvas threads, rounded up to warps.
 // Shared: 12 KiB: all entropies, as floats to compare and as integers to add.
-// Why:    each thread adds up the entropies before its own: n_canvas^2 comparisons of values that all lanes
-//         read at once, in the time that sorting takes with its barriers, and nothing to pad.
+// Why:    each thread adds up the entropies that come before its own: n_canvas^2 comparisons, of values that
+//         all lanes read at once (broadcast). A sort would need a barrier per stage, and padding.
 // Maths:  int64 of 2^-40 nats, exact in any order; the mean in double.
 // Check:  tests/test_accept.cpp against accept() and StopRule of sampler.h.
 __global__ void __launch_bounds__(kMaxCanvas, 1)
@@ -136,7 +141,7 @@ __global__ void __launch_bounds__(kMaxCanvas, 1)
             *frame.header = {canvas, step, mean_entropy, temperature(config, step), dropped, last};
         }
     }
-    __syncthreads();  // the frame is written, by all; all have read the state
+    __syncthreads();  // all have written their part of the frame, and have read the state
     if (i) return;
     if (has_slot) {
         __threadfence_system();  // the host sees the whole frame before it sees `head`
@@ -164,8 +169,11 @@ void accept(Stream stream, int32_t* tokens, int32_t* argmax, const RowStats* row
 // end_canvas: whether the answer goes on, and why it does not: cancelled, an end token in argmax, or this was
 // the last canvas; then the ring says that it has ended.
 //   argmax [n_canvas]
-// Launch: 1 block, a thread a position, rounded up to warps.
+//   ring   see Ring, in memory shared with the host
+// Tile:   a position per thread.
+// Launch: 1 block, n_canvas threads, rounded up to warps.
 // Shared: none.
+// Why:    as above; the barrier is a vote.
 // Maths:  integers.
 // Check:  tests/test_accept.cpp against a loop on the host.
 __global__ void __launch_bounds__(kMaxCanvas)
@@ -207,7 +215,7 @@ void end_canvas(Stream stream, const int32_t* argmax, int n_canvas, LoopState* s
 }
 
 // advance: n_cached += n_token.
-// Launch: 1 block, 1 thread.
+// Launch: 1 block, 1 thread. Why: a kernel, so that an encode pass can be part of a graph.
 // Check:  tests/test_accept.cpp.
 __global__ void advance_kernel(int n_token, LoopState* state) {
     wait_for_last_launch();

@@ -15,13 +15,13 @@ namespace {
 struct Keys {
     int low, high;
 };
-// That any of the rows of tokens first .. last sees; all of these are in the cache.
+// Keys that any of the rows of tokens first .. last sees; all of them are in the cache.
 DEVICE Keys visible(int first, int last, int n_cached, int n_token, int window, Mask mask) {
     if (mask == Mask::Canvas) first = 0, last = n_token - 1;
     return {window ? max(0, n_cached + first - (window - 1)) : 0, n_cached + last + 1};
 }
 
-// Splits that have work: by the keys that rows of the pass see, the same in all blocks.
+// Splits that have work, from the number of keys that the rows of the whole pass see: the same in all blocks.
 DEVICE int splits_used(const KvSplits& splits, int n_cached, int n_token, int window) {
     const Keys keys = visible(0, n_token - 1, n_cached, n_token, window, Mask::Canvas);
     return splits.used(keys.high - keys.low);
@@ -35,10 +35,11 @@ DEVICE Split split_of(int n_tile, int n_split) {
     return {n_tile * split / n_split, n_tile * (split + 1) / n_split};
 }
 
-// What a split leaves in scratch for each row: token n_head + head. If it has no key that the row sees, sum
-// is 0 and out may be anything. A single split leaves its rows in their place and nothing here.
-//   scratch  [n_split, n_row] RowSplit, then [n_split, n_row, head_dim] T out, of these keys alone; n_split:
-//   used
+// What a split leaves in scratch for each row, number token n_head + head: the maximum of its scores and the
+// sum of its exponentials. If it has no key that the row sees, sum is 0 and out is undefined. A single split
+// writes its rows to their final place and nothing here.
+//   scratch  [n_split, n_row] RowSplit, then [n_split, n_row, head_dim] T out, of the split's keys alone;
+//            n_split: splits used
 struct RowSplit {
     float max, sum;
 };
@@ -51,32 +52,32 @@ DEVICE T* out_split(float* scratch, int split, int n_split, int n_row, int head_
 }
 
 constexpr int kThreads = 256;
-// P goes into products as F16, times 2^12 so that small probabilities keep their bits: the sum has the same
-// factor. ln 2^12:
+// P goes into P v as F16, times 2^12 so that small probabilities keep their bits; the sum that divides the
+// result has the same factor. ln 2^12:
 constexpr float kShift = 8.31776617f;
 constexpr float kNone = -INFINITY;  // the maximum of no scores
 
-// JOINT: of K and V, see KvLayer.
+// Tile sizes for heads of up to HD columns. JOINT: K and V are joint, see KvLayer.
 template <int HD, bool JOINT>
 struct AttentionTile {
     static constexpr int M = 2;                                 // 16-row tiles of a group of warps
     static constexpr int W = HD <= 256 ? 2 : 4;                 // warps of a group
     static constexpr int BLOCK_M = kThreads / 32 / W * M * 16;  // rows of a block
     static constexpr int BLOCK_N = HD <= 256 ? 32 : 16;         // keys
-    static constexpr int LD = tile_stride<F16>(HD);             // of V, and of K:
+    static constexpr int LD = tile_stride<F16>(HD);             // row stride of V, and of K:
     static constexpr int LDK = JOINT ? tile_stride<F16>(kJointRotated) : LD;
-    static constexpr int KV = BLOCK_N * (LDK + LD);
-    static constexpr int COLS = HD / W;                              // of a warp, in q, v and the output
+    static constexpr int KV = BLOCK_N * (LDK + LD);  // elements of a stage: a tile of K, then one of V
+    static constexpr int COLS = HD / W;              // of a warp, in q, v and the output
     static constexpr int K_COLS = JOINT ? kJointRotated / W : COLS;  // and in k
     static constexpr int NS = BLOCK_N / 8;                           // 8-key tiles of scores
     static constexpr int NO = COLS / 8;                              // 8-column tiles of output
     static constexpr int KS = COLS / 16;                             // 16-column steps of q and k
-    static constexpr int N_OCTET = 2 * M;                            // of 8 rows: of a group
-    static constexpr int OWN = N_OCTET / W;                          // and of a warp
-    // What a warp gives to the others of its group: its part of the scores of the rows of each; probabilities
-    // of its own rows, and by what their sums so far are to be multiplied.
+    static constexpr int N_OCTET = 2 * M;                            // octets, 8 rows each, of a group
+    static constexpr int OWN = N_OCTET / W;                          // of which a warp does the softmax
+    // What a warp passes to the others of its group: to each, partial scores of that warp's octets; to all,
+    // the probabilities of its own octets, and the factor for what has been accumulated of their output.
     struct Given {
-        float score[W - 1][OWN][2 * NS][32];
+        float score[W - 1][OWN][2 * NS][32];  // score[i]: to warp ^ (i + 1)
         uint32_t p[OWN][NS][32];
         float scale[OWN][32];
     };
@@ -85,20 +86,20 @@ struct AttentionTile {
     static_assert(BLOCK_M == attention_rows(HD));
 };
 
-// Of a block. token: -1 if there is none; end: of the keys that it sees.
+// A row of the block. token: -1 past the last row; end: one past the last key that it sees.
 struct Row {
     int token, head, end;
 };
 
-// threadIdx.x, but the compiler cannot know it: what is computed from it is computed anew in each tile, and
-// takes no registers in between, of which there are too few.
+// threadIdx.x, hidden from the compiler by a shuffle: what depends on it is computed anew in each tile
+// instead of staying in registers, of which there are too few.
 DEVICE int thread_again() {
     return __shfl_sync(~0u, static_cast<int>(threadIdx.x), threadIdx.x % 32);
 }
 
-// Where a thread works. Each warp counts the octets of its group in an order of its own, in which own ones
-// are 0, W, ..: octet o is own octet o / W of warp ^ o % W. mma fragments of tile o / 2 have it at rows g (o
-// even) or g + 8.
+// Where a thread works. Each warp numbers the octets of its group's 32 rows such that its own are 0, W, ..:
+// its number o is the group's octet o ^ (warp % W), which is own octet o / W of warp ^ (o % W). In the mma
+// fragments of row tile o / 2 it is rows g (o even) or g + 8 (o odd).
 template <class Tile>
 struct Place {
     static constexpr int W = Tile::W;
@@ -112,26 +113,26 @@ struct Place {
         given = reinterpret_cast<typename Tile::Given*>(shared + 2 * Tile::KV) + warp;
         UNROLL for (int i = 0; i < W; i++) taken[i] = given + ((warp ^ i) - warp);
     }
-    // Place in the block of a lane's row.
+    // The row of the block that this lane has in an octet.
     DEVICE int row(int octet) const { return (warp / W * Tile::N_OCTET + (octet ^ warp % W)) * 8 + lane / 4; }
     // The others of the group have written what they give.
     DEVICE void wait_for_group() const { barrier_sync(1 + warp / W, 32 * W); }
 };
 
-// n_row rows of a head of K and V from `slot` on, around the ring, into shared memory; rows after these, up
-// to BLOCK_N, repeat the last: scores of theirs are masked, but 0 times a row that nobody wrote may be NaN. A
-// warp takes every eighth row.
+// Starts to copy n_row rows of a head of K and V, from `slot` on around the ring, into shared memory; rows
+// after these, up to BLOCK_N, repeat the last: their scores are masked, but 0 times a row that nobody wrote
+// may be NaN. A warp takes every eighth row, BYTES per lane and copy.
 template <int HD, bool JOINT, int BYTES>
 DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head_dim, int slot, int n_row) {
     using Tile = AttentionTile<HD, JOINT>;
-    constexpr int BLOCK_N = Tile::BLOCK_N, LD = Tile::LD, LDK = Tile::LDK, n_in_part = BYTES / 2;
+    constexpr int BLOCK_N = Tile::BLOCK_N, LD = Tile::LD, LDK = Tile::LDK, n_in_copy = BYTES / 2;
     const int thread = thread_again(), warp = thread / 32, lane = thread % 32;
     UNROLL for (int first = 0; first < BLOCK_N; first += kThreads / 32) {
         const int row = first + warp;
         int from = slot + min(row, n_row - 1);
         if (from >= cache.n_slot) from -= cache.n_slot;
-        UNROLL for (int col = 0; col < HD; col += 32 * n_in_part) {
-            const int i = col + lane * n_in_part;
+        UNROLL for (int col = 0; col < HD; col += 32 * n_in_copy) {
+            const int i = col + lane * n_in_copy;
             if (i >= head_dim) break;
             const int64_t kv_row = kv_head * cache.n_slot + from, at = kv_row * head_dim + i;
             if constexpr (!JOINT)
@@ -143,7 +144,7 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
     }
 }
 
-// out = softmax(q k^T) v, or of a split of the keys, into scratch.
+// out = softmax(q k^T) v, of rows (token, query head); or, of a split of the keys, into scratch.
 //   out, q  [n_token, n_head, head_dim] F16, rows of padded(n_head head_dim); head_dim even, at most HD
 //   cache   k, v [n_head_kv, n_slot, head_dim] F16; joint: k [., kJointRotated], and q in the order of v
 //   scratch see RowSplit; not used if there is one split
@@ -151,25 +152,25 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
 //         of the group), so that they read a K or V tile once; 32 keys, 16 if HD is 512.
 // Launch: grid (n_token group / BLOCK_M, n_head_kv, splits.most), 256 threads; groups of two warps, four if
 //         HD is 512, share 32 rows.
-// Shared: two K and V tiles, what the warps of a group give to each other, rows: HD 256 94 KiB, 512 81,
-//         joint 57.
-// Why:    q and the output stay in registers: each warp of a group has 128 or fewer of the columns. It
-//         multiplies its columns of q and k, gives the others their rows of these parts of the scores, and
-//         adds up the parts of its own rows, a half or a quarter of all. It gives the probabilities to the
-//         others, and multiplies those of all rows with its columns of v. As these are 32 rows, a fragment
-//         of k or v feeds four mma. The next tile is loaded meanwhile. All warps wait for one another once a
-//         tile, so that the softmax of one group goes beside the mma of others.
+// Shared: two stages of a K and a V tile, what the warps of a group pass to each other, the rows: HD 256
+//         94 KiB, 512 81, joint 57.
+// Why:    q and the output stay in registers, as each warp of a group has at most 128 of the columns. A warp
+//         multiplies its columns of q and k, passes the other warps the partial scores of their rows, and
+//         adds up the partial scores of its own rows, a half or a quarter of the 32. It passes their
+//         probabilities to the others, and multiplies those of all 32 rows with its columns of v. With 32
+//         rows a fragment of k or v feeds four mma. The next tile is loaded meanwhile. There is one barrier
+//         of the block per tile, so that the softmax of one group overlaps the mma of others.
 //
 //         A group of two warps (of four: a quarter of the columns and one octet of rows each):
 //
 //           32 rows of q, out    | columns 0 .. HD/2: warp 0 | columns HD/2 .. HD: warp 1 |
-//           1. q k^T             each warp over its columns, all 32 rows: W parts of the scores
+//           1. q k^T             each warp over its columns, all 32 rows: W partial scores
 //           2. sum, softmax      rows 0-7, 16-23: warp 0;  rows 8-15, 24-31: warp 1
 //           3. p v               each warp its columns, all 32 rows
 //
-//         Between 1 and 2 they give each other parts of scores, between 2 and 3 probabilities.
-// Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. Which warp has a row
-//         does not matter to its bits.
+//         Between 1 and 2 they pass each other partial scores, between 2 and 3 probabilities.
+// Maths:  scores, softmax and sums in float32 (online; fast exp); P rounded to F16. The order of sums is the
+//         same whichever warp has a row.
 // Check:  tests/test_attention.cpp, against double.
 template <int HD, bool JOINT>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -180,10 +181,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
     constexpr int LDK = Tile::LDK, KV = Tile::KV;
     constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
-    SHARED(Keys, seen);         // by all rows
+    SHARED(Keys, seen);         // by every row of the block: tiles within need no mask
     SHARED(int, n_split_smem);  // for the end: the loop has no register for it
     SHARED_ARRAY(Row, rows, BLOCK_M);
-    SHARED_DYNAMIC(F16, shared);  // two times K and V: [BLOCK_N, LDK], [BLOCK_N, LD]
+    SHARED_DYNAMIC(F16, shared);  // two stages of K [BLOCK_N, LDK], V [BLOCK_N, LD]; then Given, per warp
     const int head_dim = shape.head_dim, n_cached = state->n_cached, kv_head = blockIdx.y;
     const int group = shape.n_head / shape.n_head_kv, n_row = n_token * group;
     const int thread = threadIdx.x, first_row = blockIdx.x * BLOCK_M, ld = padded(shape.n_head * head_dim);
@@ -239,11 +240,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 
     float acc[M][NO][4] = {};
-    float row_max[OWN], sum[OWN] = {};  // of own rows; sum: of this lane's columns
+    float row_max[OWN], sum[OWN] = {};  // of own rows; sum: over this lane's keys
     UNROLL for (int k = 0; k < OWN; k++) row_max[k] = kNone;
     for (int key = begin, stage = 0; key < stop; key += BLOCK_N, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // K and V are there for all; all have used those before
+        __syncthreads();  // this K and V tile is there for all; all have used the previous one
         const Place<Tile> at(shared);
         if (key + BLOCK_N < stop) load(key + BLOCK_N, stage ^ 1);
         const F16 *const k_smem = shared + stage * KV, *const v_smem = k_smem + BLOCK_N * LDK;
@@ -251,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         float score[M][NS][4] = {};
         const int k_key = at.lane % 8 + at.lane / 16 * 8, k_col = at.lane / 8 % 2 * 8;
         const F16* const k_row = k_smem + k_key * LDK + at.warp % W * Tile::K_COLS + k_col;
-        const F16* const kv_row = v_smem + k_key * LD + at.col + k_col;  // what K and V have in common
+        const F16* const kv_row = v_smem + k_key * LD + at.col + k_col;  // joint: K's other columns are V's
         UNROLL for (int n = 0; n < NS; n += 2) {
             UNROLL for (int s = 0; s < KS; s++) {
                 uint32_t b[4];
@@ -268,13 +269,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                     score[o / 2][n + i / 2][o % 2 * 2 + i % 2];
             }
         }
-        at.wait_for_group();  // the other parts of the scores are there
+        at.wait_for_group();  // the other warps' partial scores are there
         UNROLL for (int k = 0; k < OWN; k++) {
             UNROLL for (int i = 0; i < 2 * NS; i++) {
                 const auto part = [&](int of) { return at.taken[of]->score[of - 1][k][i][at.lane]; };
                 float& x = score[k * W / 2][i / 2][i % 2];
                 x += part(1);
-                if constexpr (W == 4) x += part(2) + part(3);  // (0 + 1) + (2 + 3) in each warp
+                if constexpr (W == 4) x += part(2) + part(3);  // each warp: (0 + 1) + (2 + 3)
             }
         }
 
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 const int end = rows[at.row(k * W)].end;
                 UNROLL for (int n = 0; n < NS; n++) {
                     UNROLL for (int i = 0; i < 2; i++) {
-                        const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // the last key seen: 1
+                        const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // 1: the last key seen
                         if (back < 1 || back > reach) score[k * W / 2][n][i] = kNone;
                     }
                 }
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 
         // Online softmax of own rows.
-        uint32_t p[N_OCTET][NS];  // F16: two keys
+        uint32_t p[N_OCTET][NS];  // F16 of two keys
         float scale[N_OCTET];
         UNROLL for (int k = 0; k < OWN; k++) {
             float(&s)[NS][4] = score[k * W / 2];
@@ -348,7 +349,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sum[k] += __shfl_xor_sync(~0u, sum[k], 2);
         after.given->score[0][k][0][after.lane] = 1 / sum[k];
     }
-    after.wait_for_group();  // the other rows' sums are there
+    after.wait_for_group();  // the other rows' 1 / sum are there, in `score`
     UNROLL for (int o = 0; o < N_OCTET; o++) {
         const Row row = rows[after.row(o)];
         const float(&values)[NO][4] = acc[o / 2];
@@ -384,8 +385,8 @@ void launch(Stream stream, F16* out, const F16* q, const KvLayer<F16>& cache, in
 }
 
 // The same with plain multiply-adds.
-//   As above, with float for F16.
-// Tile:   one row; 32 keys, one a lane, for the scores; one column in 32 a lane, for the output.
+//   As above, with float for F16; never joint.
+// Tile:   one row; 32 keys, one per lane, for the scores; every 32nd column per lane for the output.
 // Launch: grid (n_token, n_head, splits.most), 32 threads.
 // Shared: 32 probabilities.
 // Why:    tiles of float rows of 512 columns do not fit the shared memory of small cards, and this path is
@@ -443,11 +444,14 @@ __global__ void __launch_bounds__(32)
     }
 }
 
-// out = sum over splits of out weight / sum over splits of weight, weight = sum exp(max - largest max); what
-// is there already if one split was used
+// out = (sum over splits of weight out_split) / (sum over splits of weight), weight = sum exp(max - largest
+// max); nothing to do if one split was used
 //   out      [n_token, n_head, head_dim] T, rows of padded(n_head head_dim)
 //   scratch  see RowSplit
-// Launch: grid (n_token n_head / 4), 128 threads: a row a warp, pairs of columns a lane.
+// Tile:   a row per warp, every 32nd pair of columns per lane.
+// Launch: grid (n_token n_head / 4), 128 threads.
+// Shared: none.
+// Why:    a launch of its own needs no counters in memory, and the order of the sums is fixed.
 // Maths:  float32, in order of splits; those without keys are left out.
 // Check:  tests/test_attention.cpp.
 template <class T>

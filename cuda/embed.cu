@@ -27,12 +27,13 @@ constexpr int kEmbedThreads = 128;
 
 // embed: x = E[token] * scale
 //   x        [n_token, n_embd] float32
-//   records  E [n_vocab, n_embd]
-// Tile:   64 columns of a token to 4 threads, the lanes of decode() that have the token's row.
+//   tokens   [n_token]
+//   records  E [n_vocab, n_embd], row tiles of n_record records
+// Tile:   64 columns of a token per 4 threads, which act as the lanes of decode() that have the token's row.
 // Launch: grid (n_token * n_chunk / 32), 128 threads.
 // Shared: none.
-// Why:    few bytes; what matters is that all of the launch is under way at once.
-// Maths:  F32 and F16 are exact. Other types: in F16, by up to 2^-10 of |d q| + |min| off.
+// Why:    few bytes; what matters is that all of them are in flight at once.
+// Maths:  F32 and F16 are exact. Other types are decoded to F16, off by up to 2^-10 of |d q| + |min|.
 // Check:  tests/test_embed.cpp.
 template <Type TYPE>
 __global__ void __launch_bounds__(kEmbedThreads)
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kEmbedThreads)
     }
 }
 
-// ---- the soft embedding: which tiles of the vocabulary count, partial sums over splits of these, then their
-// sum, normed
+// ---- the soft embedding: the list of live vocabulary tiles, partial sums over splits of these, then the sum
+// of these, normed
 
 constexpr int kSoftWarps = 8, kSoftThreads = 32 * kSoftWarps;
 constexpr int kLiveThreads = 1024;
@@ -73,9 +74,10 @@ constexpr int kLiveThreads = 1024;
 // live_tiles: list[0] = the number of tiles whose flag is set, list[1 ..] = these tiles, ascending.
 //   list [1 + n_tile]
 //   live [n_tile]
-// Tile:   a thread has neighbouring tiles, two of the real vocabulary.
+// Tile:   neighbouring vocabulary tiles per thread, two for a vocabulary of 262144.
 // Launch: 1 block, 1024 threads. Nothing to do at step 0.
 // Shared: 128 bytes: the count of each warp.
+// Why:    prefix sums of one block keep the order, so that sums over the list are always the same.
 // Maths:  integers.
 // Check:  tests/test_embed.cpp.
 __global__ void __launch_bounds__(kLiveThreads)
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kLiveThreads)
     if (thread == kLiveThreads - 1) list[0] = at - 1;
 }
 
-// What a block keeps in shared memory; behind it, the tiles that it works on.
+// What a block of soft_sum_kernel keeps in shared memory; behind it, the numbers of its vocabulary tiles.
 template <Type TYPE, class T>
 struct SoftTile {
     using R = Record<TYPE>;
@@ -112,8 +114,8 @@ struct SoftTile {
     uint8_t raw[kSoftWarps * raw_bytes + 16];
 };
 
-// acc += a [32, K] b [K, 64], a and b in shared memory; acc[m][n] are the accumulators of mma.m16n8k16 of
-// rows 16 m .. and columns 8 n .., whatever the type.
+// acc += a [32, K] b [K, 64], a and b in shared memory; acc[m][n] is laid out as the accumulators of
+// mma.m16n8k16 of rows 16 m .. and columns 8 n .., for float, too.
 template <int K>
 DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const float* b, int ldb) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -126,13 +128,13 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const fl
                 acc[m][n][i] += sum;
             }
 }
-// With sums in F16, by what they are made smaller: the probabilities of a row are 32768 in all, and so
-// embeddings of up to 32 are in range.
+// What probabilities are divided by if products are summed in F16: those of a row add up to 32768
+// (prob_scale()), so a sixteenth keeps sums in F16's range for embeddings of up to 32.
 template <class T>
 constexpr float kShrink = kHalfSums && sizeof(T) == 2 ? 16 : 1;
 
-// A fragment of b serves both halves of a. Unrolled, it would not leave the registers that a step's loads
-// need.
+// A fragment of b serves both row tiles of a. Unrolled, the loop over K would not leave the registers that a
+// step's loads need.
 template <int K>
 DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb) {
     constexpr int N_STEP = kHalfSums ? 2 : 1;  // k16 steps at once
@@ -163,18 +165,19 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
 // soft_sum: partial[split] = probs[:, ids of the split] E[ids of the split, :], the ids those of an
 // equal share of the live tiles
 //   partial  [n_split, n_canvas, ld] float32, ld = padded(n_embd)
-//   list     as live_tiles leaves it
+//   list     [1 + n_vocab_tile] as live_tiles leaves it
 //   probs    [n_canvas, ldp] T, 0 past n_vocab; tiles that are not live are not read
 //   records  E [n_vocab, n_embd], n_tile row tiles of tile_bytes
-// Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). The live tiles go by
-//         in steps of 64 ids (float: 32).
+// Tile:   128 tokens x 128 columns; warp w has 32 tokens (w % 4) and 64 columns (w / 4). A step of the main
+//         loop is 64 ids (float: 32) of a live tile.
 // Launch: grid (n_canvas / 128, n_embd / 128, n_split), 256 threads. Nothing to do at step 0.
 // Shared: 2 x (probabilities 128 x 64, embeddings 64 x 128) F16 + 8 chunks of records: 78 KiB for Q6_K, 86
-//         for F16; float 69. Then 4 bytes a tile of the split.
-// Why:    a product as large as lm_head's. During the tensor core work of a step the next one arrives, and
-//         each warp decodes one of its 8 chunks, so that a step has one barrier. Token tiles are the fastest
-//         index: what they both read of E comes from L2. Late in an answer few tiles are live.
-// Maths:  E in F16 (float: exact), float32 accumulation in order of the ids.
+//         for F16; float 69. Then 4 bytes for each vocabulary tile of the split.
+// Why:    a product as large as lm_head's. During a step's mma the next step arrives; each warp decodes one
+//         of its 8 chunks of E, ahead of the mma, so that a step has one barrier. Token tiles are the
+//         fastest index, so that the second of them finds its part of E in L2. Late in an answer few tiles
+//         are live.
+// Maths:  E in F16 (float: exact), float32 accumulation in order of the ids (F16 sums: see kShrink).
 // Check:  tests/test_embed.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(kSoftThreads, 2)
@@ -192,12 +195,13 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     const int end = n_own * Tile::n_step;
     int* const own = reinterpret_cast<int*>(tile + 1);
     for (int i = thread; i < n_own; i += kSoftThreads) own[i] = list[1 + first + i];
-    __syncthreads();                       // `own` is complete
-    const auto first_id = [&](int step) {  // of a step
+    __syncthreads();  // `own` is complete
+    const auto first_id = [&](int step) {
         return own[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_id;
     };
 
-    // The chunk that this warp brings: of row tile warp % 4 of a step (float: there are two).
+    // The chunk of E that this warp loads and decodes in each step: of row tile warp % 4 of the step's four
+    // (float: two).
     const int chunk = column / kChunk + warp / 4, own_tile = warp % 4;
     const bool has_chunk = chunk * kChunk < ld;
     const auto record_of = [&](int step) {
@@ -205,14 +209,14 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
         return records + int64_t{row_tile} * tile_bytes + chunk / R::n_chunk * R::bytes;
     };
     uint8_t* const raw = tile->raw + warp * Tile::raw_bytes;
-    const auto load_embd = [&](int step) {  // starts the copy of the chunk
+    const auto load_embd = [&](int step) {  // starts to copy the chunk to `raw`
         if (sizeof(T) == 4 || step >= end || !has_chunk) return;
         const uint8_t* const record = record_of(step) + lane * 16;
         copy_async<R::scale_bytes>(raw + lane * 16, record, lane);
         copy_async<R::chunk_bytes>(raw + R::scale_bytes + lane * 16,
                                    record + R::scale_bytes + chunk % R::n_chunk * R::chunk_bytes, lane);
     };
-    const auto place_embd = [&](int step) {  // decodes it
+    const auto place_embd = [&](int step) {  // decodes it into tile->embd
         if (step >= end || !has_chunk) return;
         T* out = tile->embd[step % 2] + own_tile * 16 * Tile::lde + warp / 4 * kChunk;
         if constexpr (sizeof(T) == 4) {
@@ -232,14 +236,14 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
             }
         }
     };
-    // The 16 bytes of a row of probabilities that a thread brings, of each step and every 32nd row.
+    // In each step a thread copies the same 16 bytes of every 32nd row of probabilities.
     constexpr int n_part = 8, n_in_part = Tile::n_id / n_part, row_step = kSoftThreads / n_part;
     const int first_row = thread / n_part, part = thread % n_part * n_in_part;
     const int own_probs = (token + first_row) * ldp + part;  // below 2^31
     const auto load_probs = [&](int step) {
         if (step >= end) return;
         const T* const from = probs + own_probs + first_id(step);
-        UNROLL for (int i = 0; i < kSoftTokens; i += row_step)  // past the canvas nothing
+        UNROLL for (int i = 0; i < kSoftTokens; i += row_step)  // zeros past the canvas
             cp_async<16>(tile->probs[step % 2] + (first_row + i) * Tile::ldp + part, from + i * ldp,
                          token + first_row + i < n_canvas ? 16 : 0);
     };
@@ -250,17 +254,19 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     load_embd(0);
     cp_async_commit();
     cp_async_wait<0>();
-    __syncwarp();  // the chunk is the warp's own affair
+    __syncwarp();  // the chunk is there for all lanes; no other warp reads it
     place_embd(0);
-    __syncwarp();  // decoded by all lanes: `raw` is free
+    __syncwarp();  // all lanes have decoded: `raw` is free
     load_embd(1);
     load_probs(0);
     cp_async_commit();
     for (int step = 0; step < end; step++) {
         cp_async_wait<0>();
-        __syncthreads();  // this step has arrived, its rows of E are decoded; the step before has been used
+        // This step's probabilities have arrived and its rows of E are decoded; the step before, whose places
+        // are written next, has been used.
+        __syncthreads();
         place_embd(step + 1);
-        __syncwarp();  // as above
+        __syncwarp();  // all lanes have decoded: `raw` is free
         load_embd(step + 2);
         load_probs(step + 1);
         cp_async_commit();
@@ -284,10 +290,13 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
 }
 
 // soft_norm: out = rms(scale * sum of the partials) * norm
-//   out      [n_canvas, ld] T, ld = padded(n_embd)
+//   out      [n_canvas, ld] T, ld = padded(n_embd), zero past n_embd
 //   partial  [n_split, n_canvas, ld] float32
-// Tile:   a row. Launch: grid (n_canvas), 256 threads. Shared: ld floats, the row.
-// Why:    reads 33 MiB for the real model, all from L2.
+//   norm     [n_embd]
+// Tile:   a row per block.
+// Launch: grid (n_canvas), 256 threads.
+// Shared: ld floats, the row; a partial sum per warp.
+// Why:    the partials of the 26B model, 12 splits for 132 SMs, are 33 MiB: they are read once.
 // Maths:  float32, splits in order; zeros at step 0, when the partials have not been written.
 // Check:  tests/test_embed.cpp.
 template <class T>
@@ -342,7 +351,7 @@ void soft_embedding(Stream stream, T* out, const T* probs, const uint8_t* live, 
     require(!embd.gated && embd.n_expert == 1, "bug: an embedding is one matrix");
     const int n_vocab = embd.n_row, n_embd = embd.n_col, ld = padded(n_embd);
     const int n_tile = n_vocab_tile(n_vocab);
-    // At least 2 tiles a split while all are live, or it is all beginning and end.
+    // At least 2 tiles per split while all are live, or blocks would mostly start up and store.
     const int n_in_split = std::max(2, (n_tile + n_split - 1) / n_split);
     n_split = (n_tile + n_in_split - 1) / n_in_split;
     int* const list = reinterpret_cast<int*>(scratch);

@@ -9,8 +9,7 @@ namespace easel {
 namespace {
 
 constexpr int kWarps = 8;
-// A block's row tiles of E a warp, and its 8-row tiles of the canvas: what fits the 99 KiB of the smallest
-// card.
+// Row tiles of E per warp, and 8-row tiles of the canvas per block: what fits the smallest card's 99 KiB.
 template <Type TYPE>
 constexpr int n_row_tile = TYPE == Type::F32 ? 1 : 2;
 template <Type TYPE>
@@ -23,7 +22,7 @@ struct Best {
     float z;
     int id;
 };
-// The larger z, of equals the lower id. In terms that need no branch.
+// The larger z, of equals the lower id; without a branch.
 DEVICE Best better(Best a, Best b) {
     const bool take = (b.z > a.z) | ((b.z == a.z) & (b.id < a.id));
     return {take ? b.z : a.z, take ? b.id : a.id};
@@ -32,7 +31,7 @@ DEVICE Best from_lane_xor(Best b, int i) {
     return {__shfl_xor_sync(~0u, b.z, i), __shfl_xor_sync(~0u, b.id, i)};
 }
 
-// Sums over a part of a row's tile: e^d, d e^d.
+// Sums over a part of a row's vocabulary tile, d = z - the tile's max: of e^d, of d e^d.
 struct Sums {
     float sum, weighted;
 };
@@ -43,8 +42,9 @@ DEVICE Sums from_lane_xor(Sums s, int i) {
     return {__shfl_xor_sync(~0u, s.sum, i), __shfl_xor_sync(~0u, s.weighted, i)};
 }
 
-// Of the 8 lanes 4 g + t of each t, lane g gets both(...) of number g of all their v. Half of the lanes go on
-// with half of the numbers, and so on.
+// Reduces v element by element over the 8 lanes 4 g + t of the same t; lane g gets the result of element g.
+// Reduce-scatter: in each step a lane gives half of its elements to its partner and combines the other half
+// with the partner's, by both(a, b).
 template <class T, class F>
 DEVICE T reduce_8(T (&v)[8], int g, F both) {
     UNROLL for (int n = 4; n; n /= 2) {
@@ -63,12 +63,13 @@ DEVICE float softcapped(float x, float softcap) {
     return fmaf(-2 * softcap, reciprocal_approx(1 + e), softcap);
 }
 
-// Stores a row tile's logits of 8 canvas rows. Lane 4 g + t has d[h][j]: vocabulary id g + 8 h, canvas row
-// 2 t + j. z is the tile's first id in row g: this lane's, which then has its ids from 8 (t % 2) + 4 (t / 2)
-// on, so that four lanes fill a sector of 32 bytes. All lanes call it; those that do not count store nothing.
+// Stores a row tile's 16 logits of 8 canvas rows. Lane 4 g + t passes d[h][j], of vocabulary id g + 8 h and
+// canvas row 2 t + j, and z, where canvas row g has the tile's first id. Transposed, the lane stores four ids
+// of row g, from 8 (t % 2) + 4 (t / 2) on, so that four lanes fill a sector of 32 bytes. All lanes call it;
+// those whose row g does not count store nothing.
 DEVICE void store_tile(F16* z, const float (&d)[2][2], int t, bool counts) {
     const uint32_t upper = movmatrix_trans(pack_f16(d[0][0], d[0][1]));  // ids 2 t, 2 t + 1
-    const uint32_t lower = movmatrix_trans(pack_f16(d[1][0], d[1][1]));  // and 8 more
+    const uint32_t lower = movmatrix_trans(pack_f16(d[1][0], d[1][1]));  // 8 + 2 t, 8 + 2 t + 1
     const bool odd = t % 2;
     const uint32_t other = __shfl_xor_sync(~0u, odd ? upper : lower, 1);
     if (counts) store8(z + 8 * odd + 4 * (t / 2), odd ? make_uint2(other, lower) : make_uint2(upper, other));
@@ -81,15 +82,18 @@ DEVICE void store_tile(F16* z, const float (&d)[2][2], int t, bool counts) {
 //   live   [n_vocab_tile]               becomes 0
 //   logits [n_canvas, n_vocab]          softcap tanh(E x / softcap), or null
 //   x      [n_canvas, n_embd] T         normed, row stride ldx
+//   records                             E [n_vocab, n_embd], n_tile row tiles of n_chunk chunks
 // Tile:   256 ids x 128 canvas rows (float: 128 ids, 64 rows); a thread has ids g and
 //         g + 8 of each of its warp's row tiles, of the canvas rows 8 n + 2 t and 8 n + 2 t + 1.
-// Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps a vocabulary tile.
+// Launch: grid (n_canvas / 128, n_vocab_tile / 2), 256 threads; four warps per vocabulary tile. Float: grid
+//         (n_canvas / 64, n_vocab_tile), all eight warps.
 // Shared: WeightGemm's, for Q6_K 150 KiB, 94 on small cards; then 8 KiB of partial statistics in its place.
-//         1.5 KiB beside it.
+//         1.5 KiB of static arrays beside it.
 // Why:    no float32 [canvas, vocabulary] buffer: 16 bits a logit and 16 bytes a tile leave the chip. Canvas
-//         tiles are the fastest index: what they both read of E comes from L2. The tile is as large as the
-//         registers allow: 128 x 128 would be bound by reading the activations from L2.
-// Maths:  logits and statistics float32, sums in a fixed order: lanes by a tree, then warps in turn.
+//         tiles are the fastest index, so that the second of them finds its part of E in L2. The tile is as
+//         large as the registers allow: 128 x 128 would be bound by reading the activations from L2.
+// Maths:  logits and statistics float32 (F16 sums: see WeightGemm); sums in a fixed order: lanes by a tree,
+//         then warps in turn.
 // Check:  tests/test_head.cpp.
 template <Type TYPE, class T>
 __global__ void __launch_bounds__(32 * kWarps)
@@ -119,13 +123,12 @@ __global__ void __launch_bounds__(32 * kWarps)
     const auto id = [&](int m, int h) {  // of acc[m][.][2 h + .]
         return first_tile * kVocabTile + Gemm::row_tile(warp, m) * 16 + 8 * h + g;
     };
-    // Added to z: past n_vocab it is -inf. What acc has there is a number, if the vocabulary tile has any
-    // id.
+    // Added to z, to make it -inf past n_vocab. There acc is finite, in vocabulary tiles with any id at all.
     float outside[MT][2];
     UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) outside[m][h] =
         id(m, h) < n_vocab ? 0 : -INFINITY;
-    // Canvas rows go by 32 at a time. Of these a lane has number k, n = k / 2 and j = k % 2 further on, in
-    // acc, and takes number g of its t where all lanes' results are put together.
+    // Canvas rows are dealt with 32 at a time, four 8-row tiles from `first` on. Of these a lane has eight in
+    // acc: number k is row 2 t + k % 2 of tile first + k / 2. reduce_8() gives it the result of number g.
     const auto row_of_number = [&](int first, int k) { return 8 * (first + k / 2) + 2 * t + k % 2; };
     const float temp = temperature(state->sampler, state->step), per_temp = 1 / temp;
 
@@ -148,7 +151,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         part_best[warp * kTokens + row_of_number(first, g)] = reduce_8(best, g, better);
     }
     __syncthreads();  // every warp's maxima are there
-    // From here on thread i < kTiles kTokens also stands for canvas row i % kTokens of tile i / kTokens.
+    // Thread i < kTiles kTokens puts together the statistics of canvas row i % kTokens, tile i / kTokens.
     const bool has_stats = thread < kTiles * kTokens;
     const int first_part = thread / kTokens * kTileWarps * kTokens + thread % kTokens;
     Best best{};

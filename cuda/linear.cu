@@ -9,11 +9,11 @@ namespace easel {
 
 namespace {
 
-// The activation rows of a block, in tiles of 8: many, or few, for the experts of a canvas alone.
+// The activation rows of a block, in tiles of 8: many, or, only for experts of passes with few slots, few.
 template <class X>
 constexpr int kMany = kManyRows<X> / 8;
 constexpr int kFew = kFewRows / 8;
-// With these: blocks that an SM's registers have to do for.
+// Blocks that an SM's registers and shared memory have to suffice for.
 template <int N_TOKEN_TILE>
 constexpr int n_block = N_TOKEN_TILE == kFew ? 2 : 1;
 // Warps of a block, row tiles of a warp.
@@ -24,28 +24,30 @@ constexpr int n_row_tile = sizeof(X) == 4 ? 1 : 2;
 template <Type TYPE, class X, int N_TOKEN_TILE>
 using LinearGemm = WeightGemm<TYPE, X, n_warp<X>, n_row_tile<X>, N_TOKEN_TILE, n_block<N_TOKEN_TILE>>;
 
-// out[s] = scale * x[row(s)] W^T, or scale * gelu(x gate^T) * (x up^T), for slots s of a group of an expert's
-// or of all tokens.
-//   out      [n_slot, n_out] Y, row stride ldo
+// out[s] = scale * x[row(s)] W^T, or, gated, scale * gelu(x[row(s)] gate^T) * (x[row(s)] up^T), for the slots
+// s of a group, which are one expert's; without groups, slots are the tokens.
+//   out      [n_token, n_out] Y, row stride ldo; n_token: slots in all
 //   x        [., n_col] X, row stride ldx
-//   records  n_expert matrices of n_tile row tiles, expert_bytes each
-//   groups   [n_group(n_expert, n_token, rows of a block)]; null: one matrix, slots 0 to n_token
-//   token_of [n_slot] row of x for a slot; null: the slot itself
-// Split-K: if gridDim.z is more than 1, split z of the columns alone, out + z n_token ldo: to be added up.
+//   records  n_expert matrices of n_tile row tiles of n_chunk chunks, expert_bytes each
+//   groups   [n_group(n_expert, n_token, slots per block)]; null: one matrix, slots 0 to n_token - 1
+//   token_of [n_token] row of x for a slot; null: the slot itself
+// Split-K: block z of gridDim.z multiplies its share of the columns, into out + z n_token ldo; the reader
+//         adds these up.
 // Tile:   256 rows x 128 or 32 slots (float: 64 x 64); gated: half of the rows are gate's, half up's, so both
 //         meet in one thread's registers.
-// Launch: grid (n_tile / 16, groups or n_token / 128, n_split), 256 threads.
+// Launch: grid (n_tile / 16, groups or n_token / 128, n_split), 256 threads; float: grid (n_tile / 4, groups
+//         or n_token / 64, n_split), 128 threads.
 // Shared: WeightGemm's, for Q4_K 131 KiB, 83 on small cards (128 slots), or 73 and 48 (32 slots); the rows'
 //         numbers.
 // Why:    the experts of a canvas have 16 tokens on average: 8-token steps waste little, and a block with
-//         all of an expert's tokens reads and decodes each weight once. What bounds it then is how many
-//         bytes of weights are on their way, and what is read of the activations beside them: room for 32
-//         slots instead of 128 lets two blocks into an SM. An expert with more has several groups, whose
-//         blocks begin one after the other: they run at the same time, and what the first reads of the
-//         weights the others find in L2. In one block, pass after pass, each would come from memory: the
-//         blocks of all SMs go over more between two passes than L2 holds. A product of all tokens is bound
+//         all of an expert's tokens reads and decodes each weight once. The bounds then are how many bytes
+//         of weights are in flight, and what is read of the activations beside them: room for 32 slots
+//         instead of 128 lets two blocks into an SM. An expert with more slots has several groups, next to
+//         each other in the grid: their blocks run at the same time, and what the first reads of the weights
+//         the others find in L2. One block for all groups would read the weights from memory for each:
+//         between two groups, the blocks of all SMs read more than L2 holds. A product of all tokens is bound
 //         by what its blocks read from L2, so its tile is as large as an SM's registers allow.
-// Maths:  float32 accumulation in order of columns. Gelu in float32.
+// Maths:  float32 accumulation in order of columns (F16 sums: see WeightGemm). Gelu in float32.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE, bool GATED, int N_TOKEN_TILE, class X, class Y>
 __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
@@ -82,7 +84,8 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of, n_row,
                    N_TOKEN_TILE != kFew && !groups);
 
-    // A warp's row tiles are four apart; of each a lane has output g, and g + 8 of one that is not gated.
+    // A warp's row tiles are four apart (Gemm::row_tile()). Of each tile a lane has output g, and, if not
+    // gated, output g + 8.
     constexpr int N_OUT = GATED ? 8 : 16;
     const int first_out = (tile + Gemm::row_tile(thread / 32, 0)) * N_OUT + g;
     Y* row = out + int64_t{begin + 2 * t} * ldo + first_out;
@@ -101,17 +104,22 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
                     if (counts && first_out + i + 8 < n_out) row[i + 8] = from_f32<Y>(high * scale);
                 }
             }
-            row += j == 0 ? ldo : 7 * ldo;
+            row += j == 0 ? ldo : 7 * ldo;  // to slot 2 t + 1, then to 2 t of the next eight
         }
     }
 }
 
 constexpr int kSquareWarps = 4;
 
-// max = the largest sum of squares of a row: non-negative floats order as their bits, so an atomic maximum of
-// those is the same in any order.
-//   records  n_tile row tiles of n_chunk chunks, all experts
-// Launch: grid (n_tile / 4), 128 threads, a warp a row tile. Once, at load; bound by reading the weights.
+// max = the largest sum of squares of a row.
+//   max      [1], 0 before the launch
+//   records  n_tile row tiles of n_chunk chunks, of all experts
+// Tile:   a row tile per warp.
+// Launch: grid (n_tile / 4), 128 threads.
+// Shared: none.
+// Why:    once, at load; bound by reading the weights.
+// Maths:  weights decoded to F16, float32 sums. Non-negative floats order as their bits: an atomic integer
+//         maximum, the same in any order.
 // Check:  tests/test_linear.cpp.
 template <Type TYPE>
 __global__ void __launch_bounds__(32 * kSquareWarps)
@@ -121,7 +129,7 @@ __global__ void __launch_bounds__(32 * kSquareWarps)
     const int lane = threadIdx.x % 32, tile = blockIdx.x * kSquareWarps + threadIdx.x / 32;
     if (tile >= n_tile) return;  // a whole warp
     records += int64_t{tile} * (n_chunk / R::n_chunk) * R::bytes;
-    float sum[2] = {};  // of rows g and g + 8
+    float sum[2] = {};  // this lane's part of rows g and g + 8
     for (int chunk = 0; chunk < n_chunk; chunk++) {
         const uint8_t* record = records + int64_t{chunk / R::n_chunk} * R::bytes;
         uint32_t a[4][4];
@@ -136,7 +144,7 @@ __global__ void __launch_bounds__(32 * kSquareWarps)
     }
     UNROLL for (int h = 0; h < 2; h++) {
         sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
-        sum[h] += __shfl_xor_sync(~0u, sum[h], 2);  // the four lanes of a row
+        sum[h] += __shfl_xor_sync(~0u, sum[h], 2);  // over the four lanes of a row
     }
     const float largest = warp_max(fmaxf(sum[0], sum[1]));
     if (lane == 0) atomicMax(reinterpret_cast<int*>(max), __float_as_int(largest));

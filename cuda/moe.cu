@@ -1,5 +1,5 @@
-// moe.cu: which experts a token goes to, and in which order the experts find their tokens. The products with
-// the experts are linear.cu's, their sum is layer_end() of norm.cu. Called by forward.cpp.
+// moe.cu: which experts a token goes to, and the order of tokens by expert. The products with the experts are
+// linear.cu's, their sum is layer_end() of norm.cu. Called by forward.cpp.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"
@@ -14,20 +14,21 @@ constexpr int kTokens = 64, kExperts = 64;  // of a block
 constexpr int kRouteLD = tile_stride<float>(kRouteColumns), kSumLD = kExperts + 8;
 constexpr int kRouteThreads = 256, kChooseThreads = 128;
 
-// partial = x router^T of 192 columns.
-//   partial [n_split, n_token, n_expert]
-//   x       [n_token, n_embd]
-//   router  [n_expert, n_embd]
-// Tile:   64 tokens x 64 experts. Each pair of warps has every fourth four columns of them; a thread of it
-//         8 x 8, tokens t + 8 i and experts e + 8 j.
+// partial[s] = x router^T over the s-th 192 columns.
+//   partial [n_split, n_token, n_expert] float32
+//   x       [n_token, n_embd] float32
+//   router  [n_expert, n_embd] float32; V columns per copy: 4, or 1 if n_embd is not a multiple of 4
+// Tile:   64 tokens x 64 experts. Of the columns each of four pairs of warps takes every fourth group of
+//         four; a thread of a pair has 8 x 8 sums, of tokens t + 8 i and experts e + 8 j.
 // Launch: grid (n_token / 64, n_expert / 64, n_split), 256 threads.
-// Shared: 64 rows of x and of the router, 98 KiB, zeros where there are none; padded to an odd number of 16
-//         bytes, so that eight neighbouring rows have all banks. Then the sums of the four pairs.
-// Why:    in float32, as it decides who is chosen; so the multiply-adds bound it, 6100 clocks of an SM, if
-//         all SMs take part: a canvas of 256 and 128 experts are 8 tiles, 15 splits of 2816 columns make 120
-//         blocks. Reading shared memory takes as long with 8 x 8 a thread, twice as long with 4 x 4. The
-//         second half of the columns arrives while the first is multiplied. Splits do not depend on n_token:
-//         a token has the same logits in any pass.
+// Shared: 64 rows of x, then of the router, 98 KiB, zeros where there are none; the stride is an odd number
+//         of 16 bytes, so that eight neighbouring rows are in different banks. In their place, at the end,
+//         the sums of the four pairs.
+// Why:    in float32, as it decides who is chosen; so the multiply-adds bound it: 64 x 64 x 192 at 128 per
+//         clock are 6100 clocks of an SM, if all SMs take part: a canvas of 256 and 128 experts are 8 tiles,
+//         15 splits of 2816 columns make 120 blocks. Reading shared memory takes as long with 8 x 8 sums per
+//         thread, twice as long with 4 x 4. The second half of the columns arrives while the first is
+//         multiplied. Splits do not depend on n_token: a token has the same logits in any pass.
 // Maths:  float32 fused multiply-adds, then the pairs in order. Equal rows of the router give equal logits.
 // Check:  tests/test_moe.cpp.
 template <int V>
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
             cp_async_wait<1>();
         else
             cp_async_wait<0>();
-        __syncthreads();  // this half is there
+        __syncthreads();  // this half of the columns is there
         for (int k = half * kHalf + 4 * pair; k < (half + 1) * kHalf; k += 16) {
             Values<float, 4> a[8];
             UNROLL for (int i = 0; i < 8; i++) a[i] = load<4>(own_x + 8 * i * kRouteLD + k);
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
             }
         }
     }
-    __syncthreads();  // the rows have been used
+    __syncthreads();  // all have used the rows: sums may take their place
     UNROLL for (int i = 0; i < 8; i++) UNROLL for (int j = 0; j < 8; j++)
         shared[(pair * kTokens + t + 8 * i) * kSumLD + e + 8 * j] = sum[i][j];
     __syncthreads();  // the sums are complete
@@ -93,9 +94,9 @@ struct Chosen {
 };
 
 // The experts of one token, by a warp: lane i < n_used gets the one with the i-th largest of logit
-// [n_expert], shared, and its part of the softmax over all that are chosen.
-//   Each round takes the first expert after the one taken last, in order of (largest logit, lowest number):
-//   nothing has to be marked, and whatever the logits are, NaN too, n_used different experts come out.
+// [n_expert], shared, and its share of the softmax over those chosen.
+//   Each round takes the expert that follows the last one in the order (larger logit, lower number): nothing
+//   has to be marked, and whatever the logits are, NaN too, n_used different experts come out.
 DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
     const int lane = threadIdx.x % 32;
     unsigned last_key = ~0u;
@@ -117,14 +118,15 @@ DEVICE Chosen choose(const float* logit, int n_expert, int n_used) {
     return {expert, part / warp_sum(part)};
 }
 
-// chosen = the n_used largest logits, each the sum of its n_split splits; weight = softmax over them times
-// expert_scale
+// chosen = the experts of the n_used largest logits, a logit being the sum of its n_split partial sums;
+// weight = softmax over these times expert_scale
 //   chosen, weight [n_token, n_used]
-//   partial        [n_split, n_token, n_expert]
+//   partial        [n_split, n_token, n_expert] float32
 //   expert_scale   [n_expert]
-// Tile:   a token a block; its threads add up the splits, eight on their way at once, then a warp chooses.
+// Tile:   a token per block; its threads add up the splits, eight loads in flight each, then a warp chooses.
 // Launch: grid n_token, 128 threads.
-// Shared: the logits.
+// Shared: the logits, 4 KiB.
+// Why:    a warp chooses without a barrier of the block in each of its n_used rounds.
 // Maths:  float32, in order of splits.
 // Check:  tests/test_moe.cpp.
 __global__ void __launch_bounds__(kChooseThreads)
@@ -182,24 +184,25 @@ constexpr int kSortWarps = 16, kSortThreads = 32 * kSortWarps;
 // A stable counting sort of the pairs p = token n_used + i by chosen[p].
 //   slot_of  [n_pair] where pair p went
 //   token_of [n_pair] by slot
-//   groups   [n_group] slots of an expert, `group` at most; experts with most pairs first, then empty ones
+//   groups   [n_group] slots of an expert, `group` at most; experts with most pairs first, then empty groups
 //   chosen   [n_pair]
 // Tile:   one block; warp w has the w-th sixteenth of the pairs, 32 at a time.
 // Launch: grid 1, 512 threads.
-// Shared: a counter a warp and expert: 8 KiB for 128 experts, 64 for 1024; an expert's pairs and groups.
-// Why:    2048 pairs are too few for more blocks. Counters of its own let a warp place its pairs without the
-//         others: lanes with the same expert find their rank among them by a vote.
-// Maths:  integers; the atomic additions are counts, whose order does not show.
+// Shared: a counter per warp and expert: 8 KiB for 128 experts, 64 for 1024; the pairs and groups of each
+//         expert, 8 KiB.
+// Why:    2048 pairs are too few for more blocks. With counters of its own a warp places its pairs
+//         independently of the others; lanes with the same expert get their rank from a vote (match).
+// Maths:  integers; the atomic additions only count, so their order does not show.
 // Check:  tests/test_moe.cpp.
 __global__ void __launch_bounds__(kSortThreads)
     permute_kernel(int* slot_of, int* token_of, ExpertGroup* groups, const int* chosen, int n_pair,
                    int n_used, int n_expert, int n_group, int group) {
     wait_for_last_launch();
     SHARED_DYNAMIC(int, count);                   // [kSortWarps, n_expert]: pairs, then the next slot
-    SHARED_ARRAY(int, total, kMaxExperts);        // of an expert; then its first slot
-    SHARED_ARRAY(int, n_own_group, kMaxExperts);  // of an expert
+    SHARED_ARRAY(int, total, kMaxExperts);        // pairs of an expert; then its first slot
+    SHARED_ARRAY(int, n_own_group, kMaxExperts);  // groups of an expert
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const int n_round = (n_pair + kSortThreads - 1) / kSortThreads;  // of 32 pairs, of each warp
+    const int n_round = (n_pair + kSortThreads - 1) / kSortThreads;  // of 32 pairs per warp
     const int begin = warp * n_round * 32;
     int* const own = count + warp * n_expert;
 
@@ -219,7 +222,7 @@ __global__ void __launch_bounds__(kSortThreads)
     }
     __syncthreads();  // the totals are complete
     constexpr int kOwn = kMaxExperts / kSortThreads;
-    int first[kOwn], n_own[kOwn];  // the groups of the experts before; pairs
+    int first[kOwn], n_own[kOwn];  // of expert e: its first group; its pairs
     UNROLL for (int i = 0; i < kOwn; i++) {
         const int e = thread + i * kSortThreads;
         if (e >= n_expert) continue;
@@ -267,7 +270,7 @@ __global__ void __launch_bounds__(kSortThreads)
             slot_of[p] = slot;
             token_of[slot] = p / n_used;
         }
-        __syncwarp();  // the counters are up to date
+        __syncwarp();  // the warp's counters are up to date
     }
 }
 

@@ -1,6 +1,6 @@
-// norm.cu: what happens to a row of the residual stream between two products: RMS norms, the sums that they
-// follow, rotary positions, the way into the KV cache. Each kernel reads a row once and leaves it in every
-// form that the next products want. Called by forward.cpp.
+// norm.cu: what happens to a row of the residual stream between two products: RMS norms, the additions before
+// them, rotary positions, the way into the KV cache. Each kernel reads a row once and leaves it in every form
+// that the next products want. Called by forward.cpp.
 //
 // Float32 rows begin at multiples of 16 bytes where n is a multiple of 4.
 #include "check.h"
@@ -38,7 +38,7 @@ DEVICE float rms_scale(float sum, int n, float eps) {
 DEVICE float block_rms_scale(float sum, int n, float eps) {
     SHARED_ARRAY(float, part, kWarps);
     sum = warp_sum(sum);
-    __syncthreads();  // every thread has read the parts of the row before
+    __syncthreads();  // every thread has read the parts of the previous call
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
     __syncthreads();  // the parts are complete
     float all = 0;
@@ -46,7 +46,7 @@ DEVICE float block_rms_scale(float sum, int n, float eps) {
     return rms_scale(all, n, eps);
 }
 
-// A block's share of a row: thread i has the V values from V i on, then every V kThreads further.
+// A row of a block: thread i has the V values from V i on, then those V kThreads further on, and so on.
 template <int V>
 DEVICE int first_value() {
     return static_cast<int>(threadIdx.x) * V;
@@ -73,10 +73,10 @@ namespace {
 //   out    [n_row, n] T, row stride ldo
 //   x      [n_row, n] float32
 //   weight [n] or null: 1
-// Tile:   a row a block.
+// Tile:   a row per block.
 // Launch: grid n_row, 256 threads.
-// Shared: a partial sum a warp.
-// Why:    the second read of a row comes from L1, so the row needs no place of its own.
+// Shared: a partial sum per warp.
+// Why:    the second read of a row comes from L1, so the row needs no place in shared memory.
 // Maths:  float32; a thread's sum, a tree over a warp, the warps in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
@@ -108,10 +108,11 @@ namespace {
 
 // x = (x + add) / rms(x + add), in place; at step 0 x / rms(x)
 //   x, add [n_row, n] float32; add is not read at step 0
-// Tile:   a row a block.
+// Tile:   a row per block.
 // Launch: grid n_row, 256 threads.
-// Shared: a partial sum a warp.
-// Why:    a thread writes the sum back and reads its own values again.
+// Shared: a partial sum per warp.
+// Why:    a thread writes x + add back to x and reads its own values again, so the row needs no place in
+//         shared memory.
 // Maths:  as rms_norm_kernel.
 // Check:  tests/test_norm.cpp.
 template <int V>
@@ -151,10 +152,10 @@ namespace {
 // cos_out, sin_out = cos, sin of (n_cached + row) * freq[i]
 //   cos_out, sin_out [n_token, half] float32
 //   freq             [half] double
-// Tile:   256 angles a block.
+// Tile:   an angle per thread.
 // Launch: grid n_token half / 256, 256 threads.
 // Shared: none.
-// Why:    once a pass for all layers of a kind, so nothing is saved on it.
+// Why:    once per pass for all layers of a kind, so that its time matters little.
 // Maths:  double: at position 262143 a float32 angle is off by up to 1/128.
 // Check:  tests/test_norm.cpp.
 __global__ void __launch_bounds__(kThreads)
@@ -180,17 +181,17 @@ void rotation(Stream stream, float* cos, float* sin, const double* freq, int n_t
 
 namespace {
 
-// q_out = rope(rms(q) * q_norm); cache.k = rope(rms(k) * k_norm), cache.v = rms(v), by head; of a joint
-// cache q_out has k_norm too in the columns that do not rotate, and cache.k only those that do
+// q_out = rope(rms(q) * q_norm); cache.k = rope(rms(k) * k_norm), cache.v = rms(v), by head. With a joint
+// cache (KvLayer), the first 64 columns of each half rotate and no others: cache.k has only these, and q_out
+// is multiplied by k_norm, too, in the others
 //   p: see QkvNorm. q_out has rows of padded(n_head head_dim); cache [n_head_kv, n_slot, head_dim] T, of
-//   which row t goes to slot (n_cached + t) % n_slot; of the columns of joint ones (KvLayer) the first 64 of
-//   each half rotate, and no others.
-// Tile:   a head of a token a warp: query heads, then K's, then V's.
+//   which row t goes to slot (n_cached + t) % n_slot
+// Tile:   a head of a token per warp: query heads, then K's, then V's.
 // Launch: grid n_token (n_head + 2 n_head_kv) / 8, 256 threads.
 // Shared: none.
 // Why:    lane l has the pairs (i, i + head_dim / 2) for i = l, l + 32, ...: both halves of what the rotation
-//         mixes are in its registers. Two blocks an SM: with a higher bound ptxas saves registers by having
-//         loads wait for each other.
+//         mixes are in its registers. Launch bounds of 2 blocks per SM: with more, ptxas saves registers by
+//         issuing loads one after the other.
 // Maths:  float32; the splits in order; a lane's sum, then a tree.
 // Check:  tests/test_norm.cpp.
 template <class T>
@@ -266,18 +267,19 @@ namespace {
 // router_in = rms(h) * router_scale / sqrt(n)
 //   p: see PostAttention. ffn_in, expert_in have rows of padded(n).
 //   router_factor: 1 / sqrt(n)
-// Tile:   a row a block.
+// Tile:   a row per block.
 // Launch: grid n_row, 256 threads.
-// Shared: the row of h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier guards it.
-// Why:    three products want the same row under the same norm: one read of it. Two blocks an SM
-//         as in qkv_norm_kernel.
+// Shared: the row, first o, then h, 11 KiB at n = 2816; a thread reads what it has written, so no barrier
+//         guards it. A partial sum per warp.
+// Why:    three products want the same row under the same norm: one read of it. Launch bounds as in
+//         qkv_norm_kernel.
 // Maths:  as rms_norm_kernel; the splits of o in order.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     post_attention_kernel(PostAttention<T> p, float router_factor) {
     wait_for_last_launch();
-    constexpr int N_FLIGHT = 4;  // loads that do not wait for each other
+    constexpr int N_FLIGHT = 4;  // loads in flight per thread
     SHARED_DYNAMIC(float, row);
     const int n = p.n;
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * padded(n);
@@ -333,17 +335,18 @@ namespace {
 // f1 = rms(dense) * post_ffw_norm_1; f2 = rms(sum_i weight[i] slot_out[slot_of[i]]) * post_ffw_norm_2;
 // x = (h + rms(f1 + f2) * post_ffw_norm) * scale; next_in = rms(x) * next_norm
 //   p: see LayerEnd. next_in has rows of padded(n).
-// Tile:   a row a block.
+// Tile:   a row per block.
 // Launch: grid n_row, 256 threads.
-// Shared: the row in its last form: experts' sum, f1 + f2, x; 11 KiB at n = 2816; a thread reads what it has
-//         written, so no barrier guards it. The slots and weights of the token.
-// Why:    gathering is n_used + 2 reads of a row and all that is left of the layer is on that row.
+// Shared: the row, in turn the experts' sum, f1 + f2, x; 11 KiB at n = 2816; a thread reads what it has
+//         written, so no barrier guards it. The token's slots and weights; a partial sum per warp.
+// Why:    the experts' outputs, dense and h are read, n_used + 2 rows, and all that is left of the layer is
+//         done on the sum at once.
 // Maths:  float32; the experts in the router's order, one fused multiply-add each.
 // Check:  tests/test_norm.cpp.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
     wait_for_last_launch();
-    constexpr int N_FLIGHT = 8;  // loads that do not wait for each other
+    constexpr int N_FLIGHT = 8;  // loads in flight per thread
     SHARED_DYNAMIC(float, row);
     SHARED_ARRAY(const float*, expert_out, kMaxUsed);
     SHARED_ARRAY(float, expert_weight, kMaxUsed);
@@ -358,7 +361,7 @@ __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
 
     float dense_sum = 0, mix_sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
-        const auto own_dense = load<V>(p.dense + at + i);  // beside the experts'
+        const auto own_dense = load<V>(p.dense + at + i);  // in flight with the experts'
         Values<float, V> mix{};
         for (int first = 0; first < n_used; first += N_FLIGHT) {
             Values<float, V> part[N_FLIGHT];

@@ -9,15 +9,18 @@ namespace easel {
 
 namespace {
 
-constexpr int kThreads = 256, kChains = 16;  // accumulators a warp that do not wait for each other
-constexpr int kWordsA = 2 * kThreads * 4;  // of kPeakWords, for the first operand: of even steps, of odd ones
+constexpr int kThreads = 256, kChains = 16;  // independent accumulator tiles per warp
+constexpr int kWordsA = 2 * kThreads * 4;    // of kPeakWords, for operand A: of even steps, of odd ones
 
-// n_step * kChains products of 16 x 8 x 16 a warp, with the instruction that products with weights have:
-// wgmma, or mma with sums in F16 or float32.
-//   out    [256 blocks]  a sum of all that the thread has got, so that no product can be left out
-//   words  [kPeakWords]  the operands
+// n_step * kChains products m16n8k16 per warp, with the instruction that products with weights use: wgmma
+// (m64n128k16 per warpgroup is the same), or mma with accumulators in F16 or float32.
+//   out    [256 blocks]  a sum of all results of the thread, so that no product can be left out
+//   words  [kPeakWords]  the operands, see mma_peak()
+// Tile:   16 accumulator tiles of 16 x 8 per warp.
 // Launch: any grid, 256 threads.
-// Shared: wgmma's operand b, 17 KiB.
+// Shared: wgmma's operand b, 16 KiB and up to 1 KiB before it for its alignment.
+// Why:    operands stay where they are, so that nothing but the tensor cores bounds it.
+// Maths:  as the instruction; odd steps may take back what even ones add.
 // Check:  tests/test_linear.cpp.
 __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_step, const uint32_t* words) {
     wait_for_last_launch();
@@ -31,12 +34,12 @@ __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_st
     words += kWordsA;
     if constexpr (kWgmma) {
         constexpr int N_LOAD = (kPeakWords - kWordsA) / 4;
-        static_assert(N_LOAD == kChains * 8 * 128 / 16);  // rows of 128 bytes
+        static_assert(N_LOAD == kChains * 8 * 128 / 16);  // 128 rows of 128 bytes
         SHARED_ARRAY(uint4, shared, 1024 / 16 + N_LOAD);
         uint4* const b = shared + (-shared_address(shared) & 1023) / 16;
         for (int i = thread; i < N_LOAD; i += kThreads) b[i] = load16(words + 4 * i);
         fence_proxy_async();
-        __syncthreads();  // all of the matrix is there
+        __syncthreads();  // all of matrix b is there
         for (int i = 0; i < n_step; i += 2) {
             UNROLL for (int j = 0; j < 2; j++) {
                 wgmma_fence();
@@ -68,11 +71,15 @@ __global__ void __launch_bounds__(kThreads) mma_peak_kernel(float* out, int n_st
     out[blockIdx.x * kThreads + thread] = sum;
 }
 
-// out[block] = the exclusive or of the block's shares of the 16-byte pieces of p [n], all of which are read
-// n_pass times.
+// out[block] = the exclusive or of the words that the block reads, a share of p in each of n_pass passes.
+//   p   [n] pieces of 16 bytes
+//   out [n_block]
+// Tile:   a piece per thread, every kThreads n_block-th.
 // Launch: any grid, 256 threads.
-// Why:    in each pass a block has the share of its neighbour in the one before. What an SM's L1 has of p, it
-//         does not need again before a whole pass over p by all has gone through it.
+// Shared: a word per warp.
+// Why:    in each pass a block has its neighbour's share of the pass before, so that what an SM's L1 holds is
+//         not needed again soon. A result keeps the compiler from dropping the reads.
+// Maths:  integers.
 // Check:  tests/test_linear.cpp.
 __global__ void __launch_bounds__(kThreads)
     read_kernel(uint32_t* out, const uint8_t* p, int64_t n, int n_pass) {

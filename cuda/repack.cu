@@ -11,10 +11,10 @@ namespace {
 
 // ---- blocks in the file
 //
-// Blocks<TYPE>::value() is element k of the block at b, the float32 of to_float(), bit by bit; code(), of
-// types with records of their own, what these keep of it.
+// Blocks<TYPE>::value() is element k of the block at b, bit for bit the float32 that to_float() gives.
+// code(), for quantised types with records of their own, is what a record keeps of it besides scales.
 
-// Files align a block to two bytes at least, but for MXFP4, which has no 16-bit fields.
+// Blocks in a file are aligned to two bytes at least, except those of MXFP4, which have no 16-bit fields.
 DEVICE uint32_t word16(const uint8_t* p) {
     return *reinterpret_cast<const uint16_t*>(p);
 }
@@ -28,8 +28,8 @@ DEVICE uint32_t nibble(const uint8_t* qs, int k) {
 DEVICE uint32_t nibble5(const uint8_t* qh, const uint8_t* qs, int k) {
     return nibble(qs, k) | (static_cast<uint32_t>(qh[k / 8]) >> (k % 8) & 1) << 4;
 }
-// A half (11 bits) times a scale and a code (13 bits together at most) is exact in a float, so value has one
-// rounding, whether or not the compiler makes a fused multiply-add of it.
+// An F16 (11 bits) times a scale and a code (13 bits together at most) is exact in a float, so value() rounds
+// once, whether or not the compiler makes a fused multiply-add of it.
 DEVICE float scaled(float d, int q) {
     return d * static_cast<float>(q);
 }
@@ -126,8 +126,7 @@ struct Blocks<Type::Q3_K> : BlockShape<256, 110> {
         return scaled(half_at(b + 108) * static_cast<float>(sc - 32), low + 4 * high - 4);
     }
 };
-// Of Q4_K and Q5_K: the block begins with d, dmin and 12 bytes `s` of 6-bit scales and minima of 8
-// sub-blocks.
+// Q4_K and Q5_K: the block begins with d, dmin and 12 bytes `s`, the 6-bit scales and minima of 8 sub-blocks.
 struct KScale {
     int scale, min;
 };
@@ -180,7 +179,7 @@ struct Blocks<Type::IQ4_XS> : BlockShape<256, 136> {
 
 // ---- records
 
-// One row tile in the file, rows of n_block blocks.
+// One row tile in the file; rows of n_block blocks, n_low and n_high of them in the matrix from this tile on.
 template <Type FROM>
 struct TileRows {
     const uint8_t *low, *high;
@@ -193,7 +192,7 @@ struct TileRows {
     }
 };
 
-// The bits of element (row, col) as a record of type TO keeps them; 0 where there is none.
+// What a record of type TO keeps of element (row, col): its code, or its bits as a float; 0 past the matrix.
 template <Type FROM, Type TO>
 DEVICE uint32_t element(const TileRows<FROM>& rows, int row, int col) {
     using B = Blocks<FROM>;
@@ -281,7 +280,7 @@ DEVICE void write_chunk(uint8_t* out, const TileRows<FROM>& rows, int col, int l
         auto* high_words = reinterpret_cast<uint32_t*>(out + 512);
         for (int s = 0; s < 4; s += 2) {
             uint32_t low[2] = {}, high = 0;
-            UNROLL for (int i = 0; i < 16; i++) {  // as above
+            UNROLL for (int i = 0; i < 16; i++) {  // step s + i / 8, register i / 2 % 4, value i % 2
                 const int step = i / 8, place = i / 2 % 4, half = i % 2 * 16;
                 const uint32_t code = at(s + step, place, i % 2);
                 low[step] |= (code & 15) << (4 * place + half);
@@ -296,13 +295,13 @@ DEVICE void write_chunk(uint8_t* out, const TileRows<FROM>& rows, int col, int l
 constexpr int kWarps = 4;
 
 // records = the tiles of `rows`, permuted (TO = FROM) or expanded.
-//   rows     see RowTiles; n_col values a row, whole blocks
+//   rows     see RowTiles; rows of n_block blocks
 //   records  [n_tile, n_record] records of type TO
-// Tile:   one record a warp. Each lane collects the codes of its own operands, byte by byte.
+// Tile:   one record per warp. Each lane collects the codes of its own operands, byte by byte.
 // Launch: grid (n_tile * n_record / 4), 128 threads.
 // Shared: none.
-// Why:    bytes that several lanes read come from L1, and the writes of a warp lie side by side. Loading is
-//         bound by the file and the bus; simple is fast enough.
+// Why:    bytes that several lanes read come from L1, and a warp's writes are coalesced. Loading is bound by
+//         the file and the bus; simple is fast enough.
 // Maths:  values are exactly those of to_float(), then rounded to nearest.
 // Check:  tests/test_repack.cpp.
 template <Type FROM, Type TO>
@@ -313,6 +312,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int index = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
     const int tile = index / n_record, record = index % n_record;
     if (tile >= n_tile) return;
+    // Rows of low, and of high, before this tile.
     const int before = static_cast<int>(tile * (rows.stride / (int64_t{n_block} * Blocks<FROM>::bytes)));
     const TileRows<FROM> own{rows.low + tile * rows.stride, rows.high + tile * rows.stride,
                              rows.n_low - before, rows.n_high - before, n_block};

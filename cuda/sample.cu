@@ -2,8 +2,8 @@
 // step is conditioned on (SPEC sections 3, 8). forward.cpp calls sample() after lm_head(), and backend.cpp
 // probabilities() for logits that come from outside.
 //
-// Sums over the tiles of a row are integers of 2^-40, the largest entry being 1: the same in any order, and
-// running sums never fall, so that a draw lands on an entry that has weight.
+// Sums over the tiles of a row are fixed point, integers in units of 2^-40 where the row's largest entry is
+// 1: the same in any order, and running sums never fall, so that a draw lands on an entry that has weight.
 #include "check.h"
 #include "ops.h"
 #include "tile.h"
@@ -57,7 +57,7 @@ DEVICE void store_lane(F16* tile, const float (&v)[kLane]) {
     store8(tile + threadIdx.x % 32 * kLane, {pack_f16(v[0], v[1]), pack_f16(v[2], v[3])});
 }
 
-// f over the values of all threads, the same for every thread, in a fixed order; f(a, b) is f(b, a).
+// Reduces the values of all threads by a commutative f, in a fixed order; every thread gets the result.
 template <class V, class F>
 DEVICE V block_reduce(V v, F f) {
     SHARED_ARRAY(V, part, kWarps);
@@ -66,14 +66,14 @@ DEVICE V block_reduce(V v, F f) {
     __syncthreads();  // part is complete
     v = part[0];
     for (int i = 1; i < kWarps; i++) v = f(v, part[i]);
-    __syncthreads();  // and may be overwritten
+    __syncthreads();  // all have read part: the next call may overwrite it
     return v;
 }
 DEVICE int64_t block_sum(int64_t v) {
     return block_reduce(v, [](int64_t a, int64_t b) { return a + b; });
 }
 
-// v of the threads before this one.
+// Exclusive prefix sum of v over the block's threads.
 DEVICE int64_t block_sum_before(int64_t v) {
     SHARED_ARRAY(int64_t, part, kWarps);
     const int64_t sum = warp_running_sum(v);
@@ -81,17 +81,17 @@ DEVICE int64_t block_sum_before(int64_t v) {
     __syncthreads();  // part is complete
     int64_t before = sum - v;
     for (unsigned w = 0; w < threadIdx.x / 32; w++) before += part[w];
-    __syncthreads();  // and may be overwritten
+    __syncthreads();  // all have read part: the next call may overwrite it
     return before;
 }
 
-// Where a running sum exceeds `target` first, and target less the sum before that place.
+// Where a running sum first exceeds `target`.
 struct Place {
-    int index;  // -1: nowhere
-    int64_t rest;
+    int index;     // -1: nowhere
+    int64_t rest;  // target less the sum of what is before index
 };
 
-// In weight [n], shared. Found by all threads.
+// In weight [n], shared. Called by all threads, which all get the result.
 DEVICE Place find_place(const int64_t* weight, int n, int64_t target) {
     SHARED(Place, found);
     const int n_own = (n + kThreads - 1) / kThreads, first = threadIdx.x * n_own;
@@ -107,10 +107,10 @@ DEVICE Place find_place(const int64_t* weight, int n, int64_t target) {
     }
     __syncthreads();  // found is set
     const Place place = found;
-    __syncthreads();  // and may be set again
+    __syncthreads();  // all have read found: the next call may set it
     return place;
 }
-// In the weights that the lanes of a warp have, in order; found by all lanes. The last if nowhere.
+// In the weights of a warp, kLane per lane, in order: the index, which all lanes get. Nowhere: the last.
 DEVICE int find_in_warp(const int64_t (&weight)[kLane], int64_t target) {
     const int64_t own = weight[0] + weight[1] + weight[2] + weight[3], sum = warp_running_sum(own);
     const unsigned exceeding = __ballot_sync(~0u, sum > target);
@@ -141,13 +141,14 @@ DEVICE bool keeps(const Cut& cut, uint32_t key, int id) {
     return key > cut.key || (key == cut.key && id <= cut.last);
 }
 
-// The k-th largest of many keys, how many equal ones are among the k largest, and how many there are.
+// The k-th largest of many keys; of the n_equal keys that equal it, n_kept are among the k largest.
 struct Selected {
     uint32_t key;
     int n_kept, n_equal;
 };
 
-// Radix selection, 8 bits a pass. for_each(f) calls f for this thread's keys; all threads have k or more.
+// Radix selection, 8 bits per round. for_each(f) calls f for this thread's keys; together the threads have at
+// least k.
 template <class ForEach>
 DEVICE Selected select_largest(int k, ForEach for_each) {
     constexpr int kBins = 256;
@@ -160,8 +161,8 @@ DEVICE Selected select_largest(int k, ForEach for_each) {
         for_each([&](uint32_t key) {
             if (key >> shift >> 8 == s.key) atomicAdd(&count[key >> shift & (kBins - 1)], 1);
         });
-        __syncthreads();  // counts are complete
-        const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
+        __syncthreads();                                            // counts are complete
+        const int bin = kBins - 1 - static_cast<int>(threadIdx.x);  // the largest keys first
         const int n = bin >= 0 ? count[bin] : 0, above = static_cast<int>(block_sum_before(n));
         if (above < s.n_kept && s.n_kept <= above + n)
             found = {s.key << 8 | static_cast<uint32_t>(bin), s.n_kept - above, n};
@@ -171,8 +172,8 @@ DEVICE Selected select_largest(int k, ForEach for_each) {
     return s;
 }
 
-// f(v, offset, tile) for this warp's tiles whose largest entry has a key of `low` or more: a lane's entries v
-// of z, which is v + offset. skip(tile) for the warp's other tiles.
+// Calls f(v, offset, tile) for those of this warp's tiles whose largest entry has a key of `low` or more, v
+// being the lane's entries as stored, v + offset their z; skip(tile) for the warp's other tiles.
 template <class T, class F, class Skip>
 DEVICE void for_each_tile(const ZRow<T>& row, uint32_t low, F f, Skip skip) {
     for (int tile = threadIdx.x / 32; tile < row.n_tile; tile += kWarps) {
@@ -187,10 +188,10 @@ DEVICE void for_each_tile(const ZRow<T>& row, uint32_t low, F f, Skip skip) {
     }
 }
 
-// The cut that leaves the k largest, 0 < k < n_vocab. scratch [n_tile], shared; nobody reads it afterwards.
+// The cut that leaves the k largest, 0 < k < n_vocab. scratch [n_tile], shared: overwritten.
 template <class T>
 DEVICE Cut find_cut(const ZRow<T>& row, int k, int64_t* scratch) {
-    // The k-th largest entry is no less than the k-th largest maximum of a tile: only few tiles matter.
+    // The k-th largest entry is no less than the k-th largest tile maximum: tiles below that do not matter.
     uint32_t low = 0;
     if (k <= row.n_tile)
         low = select_largest(k, [&](auto f) {
@@ -207,7 +208,7 @@ DEVICE Cut find_cut(const ZRow<T>& row, int k, int64_t* scratch) {
     });
     if (s.n_kept == s.n_equal) return {s.key, INT32_MAX};
 
-    // Not all of the equal ones: the id of the last.
+    // Not all of the equal ones are kept: find the id of the last that is.
     const bool first_lane = threadIdx.x % 32 == 0;
     for_each_tile(
         row, s.key,
@@ -235,7 +236,7 @@ struct Sums {
     int64_t sum, weighted;
 };
 
-// Over all entries, from the statistics of the tiles; weight [n_tile]: each tile's sum, shared.
+// Over all entries, from the statistics of the tiles. weight [n_tile], shared, becomes each tile's sum.
 DEVICE Sums sum_all(const TileStats* stats, int n_tile, float max_z, int64_t* weight) {
     Sums own{0, 0};
     for (int tile = threadIdx.x; tile < n_tile; tile += kThreads) {
@@ -248,7 +249,7 @@ DEVICE Sums sum_all(const TileStats* stats, int n_tile, float max_z, int64_t* we
     return {block_sum(own.sum), block_sum(own.weighted)};  // barriers: weight is complete
 }
 
-// Over the entries that the cut keeps.
+// Over the entries that the cut keeps; weight likewise.
 template <class T>
 DEVICE Sums sum_kept(const ZRow<T>& row, const Cut& cut, float max_z, int64_t* weight) {
     Sums own{0, 0};
@@ -283,8 +284,8 @@ DEVICE int draw(const ZRow<T>& row, const Cut& cut, float u, int64_t sum, const 
     const int64_t target = static_cast<int64_t>(double{u} * static_cast<double>(sum));
     const Place place = find_place(weight, row.n_tile, target);
     if (place.index < 0) return n_vocab - 1;
-    // Within the tile, the same share of what its entries add up to now: they are rounded, and have bits
-    // that weight[] has not.
+    // Within the tile, the draw falls on the same fraction of the sum as its entries make it here. That is
+    // not weight[]: z has been rounded to T, and relative to the tile's own maximum entries keep more bits.
     const TileStats stats = row.stats[place.index];
     const float offset = z_offset<T>(stats);
     const int first = place.index * kVocabTile, lane = threadIdx.x % 32;
@@ -311,7 +312,7 @@ DEVICE void clear_row(T* row, int n_tile) {
         store_lane(row + tile * kVocabTile, zero);
 }
 
-// One token for certain.
+// Row, statistics and live tile of a position whose token is certain.
 template <class T>
 DEVICE void give(T* row, uint8_t* live, RowStats* stats, int token, int n_tile) {
     clear_row(row, n_tile);
@@ -341,7 +342,7 @@ DEVICE void choose(T* z, const TileStats* tile_stats, uint8_t* live, RowStats* s
         }
         score[o] = sum;
     }
-    __syncthreads();  // scores are complete; z has been read
+    __syncthreads();  // scores are complete; all have read z, which is cleared next
     for (int i = 0; i < length; i++) clear_row(z + i * stride, n_tile);
     if (o == 0) {
         int best = 0, drawn = 0;
@@ -364,7 +365,7 @@ DEVICE void choose(T* z, const TileStats* tile_stats, uint8_t* live, RowStats* s
     }
     __syncthreads();  // rows are 0, prob is complete
     if (o >= n) return;
-    for (int i = 0; i < length; i++) {  // the first option that has a token adds up all that have it
+    for (int i = 0; i < length; i++) {  // of the options with the same token at i, the first adds up all
         const int token = options[o * length + i];
         float sum = 0;
         bool first = true;
@@ -390,9 +391,11 @@ DEVICE void choose(T* z, const TileStats* tile_stats, uint8_t* live, RowStats* s
 //   z     [n_canvas, vocab_stride(n_vocab)]  in, as lm_head() leaves it; out, p
 //   live  [n_vocab_tile(n_vocab)]  becomes 1 where a p is not 0
 //   stats [n_canvas, n_vocab_tile(n_vocab)]
-// Tile:   128 entries, those of a TileStats; a warp takes one at a time, a lane 4 entries in one load.
+//   given see GivenTokens; read if state->has_given
+// Tile:   a row per block; a warp takes the 128 entries of a TileStats at a time, 4 per lane in one load.
 // Launch: grid n_canvas, 512 threads.
-// Shared: 8 bytes a tile of the vocabulary, 16 KiB for 262144: its weight; then 4 of them what is added to z.
+// Shared: 8 bytes per vocabulary tile, 16 KiB for 262144: its weight; later, in 4 of them, what is added to
+//         z.
 // Why:    two blocks an SM hold 256 rows in one wave. Sums and the draw's tile come from the statistics, so
 //         that without top-k z is read once, and not at all in tiles that become 0. A cut looks only at tiles
 //         that reach the k-th largest tile maximum, k of them but for ties.
@@ -432,7 +435,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (threadIdx.x == 0) rows[canvas_row].argmax = argmax;
 
     Sums sums = sum_all(row.stats, n_tile, max_z, weight), entropy_sums = sums;
-    Cut cut{0, INT32_MAX};  // none: no entry has key 0
+    Cut cut{0, INT32_MAX};  // keeps all: no entry has key 0
     const int top_k = step_top_k(config, state->step);
     const bool is_cut = top_k > 0 && top_k < n_vocab;
     if (is_cut) {
@@ -453,9 +456,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int keep = config.self_cond_top_k;
     if (keep > 0 && keep < (is_cut ? top_k : n_vocab)) cut = find_cut(row, keep, weight);
 
-    __syncthreads();  // nobody reads weight any more, nor z but to overwrite it
+    __syncthreads();  // all have read weight, whose place `shift` takes, and z, which is overwritten
     float* shift = reinterpret_cast<float*>(weight);  // [n_tile]: z becomes exp(z + shift) * scale
-    constexpr int kBits = sizeof(T) == 4 ? 24 : 11;
+    constexpr int kBits = sizeof(T) == 4 ? 24 : 11;   // of T's significand
     const float least = soft_drop(config, kBits) / static_cast<float>(n_tile) * from_fixed(sums.sum);
     int64_t dropped = 0;
     for (int tile = threadIdx.x; tile < n_tile; tile += kThreads) {
@@ -511,9 +514,9 @@ void sample(Stream stream, RowStats* rows, T* z, uint8_t* live, const TileStats*
 //   probs  [n_canvas, vocab_stride(n_vocab)]  0 past n_vocab
 //   live   [n_vocab_tile(n_vocab)]  becomes 1
 //   logits [n_canvas, n_vocab] float32
-// Tile:   one row a block, entry i by thread i % 512.
+// Tile:   a row per block, entry i by thread i % 512.
 // Launch: grid n_canvas, 512 threads.
-// Shared: a number a warp.
+// Shared: a number per warp.
 // Why:    for single calls with logits from outside: plain.
 // Maths:  float32, the sum in double in a fixed order.
 // Check:  tests/test_sample.cpp against sample_row().
