@@ -19,9 +19,9 @@ constexpr int kReadBlocks = 1;
 
 using Launch = std::function<void(Stream)>;
 
-// Launches of one kernel at one shape: of every layer that has it.
+// Launches of one kernel at one shape, one for each layer that has it.
 struct Kernel {
-    Timing cost;  // of one
+    Timing cost;  // of one launch
     bool reads_weights;
     std::vector<Launch> launches;
     Launch prepare;  // if set: before each launch, not timed
@@ -56,7 +56,7 @@ class Kernels {
         add("sample", {"", 0, 2 * z, 0}, false, [this](Stream s) { ops_.sample(s); }).prepare = head;
     }
 
-    // The median of n_repeat rounds, after one that does not count.
+    // Milliseconds per launch: the median of n_repeat rounds, after one that does not count.
     std::vector<Timing> time(int n_repeat) {
         std::vector<Timing> out;
         for (const Kernel& k : kernels_) {
@@ -75,8 +75,8 @@ class Kernels {
     }
 
   private:
-    // Nothing of the model remains in the cache, and nothing that has to be written back before it is needed;
-    // while the device reads, the host launches what comes next.
+    // Flushes the L2 cache by reads: nothing of the model remains in it, nor dirty lines, whose write-back
+    // would be timed. While the device reads, the host launches what comes next.
     void read_other() { read_memory(m_.stream, sums_.data(), kReadBlocks, other_.data(), other_.bytes()); }
 
     double in_a_row(const Kernel& k) {
@@ -101,7 +101,7 @@ class Kernels {
         return sum / static_cast<double>(k.launches.size());
     }
 
-    // Another launch of the kernel of that name, or the first.
+    // Adds a launch to the kernel of that name, or a new kernel.
     Kernel& add(const std::string& name, const Timing& cost, bool reads_weights, Launch launch) {
         for (Kernel& k : kernels_)
             if (k.cost.name == name) return k.launches.push_back(std::move(launch)), k;
@@ -156,7 +156,8 @@ class Kernels {
     const ModelWeights& w_;
     Buffers<T> b_;
     const Pass canvas_;
-    // Where a pass works in place, launches in a row would have another's result to work on.
+    // Outputs that in a pass lie in the place of an input: launches repeated there would read the previous
+    // one's result.
     const DeviceArray<T> o_in_;
     const DeviceArray<float> h_;
     Forward<T> ops_{c_, m_.room, w_, b_, m_.cache};

@@ -16,9 +16,9 @@ namespace easel {
 
 // Makes a device the one that this thread works with.
 void use_device(int index);
-// Shared memory that a block may have there, its arrays included.
+// Shared memory, static and dynamic, that a block may have on the device in use.
 int max_shared_bytes();
-// Its multiprocessors.
+// Multiprocessors of the device in use.
 int n_sm();
 // Free memory of the device in use, as the driver says.
 int64_t free_device_bytes();
@@ -27,16 +27,15 @@ int64_t free_device_bytes();
 // the process does so. The simulator, where nothing hangs for ever, waits for the stream instead.
 void abandon_device(Stream stream) noexcept;
 
-// Device memory that device_alloc() has given out: now, at most since limit_device_memory(), and what it may
-// be.
+// Bytes that device_alloc() has given out.
 struct DeviceMemory {
-    int64_t used = 0, peak = 0;
-    int64_t limit = 0;  // 0: none
+    int64_t used = 0, peak = 0;  // now; at most since limit_device_memory()
+    int64_t limit = 0;           // 0: none
 };
 DeviceMemory device_memory();
 // From now on device_alloc() fails beyond `limit` bytes (0: none); the peak begins anew.
 void limit_device_memory(int64_t limit);
-// For the two implementations (device_memory.cpp): called before an allocation, after it, and before its end.
+// For the two implementations (device_memory.cpp): called before an allocation, after it, before it is freed.
 void check_alloc(size_t bytes);
 void* count_alloc(void* p, size_t bytes);
 void count_free(void* p) noexcept;
@@ -45,7 +44,7 @@ void count_free(void* p) noexcept;
 // the limit.
 void* device_alloc(size_t bytes);
 void device_free(void* p) noexcept;
-// Host memory that the device reads and writes too, and its address over there. Zeroed.
+// Host memory that the device reads and writes, too; zeroed. mapped_device_address(): its device address.
 void* mapped_alloc(size_t bytes);
 void* mapped_device_address(void* host);
 void mapped_free(void* host) noexcept;
@@ -55,19 +54,19 @@ void pinned_free(void* host) noexcept;
 
 Stream make_stream();
 void free_stream(Stream stream) noexcept;
-// In the order of the stream; `host` memory must live until then.
+// Copies in the order of the stream; `host` memory must live until they are done.
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes);
 void copy_to_host(Stream stream, void* host, const void* device, size_t bytes);
 void copy_on_device(Stream stream, void* to, const void* from, size_t bytes);
 void fill_zero(Stream stream, void* device, size_t bytes);
 // Waits for all that the stream has been given.
 void finish(Stream stream);
-// Whether it has all been done; Error if something in it failed.
+// Whether all that the stream has been given is done; Error if something of it failed.
 bool finished(Stream stream);
 
-// While one exists in the process, each launch begins when the one before it in its stream has ended, on GPUs
-// that overlap them too; branches of a graph still run beside each other. For comparison, and where a driver
-// refuses graphs with launches that overlap.
+// While one exists in the process, a launch begins only when the launch before it in its stream has ended,
+// even on GPUs that would overlap them (ptx.h: wait_for_last_launch()); branches of a graph still run beside
+// each other. For comparison, and where a driver refuses graphs with launches that overlap.
 class LaunchesInOrder {
   public:
     LaunchesInOrder() { n_++; }
@@ -91,7 +90,7 @@ class Event {
     // stream that a graph is captured from, `stream` joins the capture. Before the capture ends, the captured
     // stream must wait for all that `stream` was given.
     void hold(Stream stream);
-    // Milliseconds of the stream from `start` to this one; both timed, recorded and waited for.
+    // Milliseconds from `start` to this event; both timed, recorded and waited for.
     double ms_since(const Event& start) const;
 
   private:
@@ -109,13 +108,13 @@ struct OwnStream {
 // A stream for work beside another stream's, from fork() to join(). In a capture, a branch of the graph.
 class SideStream {
   public:
-    // What it is given from now on comes after all that `stream` has been given.
+    // Returns the side stream: what that is given from now on comes after all that `stream` has been given.
     Stream fork(Stream stream) {
         forked_.record(stream);
         forked_.hold(side_.s);
         return side_.s;
     }
-    // What `stream` is given from now on comes after all that it has been given.
+    // What `stream` is given from now on comes after all that the side stream has been given.
     void join(Stream stream) {
         joined_.record(side_.s);
         joined_.hold(stream);
@@ -161,9 +160,9 @@ class DeviceArray {
     size_t size_ = 0;
 };
 
-// A graph, built in order: what `launch` puts into the stream it is given; loops and branches whose body is
-// built in the same way. Conditions begin every run with their default, and kernels change them with
-// set_condition(). Instantiate once, run often.
+// A graph, built in order: launch() adds what its argument puts into the stream that it is passed, loop() and
+// branch() a body that is built in the same way. Conditions begin every run with their default, at_start, and
+// kernels change them with set_condition(). Instantiate once, run often.
 class Graph {
   public:
     using Launches = std::function<void(Stream)>;
@@ -178,7 +177,7 @@ class Graph {
     void loop(Condition while_true, const Body& body);
     void branch(Condition if_true, const Body& body);
 
-    // Launches, copies and fills of the graph itself, without its loops' and branches'.
+    // Launches, copies and fills of the graph itself, not of the bodies of its loops and branches.
     int n_launch() const;
 
     void instantiate();

@@ -19,9 +19,9 @@ namespace easel {
 
 namespace {
 
-constexpr int kOldestDriver = 12040;  // that knows graphs with loops, and the kernels' call for them
+constexpr int kOldestDriver = 12040;  // the first with conditional graph nodes that kernels set
 
-// Throws what `e` is about: a fault of a kernel is the answer to every later call, too.
+// Throws DeviceError if the device cannot be used any more, as after a kernel's fault, else Error.
 [[noreturn]] void fail_with(cudaError_t e, std::string text) {
     text += fmt::format(": {} ({})", cudaGetErrorString(e), cudaGetErrorName(e));
     size_t free = 0, total = 0;
@@ -39,23 +39,23 @@ void check(cudaError_t e, const char* what, const char* file, int line) {
 
 std::atomic<bool> abandoned = false;
 
-// For destructors. A failure is forgotten: nobody can do anything about it, and no launch is to be blamed.
+// For calls that free something: nobody can do anything about a failure, and no later launch is to report it.
 template <class F>
 void give_back(F f) noexcept {
     if (!abandoned && f() != cudaSuccess) cudaGetLastError();
 }
 
-// Streams whose last order is a launch.
+// Streams to which a launch was given last.
 std::mutex launched_mutex;
 std::set<Stream> launched;
-void order_other(Stream stream) {
+void order_other(Stream stream) {  // something else than a launch is given
     const std::lock_guard lock(launched_mutex);
     launched.erase(stream);
 }
 
-// Whether the device in use can begin a launch while the last one ends. Cards of 12.0 can, but are not asked
-// to before it has been tried on one: they are said to hang in graphs of other programs that do so (llama.cpp
-// #27330, #27102).
+// Whether the device in use is to begin a launch while the one before it ends. Cards of 12.0 can, but are not
+// asked to before it has been tried on one: they are said to hang in graphs of other programs that do so
+// (llama.cpp #27330, #27102).
 bool can_overlap() {
     thread_local int known = -1;
     thread_local bool can = false;
@@ -67,8 +67,8 @@ bool can_overlap() {
     return can = major == 9 || major == 10;
 }
 
-// Code of sm_XY runs on X.Y and later minor versions; that of sm_90a only on 9.0, and what is made for others
-// not on Jetson modules (8.7, 10.1). There is no PTX.
+// Code of sm_XY runs on X.Y and later minor versions, but that of sm_90a only on 9.0, and on Jetson modules
+// (8.7, 10.1) only their own. The program contains no PTX.
 bool has_code(const cudaDeviceProp& p) {
     const bool jetson = (p.major == 8 && p.minor == 7) || (p.major == 10 && p.minor == 1);
     std::istringstream archs(EASEL_ARCHS);
@@ -88,12 +88,12 @@ void check_launch(cudaError_t e, const char* kernel) {
     if (e == cudaErrorNoKernelImageForDevice)
         fail("CUDA: this program has no code for this GPU, only for {}: build it with `make ARCH=native`",
              EASEL_ARCHS);
-    // What an earlier kernel did wrong is reported at any later call.
+    // A fault of an earlier kernel is reported by any later call.
     fail_with(e, fmt::format("CUDA: kernel {} was not launched, or one before it failed", kernel));
 }
 
 void allow_shared(const void* kernel, const char* name, size_t bytes) {
-    // Of a kernel on a device, whichever thread asks: less would take away what another relies on.
+    // What each kernel has on each device, for all threads: a smaller limit would break another's launch.
     static std::mutex mutex;
     static std::map<std::pair<const void*, int>, size_t> allowed;
     int device = 0;
@@ -112,7 +112,7 @@ void allow_shared(const void* kernel, const char* name, size_t bytes) {
     have = bytes;
 }
 
-// The null stream, whose launches tests make, is left out: their kernels wait for nothing.
+// Never on the null stream: tests launch kernels of their own there, without wait_for_last_launch().
 bool overlaps_last(Stream stream) {
     if (!stream) return false;
     const std::lock_guard lock(launched_mutex);
@@ -228,7 +228,7 @@ void mapped_free(void* host) noexcept {
 }
 void* pinned_alloc(size_t bytes) {
     void* p = nullptr;
-    // Mapped: what a loop's body may copy from.
+    // Mapped: the body of a graph's loop may copy only from such host memory.
     const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocMapped);
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
@@ -244,7 +244,7 @@ void pinned_free(void* host) noexcept {
 Stream make_stream() {
     Stream s = nullptr;
     CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-    order_other(s);  // it may have the handle of one that is gone
+    order_other(s);  // its handle may be that of a stream that has been destroyed
     return s;
 }
 void free_stream(Stream stream) noexcept {
@@ -310,9 +310,9 @@ double Event::ms_since(const Event& start) const {
 
 struct Graph::Impl {
     cudaGraph_t graph = nullptr;
-    Impl* parent = nullptr;             // of the body of a node: what the node is in, and destroys the body
+    Impl* parent = nullptr;             // of a node's body: the graph with the node, which destroys the body
     bool lost = false;                  // a capture has failed: see end_capture()
-    std::vector<cudaGraphNode_t> last;  // what the next node comes after
+    std::vector<cudaGraphNode_t> last;  // nodes that the next one depends on
     cudaGraphExec_t exec = nullptr;
 
     ~Impl() {
@@ -322,7 +322,7 @@ struct Graph::Impl {
 
     void capture(const Launches& launches) {
         const OwnStream stream;
-        // Relaxed: a kernel that has not been launched yet is loaded meanwhile, which other modes may refuse.
+        // Relaxed: a kernel's first launch loads its code, which other modes may refuse during a capture.
         CUDA(cudaStreamBeginCaptureToGraph(stream.s, graph, last.data(), nullptr, last.size(),
                                            cudaStreamCaptureModeRelaxed));
         try {
@@ -335,9 +335,9 @@ struct Graph::Impl {
         check(end_capture(stream.s), "ending a capture", __FILE__, __LINE__);
     }
 
-    // A capture that was broken off takes the graph it went to along. The node whose body that is does not
-    // know, and destroying the graph of the node would end the process (NVIDIA/cuda-python#2918): it is given
-    // up.
+    // A capture that fails destroys the graph that it was capturing into. If that is the body of a node, the
+    // node does not know, and destroying the graph that has the node would end the process
+    // (NVIDIA/cuda-python#2918): such graphs, `lost`, are leaked.
     cudaError_t end_capture(Stream s) {
         cudaGraph_t captured = nullptr;
         const cudaError_t e = cudaStreamEndCapture(s, &captured);
@@ -351,7 +351,7 @@ struct Graph::Impl {
     void take_last(Stream s) {
         cudaStreamCaptureStatus status;
         const cudaGraphNode_t* nodes = nullptr;
-        const cudaGraphEdgeData* edges = nullptr;  // if not asked for, any but plain ones would be an error
+        const cudaGraphEdgeData* edges = nullptr;  // without it, edges of overlapping launches are an error
         size_t n = 0;
 #if CUDART_VERSION >= 13000
         CUDA(cudaStreamGetCaptureInfo(s, &status, nullptr, nullptr, &nodes, &edges, &n));

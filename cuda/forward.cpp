@@ -55,13 +55,13 @@ void Forward<T>::layers(Stream s, Pass pass) {
     }
 }
 
-// An encode pass leaves K and V, nothing else: those of the last layer end it.
+// All that an encode pass leaves is K and V, so it ends with those of the last layer.
 template <class T>
 bool Forward<T>::keys_only(int layer, Pass pass) const {
     return pass.mask == Mask::Causal && layer == c_.n_layer - 1;
 }
 
-// K and V leave most of a GPU idle, beside Q they cost little.
+// The products for K and V would leave most of a GPU idle; beside that for Q they cost little.
 template <class T>
 void Forward<T>::project_qkv(Stream s, int layer, Pass pass) {
     const LayerWeights& w = w_.layers[layer];
@@ -73,8 +73,8 @@ void Forward<T>::project_qkv(Stream s, int layer, Pass pass) {
     if (w.v.data) v_side_.join(s);
 }
 
-// The dense branch into b_.dense, the experts' outputs into b_.slot_out; beside each other, but where each
-// part is timed.
+// The dense branch into b_.dense, the experts' outputs into b_.slot_out; beside each other, unless parts are
+// timed.
 template <class T>
 void Forward<T>::feed_forward(Stream s, int layer, Pass pass) {
     const LayerWeights& w = w_.layers[layer];
@@ -120,7 +120,7 @@ void Forward<T>::sample(Stream s) {
 
 // ---- ops of a layer ---------------------------------------------------------------------------------------
 
-// One table a kind of layer.
+// One table of angles per kind of layer, global and sliding.
 template <class T>
 void Forward<T>::rotations(Stream s, Pass pass) {
     bool made[2] = {};

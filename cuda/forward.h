@@ -38,7 +38,7 @@ constexpr int kParts = static_cast<int>(Part::End);
 // When each part of a step began, on the device's clock.
 class Marks {
   public:
-    // Called before each mark, if set: what it launches counts to the part before.
+    // Called before each mark, if set: the time of what it launches counts to the part before.
     std::function<void(Stream, Part)> on_mark;
 
     void clear() { n_ = 0; }
@@ -63,13 +63,13 @@ class Marks {
     size_t n_ = 0;
 };
 
-// n rows: of tokens that go into the KV cache (causal), or all of the canvas.
+// A pass of n rows: n tokens that go into the KV cache (causal), or all of the canvas.
 struct Pass {
     Mask mask;
     int n;
 };
 
-// T: F16, or float for exact results. What it is made of has to outlive it.
+// T: F16, or float for exact results. The constructor's arguments have to outlive it.
 template <class T>
 class Forward {
   public:
@@ -77,9 +77,9 @@ class Forward {
             const std::vector<KvLayer<T>>& cache)
         : c_(config), room_(room), w_(weights), b_(buffers), cache_(cache) {}
 
-    // Experts of layers whose weights stay in the host's memory: none at first, the loader brings them.
+    // Experts that stay in the host's memory: none at first, load_weights() adds them.
     ExpertStream experts;
-    // Each part of a step is timed while this is set, so that none runs beside another.
+    // While this is set, each part of a step is timed, and none runs beside another.
     Marks* marks = nullptr;
     void mark(Stream s, Part part) {
         if (marks) marks->add(s, part);
@@ -106,8 +106,8 @@ class Forward {
     void expert_gate_up(Stream s, int layer, Pass pass);
     void expert_down(Stream s, int layer, Pass pass);
     void layer_end(Stream s, int layer, Pass pass);
-    // Split-K of q, k and v of a layer, and of attention's output: of the canvas alone, for K and V of a
-    // token are to be the same bits in whatever pass it comes.
+    // Splits (split-K) of the products for a layer's q, k and v, and of that with attention's output: more
+    // than one only for the canvas, as K and V of a token are to be the same bits in whatever pass it comes.
     int qkv_splits(int layer, Pass pass) const;
     int output_splits(int layer, Pass pass) const;
 

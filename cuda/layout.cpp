@@ -73,7 +73,7 @@ struct WeightsLayout {
                 int(e.first.n_col),           false,   n_expert};
     }
     static Weights gated_experts(const ExpertMatrix& gate, const ExpertMatrix& up, int n_expert) {
-        // Two types in one record do not go together: both are expanded then.
+        // A record has one type: where gate and up differ, both are expanded.
         const Type type = gate.first.type == up.first.type ? gate.first.type : Type::F32;
         return {record_type<T>(type),  nullptr, int(2 * gate.first.n_row),
                 int(gate.first.n_col), true,    n_expert};
@@ -172,8 +172,7 @@ AttentionShape attention_shape(const Config& c, int layer) {
 KvSplits kv_splits(const Config& c, int layer, const Room& room) {
     const LayerShape& l = c.layers[layer];
     const int n_key = l.global ? room.n_context : std::min(room.n_context, c.window - 1 + c.n_canvas);
-    // Waves of SMs, each of which holds one block. At most 8 splits: what they leave for the 26B model's
-    // canvas is 34 MB.
+    // A wave is one block per SM. At most 8 splits: their results for the 26B model's canvas are 34 MB.
     const int n_row = attention_rows(l.head_dim);
     const int n_block = (c.n_canvas * (c.n_head / l.n_head_kv) + n_row - 1) / n_row * l.n_head_kv;
     KvSplits splits{.most = 8, .in_wave = std::max(1, room.n_sm / n_block)};
@@ -181,8 +180,8 @@ KvSplits kv_splits(const Config& c, int layer, const Room& room) {
     return splits;
 }
 
-// One place for what is needed at different times: each takes its own from an arena that begins there.
-// Returns its bytes.
+// One place for buffers that are needed at different times: each of `times` takes its own from an arena that
+// begins at that place. Returns the bytes of the largest.
 static int64_t share_place(Arena& arena, const std::vector<std::function<void(Arena&)>>& times) {
     int64_t bytes = 0;
     for (const auto& take_own : times) {
@@ -203,7 +202,7 @@ template <class T>
 Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     const Config& c = model.config;
     const int64_t n = room.n_token, d = c.n_embd, n_pair = n * c.n_expert_used;
-    // Of products that the canvas has as split-K: forward.cpp.
+    // Rows of a product's output: of all tokens, or of the canvas with its splits (split-K, see forward.cpp).
     const auto split_rows = [&](int n_row) {
         return std::max<int64_t>(n, int64_t{c.n_canvas} * linear_splits(n_row, c.n_canvas, room.n_sm));
     };
@@ -218,8 +217,8 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
         attention = std::max(attention, attention_scratch<T>(c.n_canvas, s, kv_splits(c, l, room).most));
     }
     Buffers<T> b{};
-    // Names of one place: what the first has is not needed any more when the second is written, or the kernel
-    // that writes a row has read it before.
+    // Two names of one place: the first's content is no longer needed when the second is written, or the
+    // kernel that writes a row of the second has read that row of the first before.
     b.x = b.h = arena.take<float>(n * d);
     b.o = b.dense = arena.take<float>(split_rows(c.n_embd) * d);
     b.in = b.ffn_in = arena.take<T>(n * padded(c.n_embd));
@@ -265,13 +264,13 @@ Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena) {
     return b;
 }
 
-// Whether a layer's K and V are kept jointly: see KvLayer. Its columns from 64 on, of each half, must stand
-// still at every position: to far less than F16 shows.
+// Whether a layer's K and V are kept jointly: see KvLayer. For that, columns from 64 on, of each half, must
+// not rotate: at any position by less than 1e-6, far less than F16 shows.
 template <class T>
 static bool is_joint(const Model& m, int layer) {
     const Layer& l = m.layers[layer];
     if (sizeof(T) != 2 || l.v || !l.shape.global || l.shape.head_dim != kJointDim) return false;
-    // What q has of both weights must stay within F16; a value of a normed row is at most sqrt(512).
+    // q times both weights must stay within F16; a value of a normed row is at most sqrt(512) < 22.7.
     for (int i = 0; i < kJointDim; i++)
         if (!(std::fabs(l.q_norm[i] * l.k_norm[i]) < 65504 / 22.7f)) return false;
     return m.rope_freqs.size() == kJointDim / 2 &&
@@ -353,8 +352,8 @@ int largest_that_fits(int least, int most, const std::function<bool(int)>& fits)
 }
 
 DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t available) {
-    constexpr int kComfortable = 8192;  // a context worth smaller passes
-    constexpr int kEnough = 2048;       // worth that all experts are on the device
+    constexpr int kComfortable = 8192;  // a context that is worth smaller encode passes
+    constexpr int kEnough = 2048;       // one that will do if it leaves all experts on the device
     const Config& c = model.config;
     const int asked = options.n_context;
     const int least = std::min(c.n_canvas + 1, c.n_context);  // a prompt of one token
@@ -363,8 +362,8 @@ DeviceOptions fit_gpu(const Model& model, const DeviceOptions& options, int64_t 
     for (int i = 0; i < 2 && smallest / 2 >= c.n_canvas; i++) smallest /= 2;
     const bool fewest = options.n_offload == kFewestOffloaded;
 
-    // The largest context in [low, high], in passes as large as leave room for one; none, if even the
-    // smallest leave none.
+    // The largest context in [low, high] that fits, with the largest encode passes that leave room for one;
+    // nothing if even the smallest passes leave none.
     const auto fit_between = [&](int n_offload, int n_encode, int low,
                                  int high) -> std::optional<DeviceOptions> {
         DeviceOptions o = options;

@@ -1,5 +1,5 @@
-// layout.h: what stands in a GPU's memory: the weights as records, the KV cache, the buffers of a pass. The
-// same functions count the bytes (plan_gpu(), which `easel info` prints) and hand out the places.
+// layout.h: what is in a GPU's memory: the weights as records, the KV cache, the buffers of a pass. The same
+// functions count the bytes (plan_gpu(), which `easel info` prints) and hand out the places.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace easel {
 
-// Counts the bytes of what is taken, and says where it lies if it has been told how.
+// Hands out places one after the other and counts their bytes; without a Place function it only counts.
 class Arena {
   public:
     // offset, bytes -> place; none: only count.
@@ -37,11 +37,10 @@ class Arena {
     int64_t bytes_ = 0;
 };
 
-// Rows in the file that become row tiles of records: see RowTiles (ops.h), with `high`, stride and counts of
-// the whole matrix.
+// A matrix in the file, or a gated pair, that becomes row tiles of records.
 struct RecordSource {
-    Type from, from_high, to;  // of rows low, of rows high
-    RowTiles rows;             // host memory: the mapped file
+    Type from, from_high, to;  // types in the file of rows.low and rows.high, and of the records
+    RowTiles rows;             // all of the matrix; host memory: the mapped file
     bool gated;                // low and high are two matrices
     int n_tile, n_col;
     uint8_t* records;
@@ -54,8 +53,8 @@ struct FloatSource {
     std::vector<float> values;
     float* place;
 };
-// The experts of a layer that stay in the host's memory. While they are needed, and while they are made, they
-// lie in one of two places on the device, in turn.
+// The experts of a layer that stay in the host's memory. While they are needed, and at load while they are
+// repacked, they lie in one of two places on the device; offloaded layers use these in turn.
 struct Offloaded {
     int layer;
     uint8_t* device;  // gate_up, then down
@@ -75,9 +74,9 @@ struct LayerWeights {
 struct ModelWeights {
     Weights embd, output, self_cond_gate_up, self_cond_down;
     float *output_norm, *self_cond_norm;
-    double *freq, *freq_swa;  // angles a position: of global and of sliding layers
+    double *freq, *freq_swa;  // angle per position, [head_dim / 2]: of global and of sliding layers
     std::vector<LayerWeights> layers;
-    std::vector<RecordSource> records;  // where it all comes from
+    std::vector<RecordSource> records;  // where the weights come from, until they are loaded
     std::vector<FloatSource> floats;
     std::vector<Offloaded> offloaded;  // in the order of layers
 };
@@ -86,7 +85,7 @@ struct ModelWeights {
 struct Room {
     int n_context;  // cached tokens plus canvas
     int n_token;    // of one pass
-    int n_sm;       // to be filled by splits of products and keys
+    int n_sm;       // SMs that splits of products and of keys are to fill
     Room(const Config& c, const DeviceOptions& options)
         : n_context(options.n_context),
           n_token(std::max(c.n_canvas, std::min(options.n_encode, options.n_context))),
@@ -134,8 +133,8 @@ template <class T>
 ModelWeights lay_out_weights(const Model& model, int n_offload, Arena& arena);
 template <class T>
 Buffers<T> lay_out_buffers(const Model& model, const Room& room, Arena& arena);
-// Global layers keep all tokens; sliding ones their window and the tokens of a pass, which is also what can
-// be taken back (truncate()): 2048 tokens are as long as an answer is by default.
+// Global layers keep all tokens; sliding ones their window and the tokens of a pass, which is also how far
+// truncate() can go back: 2048 tokens are as long as an answer is by default.
 template <class T>
 std::vector<KvLayer<T>> lay_out_cache(const Model& model, const Room& room, Arena& arena);
 

@@ -42,7 +42,7 @@ DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
     asked.n_sm = n_sm();
     const DeviceOptions out =
         fit_gpu(model, asked, options.memory_limit ? std::min(options.memory_limit, free) : free);
-    // Not asked for, and pinned: no more than leaves the host alive.
+    // Experts that the user has not asked to offload may pin at most half of the host's memory.
     const int64_t host = plan_gpu(model, out).host, there_is = host_memory();
     require(out.n_offload == options.n_offload || host <= there_is / 2,
             "the experts of {} layers do not fit the GPU's memory; {:.2f} GB of experts are more than half "
@@ -71,7 +71,7 @@ class Loader {
     Loader(Stream stream, uint8_t* device, int64_t slot_bytes, int64_t total, const LoadProgressFn& on_load);
     ~Loader();
     Loader(const Loader&) = delete;
-    // On return the last of it may still be on its way in the stream.
+    // On return the last copies and repacks may still be in flight.
     void load(const std::vector<RecordSource>& sources);
     // Waits for all of it; total_ms is since the construction.
     LoadStats finish_all();
@@ -83,7 +83,7 @@ class Loader {
     void take_times(Slot& slot);
 
     Stream stream_;     // repacks
-    OwnStream copies_;  // beside it, the next ones, so that the bus does not wait
+    OwnStream copies_;  // copies the next slots meanwhile, so that the bus does not wait
     const LoadProgressFn& on_load_;
     const int64_t slot_bytes_, total_;
     std::chrono::steady_clock::time_point start_;
@@ -94,8 +94,8 @@ class Loader {
 
 struct Loader::Slot {
     uint8_t *host = nullptr, *device = nullptr;
-    Event begun{true}, copied{true};  // of the copy
-    Event taken{true}, used{true};    // of repacking, which other slots' may keep waiting
+    Event begun{true}, copied{true};  // begin and end of the copy
+    Event taken{true}, used{true};    // begin and end of repacking, which comes after that of earlier slots
     bool in_use = false;
     ~Slot() { pinned_free(host); }
 };
@@ -217,7 +217,7 @@ void Loader::load(const RecordSource& source) {
 
 // ---- all weights ------------------------------------------------------------------------------------------
 
-// Angles a position of a kind of layer: theta^(-2 i / head_dim), divided.
+// Angles per position of a kind of layer: theta^(-2 i / head_dim) / divisors[i].
 static void load_angles(Stream stream, double* place, int head_dim, double theta,
                         const std::vector<float>& divisors) {
     if (head_dim == 0) return;
@@ -228,10 +228,10 @@ static void load_angles(Stream stream, double* place, int head_dim, double theta
     finish(stream);
 }
 
-// Makes gelu products fit F16, and the matrix that reads them undo it. A product of rows g, u with an input
-// x = rms(h) * norm is at most |g| |u| |x|^2 (Cauchy and Schwarz), where |x|^2 <= n max(norm)^2: true
-// whatever the activations are. The bound is far from what occurs, but F16 has 40 binary orders and half of
-// them suffice.
+// Scales gelu(gate) * up so that it fits F16, and the product with down so that it undoes that. For rows g, u
+// and an input x = rms(h) * norm the value is at most |g| |u| |x|^2 (Cauchy-Schwarz), where
+// |x|^2 <= n max(norm)^2: true whatever the activations are. The bound is far from what occurs, but F16 has
+// 40 binary orders and half of them suffice.
 static void scale_products(Stream stream, float* max_square, Weights& gate_up, Weights& down,
                            const std::vector<float>& norm) {
     float square = 0;

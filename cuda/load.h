@@ -13,7 +13,7 @@ namespace easel {
 // are not made for.
 DeviceOptions fit_device(const Model& model, const DeviceOptions& options);
 
-// Device memory that an Arena deals out: one allocation, or, in the simulator, one a buffer, so that an
+// Device memory that an Arena deals out: one allocation, or, in the simulator, one per buffer, so that an
 // access past the end of one is seen.
 class ArenaMemory {
   public:
@@ -41,14 +41,14 @@ class ArenaMemory {
 };
 
 // Brings the weights, laid out by lay_out_weights<T>() with n_offload, by way of buffers.loading to their
-// places, and the experts of offloaded layers from there to `experts`. The notes where they come from
-// are gone afterwards.
+// places, and the experts of offloaded layers from there to `experts`. Empties weights.records, .floats and
+// .offloaded.
 template <class T>
 LoadStats load_weights(Stream stream, const Model& model, int n_offload, ModelWeights& weights,
                        const Buffers<T>& buffers, ExpertStream& experts, const LoadProgressFn& on_load);
 
-// Padding of activation rows is zero at first, later perhaps what another kind of row has left there: finite
-// values, times padding of weights, which is zero.
+// Makes the padding of activation rows zero. Later it may hold what another kind of row has left there,
+// always finite values: products multiply them with the padding of weights, which is zero.
 template <class T>
 void clear_padding(Stream stream, const Config& config, const Room& room, const Buffers<T>& buffers);
 

@@ -19,8 +19,8 @@ ExpertStream::Kept* ExpertStream::find(int layer) {
     return nullptr;
 }
 
-// The copy of the i-th, once the stream has reached `after`: nothing if this pass has no such layer, or a
-// capture would end with something that nobody waits for.
+// Starts the copy of the i-th offloaded layer's experts once `stream` has got here, which `after` marks.
+// Nothing if this pass has no such layer: a capture must not end with a copy that nobody waits for.
 void ExpertStream::send(size_t i, Stream stream, Event& after) {
     if (i >= kept_.size() || kept_[i]->layer >= n_layer_) return;
     Kept& k = *kept_[i];

@@ -19,11 +19,11 @@ class ExpertStream {
     // Takes a layer's experts, as records on the device, to the host. Layers come in their order.
     void keep(Stream stream, const Offloaded& layer);
 
-    // A pass over the layers below n_layer begins in `stream`: the first experts set out.
+    // A pass over the layers below n_layer begins in `stream`: starts the copies of its first experts.
     void begin(Stream stream, int n_layer);
-    // Holds the stream until the experts of `layer` are in their place; nothing for other layers.
+    // Holds the stream until the experts of `layer` are in their place; nothing if they are not offloaded.
     void need(Stream stream, int layer);
-    // The stream is done with them: the place is for those of the next layer but one.
+    // The stream is done with them: starts to copy those of the next offloaded layer but one to their place.
     void used(Stream stream, int layer);
 
   private:

@@ -12,7 +12,7 @@ namespace easel {
 
 namespace {
 
-// Milliseconds of this thread on a processor.
+// Milliseconds of CPU time of this thread.
 double thread_ms() {
     timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -49,7 +49,7 @@ void measure_ceilings(Stream s, DeviceProfile& out) {
     const DeviceArray<float> sums(size_t{256} * kBlocks);
     const DeviceArray<uint32_t> reads(kBlocks);
     const DeviceArray<uint32_t> words(s, peak_words());
-    int64_t filled = std::min<int64_t>(bytes, words.bytes());  // with the same, again and again
+    int64_t filled = std::min<int64_t>(bytes, words.bytes());  // `a` is filled with repeated peak_words()
     copy_on_device(s, a.data(), words.data(), filled);
     for (; filled < bytes; filled = std::min(2 * filled, bytes))
         copy_on_device(s, a.data() + filled, a.data(), std::min(filled, bytes - filled));
@@ -74,7 +74,7 @@ void measure_ceilings(Stream s, DeviceProfile& out) {
     }
 }
 
-// Bytes and products of each part of a step after n_prefix tokens.
+// Bytes and FLOP of each part of a step after n_prefix tokens.
 template <class T>
 std::vector<Timing> step_parts(const Measured<T>& m, int n_prefix) {
     const Config& c = m.config;
@@ -123,7 +123,8 @@ void time_parts(const Measured<T>& m, const GenerateParams& params, int n_repeat
     for (int p = 0; p < kParts; p++) out.parts[p].ms = median(times[p]);
 }
 
-// Where a step's tokens go: read after the router of each layer, in a step of its own.
+// Averages over the layers: experts that have tokens, and the most tokens of an expert. Read after the router
+// of each layer, in a step that is not timed.
 template <class T>
 void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProfile& out) {
     const Config& c = m.config;
@@ -143,7 +144,8 @@ void read_routing(const Measured<T>& m, const GenerateParams& params, DeviceProf
     m.step(marks);
 }
 
-// Of three answers, after one that makes the graph. Of their steps, the first has no self-conditioning.
+// Medians of three answers, after one that builds the graph. Of the steps of an answer, the first has no
+// self-conditioning.
 template <class T>
 LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool graph) {
     if (!m.answer(params, graph).note.empty()) return {};

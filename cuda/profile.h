@@ -56,15 +56,15 @@ struct Measured {
 template <class T>
 DeviceProfile measure(const Measured<T>& m, const ProfilePlan& plan);
 
-// What a product with all of a matrix costs; n_row rows of activations.
+// Bytes and FLOP of a product with all of a matrix, all experts; n_row rows of activations.
 Timing product(const Weights& weights, double n_row);
-// What attention of a layer costs in a denoise pass after n_prefix tokens.
+// Bytes and FLOP of a layer's attention in a denoise pass after n_prefix tokens.
 template <class T>
 Timing attention_cost(const AttentionShape& shape, const KvLayer<T>& cache, int n_canvas, int n_prefix);
 
-// Each kernel of a step alone (bench_kernels.cpp), by the buffers that a step has left: its cache holds
-// n_prefix tokens. Weights come from memory: layers take turns, or what would stay in the L2 cache is pushed
-// out of it.
+// Times each kernel of a step alone (bench_kernels.cpp), on the buffers that a step has left; the cache holds
+// n_prefix tokens. Weights are read from memory, not from the L2 cache: launches go through all layers, or
+// the cache is flushed before each.
 template <class T>
 std::vector<Timing> time_kernels(const Measured<T>& m, int n_prefix, int n_repeat);
 

@@ -1,4 +1,4 @@
-// sim.h: CUDA on the CPU, one fiber a CUDA thread, so that the kernels of this folder run, and are checked,
+// sim.h: CUDA on the CPU, one fiber per CUDA thread, so that the kernels of this folder run, and are checked,
 // where there is no GPU. ptx.h includes it when the compiler is not nvcc; a kernel file includes ptx.h only.
 // The names that CUDA gives a kernel are in sim_cuda.h.
 //
@@ -72,7 +72,7 @@ constexpr size_t max_static_bytes = 48 << 10, small_shared_bytes = 99 << 10, max
 inline size_t shared_capacity = max_shared_bytes;
 // Multiprocessors that it says it has: an H200's. Blocks run one after the other.
 inline int n_sm = 132;
-// For more than this of dynamic shared memory EASEL_LAUNCH asks permission.
+// Dynamic shared memory for which EASEL_LAUNCH does not ask permission (cudaFuncSetAttribute()).
 constexpr size_t unasked_bytes = 32 << 10;
 
 // Source position of a call: the default argument of every operation that can wait or fail.
@@ -132,7 +132,7 @@ struct Fiber : Stack {
     std::vector<Product> products;
     int n_product_commit;
     bool fenced;            // wgmma.fence, and no group committed since
-    uint64_t all_products;  // which there were
+    uint64_t all_products;  // hash of the matrices of all of them, to compare warps
 };
 
 // Lanes that have reached an operation on `mask`.
@@ -273,7 +273,7 @@ inline void wait(const Wait& what) {
     fiber->wait.op = nullptr;
 }
 
-// For one that has made others ready: whose turn is it?
+// For a thread that has made others ready: lets the one run whose turn it is.
 inline void yield() {
     Fiber* next = pick();
     if (next != fiber) switch_to(next);
@@ -297,7 +297,7 @@ void collective(const char* op, uint32_t mask, void* arg, Site at, F finish) {
     for (uint32_t k = 0; k < w.n_active; k++) {
         const Collective& c = w.active[k];
         bool same = c.mask == mask && c.op == op && c.at == at;
-        // Not the same is possible if the masks allow one to end before the other.
+        // Two different operations may be under way, unless each waits for a lane that is at the other.
         if (!same && (c.mask & lane) && (c.arrived & mask))
             fault(
                 at,
@@ -352,7 +352,7 @@ inline void arrive(const char* op, uint32_t id, uint32_t n, Site at) {
     yield();
 }
 
-// __syncthreads, _or and _and: for how many threads `vote` was true.
+// __syncthreads, _or and _and; returns for how many threads `vote` was true.
 inline int block_barrier(const char* op, bool vote, Site at) {
     block->n_vote += vote;
     arrive(op, 0, 0, at);
@@ -372,7 +372,7 @@ constexpr size_t round16(size_t n) {
     return (n + 15) / 16 * 16;
 }
 
-// A buffer in device memory: canaries before it and up to the next 16 bytes, then the guard.
+// A buffer in device memory: canaries before it and after it, up to a multiple of 16 bytes, then the guard.
 struct Allocation {
     static constexpr size_t front = 64;
     char* data;
@@ -486,9 +486,8 @@ inline void product_wait(int n_group) {
     products.erase(products.begin(), products.begin() + static_cast<int64_t>(n));
 }
 
-// Of a shared array or of dynamic shared memory, as instructions have it; and back from its low 18 bits,
-// which is all that a matrix descriptor of wgmma has: of two places that have these, the one in dynamic
-// shared memory.
+// The address of a place in shared memory as instructions have it; and the place at the low 18 bits of an
+// address, all that a matrix descriptor of wgmma has: of two with these bits, that in dynamic shared memory.
 inline uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(static_cast<const char*>(p) - block->memory);
 }
@@ -606,7 +605,7 @@ inline std::string leftovers(const Block& b) {
         return "a write beside dynamic shared memory";
     size_t bytes = b.launch->shared_bytes;
     for (const SharedArray& a : b.arrays) bytes += round16(a.bytes);
-    // A kernel that means to fit must do so with its arrays.
+    // The size that the launch's dynamic memory is meant for must have room for the static arrays, too.
     const size_t own = b.launch->shared_bytes, most = own <= unasked_bytes        ? max_static_bytes
                                                       : own <= small_shared_bytes ? small_shared_bytes
                                                                                   : shared_capacity;

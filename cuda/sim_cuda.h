@@ -43,7 +43,7 @@ struct Slot {
     Out out;
 };
 
-// One value a lane in, one out. finish(lanes, slot) sets slot(lane).out from all slot(lane).in.
+// One value per lane in, one out. finish(lanes, slot) sets slot(lane).out from all slot(lane).in.
 template <class Out, class In, class F>
 Out exchange(const char* op, uint32_t mask, In in, Site at, F finish) {
     Slot<In, Out> own{in, {}};
