@@ -1,4 +1,5 @@
-// backend.h: what runs a model. The one seam between the plain C++ in src/ and the device code in cuda/.
+// backend.h: Backend, which runs a model: on the CPU (src/reference.cpp) or on a GPU (cuda/backend.cpp). The
+// one seam between the plain C++ in src/ and the device code in cuda/. Used by the engine.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -22,7 +23,7 @@ struct Frame {
     std::span<const uint8_t> accepted;
     float mean_entropy;  // over positions whose token is not given
     float temperature;
-    float dropped;  // the most probability that self-conditioning has left out of a position
+    float dropped;  // the largest probability that self-conditioning left out at any position
     bool last;      // the canvas ends with this step
 };
 // Returns false to cancel: the answer then ends with the canvases committed so far.
@@ -31,18 +32,18 @@ using FrameFn = std::function<bool(const Frame&)>;
 // What is known of a canvas before it is denoised (infill). Given tokens are certain: each step reads them,
 // self-conditioning has them with probability 1, and they do not count in the mean entropy.
 struct Given {
-    std::vector<int32_t> tokens;  // [n_canvas]: a position's token, or -1; empty: nothing is given
+    std::vector<int32_t> tokens;  // [n_canvas]: the token given, -1 for none; empty: nothing is given
     std::vector<Choice> choices;  // over positions whose token is not given
 };
-// Bounds of these for any backend.
-constexpr int kMaxChoices = 64, kMaxOptions = 512, kMaxOptionTokens = 8192;  // of all choices together
+// The most choices, options of a choice, and tokens of all options together.
+constexpr int kMaxChoices = 64, kMaxOptions = 512, kMaxOptionTokens = 8192;
 
 struct GenerateParams {
     SamplerConfig sampler;
     uint64_t seed = 0;
-    int max_canvases = 1;             // whole ones are always computed
+    int max_canvases = 1;             // canvases are always computed whole
     std::vector<int32_t> end_tokens;  // end-of-generation ids; empty: none ends the answer
-    Given given;                      // of the only canvas: max_canvases is 1 then
+    Given given;                      // infill; needs max_canvases = 1
 };
 
 enum class Finish {
@@ -55,7 +56,7 @@ struct Answer {
     std::vector<int32_t> tokens;  // argmax canvases one after the other, up to the first end-of-generation id
     std::vector<float> log_prob, entropy;  // of each token, at its canvas' last step
     Finish finish = Finish::Length;
-    std::vector<int> steps;  // a number a canvas, the cancelled one included
+    std::vector<int> steps;  // denoise steps of each canvas, a cancelled one included
     double denoise_ms = 0, commit_ms = 0;
     std::string note;  // what the user should know about how it was computed, or nothing
 };
@@ -69,9 +70,9 @@ struct LogitsRequest {
 // Bytes that running a model takes.
 struct MemoryPlan {
     int64_t weights = 0, kv = 0, scratch = 0;
-    int64_t host = 0;   // on a GPU: of the host's memory beside that, pinned: offloaded experts
-    int n_offload = 0;  // of that many layers
-    int n_encode = 0;   // tokens of an encode pass that `scratch` and the sliding layers' KV are made for
+    int64_t host = 0;   // on a GPU: in addition, pinned host memory for offloaded experts
+    int n_offload = 0;  // layers whose experts those are
+    int n_encode = 0;   // tokens of the largest encode pass that `scratch` and the sliding layers' KV allow
     int64_t total() const { return weights + kv + scratch; }
 };
 
@@ -79,25 +80,25 @@ struct MemoryPlan {
 struct LoadStats {
     int64_t bytes = 0;
     double total_ms = 0;
-    double read_ms = 0;    // the host, from the mapped file to pinned buffers
-    double wait_ms = 0;    // the host, for a buffer to be free again
+    double read_ms = 0;    // the host copied from the mapped file to pinned buffers
+    double wait_ms = 0;    // the host waited for such a buffer to be free again
     double copy_ms = 0;    // over the bus
     double repack_ms = 0;  // on the device
 };
 
 struct Backend {
     virtual ~Backend() = default;
-    // Causal pass over `tokens`, appended to the KV cache. Error past the context.
+    // Causal pass over `tokens`, whose K and V are appended to the cache. Error past the context.
     virtual void encode(std::span<const int32_t> tokens) = 0;
-    // Denoises up to max_canvases canvases after what is cached; commits (encodes) every one it moves past.
+    // Denoises up to max_canvases canvases after the cached tokens; commits (encodes) each before the next.
     virtual Answer generate(const GenerateParams& params, const FrameFn& on_frame) = 0;
-    // Forgets the cache past n_token, or all of it where what n_token needs is gone: sliding layers keep
-    // their window and some tokens more (kCpuReserve of memory_plan.h, n_encode on a GPU). Returns the tokens
-    // that are left: n_token or 0.
+    // Drops all but the first n_token tokens of the cache; or all, if sliding layers no longer have the
+    // window before n_token: of older tokens they keep only some (kCpuReserve of memory_plan.h; on a GPU,
+    // n_encode). Returns the tokens that are left: n_token or 0.
     virtual int truncate(int n_token) = 0;
     virtual int n_cached() const = 0;
-    // Cached tokens plus canvas at most, and tokens that one pass of encode() takes: between two of these is
-    // the time to look up.
+    // The most tokens, cached plus canvas; and the most that encode() takes in one pass: who wants to report
+    // progress or to cancel passes it that many at a time.
     virtual int n_context() const = 0;
     virtual int n_encode() const = 0;
     virtual MemoryPlan plan() const = 0;
@@ -107,7 +108,7 @@ struct Backend {
 };
 
 // How the CPU multiplies with quantised weights: activations in float32, which is the specification, or
-// rounded to 8 bits a block of 32, which is faster. Either gives the same answer with any number of threads.
+// rounded to int8 in blocks of 32, which is faster. Either gives the same answer with any number of threads.
 enum class CpuMath { Float, Int8 };
 // The CPU backend (src/reference.cpp). `n_context` bounds cached tokens plus canvas.
 std::unique_ptr<Backend> make_cpu_backend(std::shared_ptr<const Model> model, int n_context,
@@ -118,37 +119,38 @@ struct DeviceInfo {
     std::string name;    // "NVIDIA H200"
     int capability = 0;  // 90: compute capability 9.0
     int64_t total_bytes = 0;
-    int driver = 0;  // the CUDA version that the driver has: 12040 for 12.4
+    int driver = 0;  // the newest CUDA version that the driver supports: 12040 for 12.4
     int n_sm = 0;    // multiprocessors
 };
 // What this program was built for: "CPU", or "CPU and CUDA 13.0 for 80 90a".
 std::string backends();
-// GPUs that this program can use, in the driver's order. If there is none, *why says in a clause why.
+// GPUs that this program can use, in the driver's order. If there is none, or one that it cannot use, *why
+// says in a clause why.
 std::vector<DeviceInfo> cuda_devices(std::string* why = nullptr);
-// The GPU's number in a device's name, cuda:N; else -1. Error on what is neither that nor auto, cpu or cuda.
+// N of the device name cuda:N; -1 for auto, cpu and cuda. Error on any other name.
 int device_number(const std::string& name);
 
-// Weight bytes that are on the device, of all. Returns false to stop, which throws Error.
+// done: weight bytes that are on the device so far. Returns false to stop loading, which throws Error.
 using LoadProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
 constexpr int kHangMs = 60'000;       // for hang_ms: a step takes seconds at most, on any card and bus
-constexpr int kFewestOffloaded = -1;  // for n_offload: as many as it takes for a context to fit
+constexpr int kFewestOffloaded = -1;  // for n_offload: as few layers as make the context fit
 struct DeviceOptions {
-    int index = 0;             // of cuda_devices()
+    int index = 0;             // DeviceInfo::index
     int n_context = 0;         // cached tokens plus canvas; 0: the largest that fits, at most the model's
     int n_encode = 2048;       // tokens of an encode pass at most; half or a quarter where memory is short
     int n_offload = 0;         // layers whose experts stay in the host's memory, or kFewestOffloaded
     int64_t memory_limit = 0;  // bytes of device memory at most; 0: what is free
-    int n_sm = 132;           // multiprocessors to fill, an H200's for a plan alone: the backend asks the GPU
+    int n_sm = 132;           // multiprocessors to fill; 132, an H200's, is for plans: a backend asks its GPU
     bool exact = false;       // float32 throughout, slow and large: for tests
-    bool graph_loop = true;   // the whole answer in one graph; else the host launches all
-    bool overlap = true;      // launches begin while the ones before them end, where it is known to help
-    int silence_ms = 60'000;  // an answer's graph that is idle and says nothing for so long is given up
-    int hang_ms = 0;          // one that runs and ends no step for so long is a DeviceError; 0: wait for ever
+    bool graph_loop = true;   // the whole answer is one CUDA graph; else the host launches each kernel
+    bool overlap = true;      // kernels start while the one before ends (PDL), where that is known to help
+    int silence_ms = 60'000;  // give up an answer's graph if the GPU is idle, without a frame, for so long
+    int hang_ms = 0;          // DeviceError if it is busy, without a frame, for so long; 0: wait for ever
     LoadProgressFn on_load;
 };
 
-// The CUDA backend (cuda/backend.cpp). Error if the memory is too little, or CUDA reports one.
+// The CUDA backend (cuda/backend.cpp). Error if memory is short or CUDA reports an error.
 std::unique_ptr<Backend> make_cuda_backend(std::shared_ptr<const Model> model, const DeviceOptions& options);
 
 }  // namespace easel

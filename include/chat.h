@@ -41,7 +41,7 @@ struct Reply {
 // a channel that never closes (all of it is thought), of a second channel and of literal <think>...</think>.
 Reply split_reply(const Tokenizer& tokenizer, std::span<const int32_t> ids, bool ignore_end = false);
 
-// Cuts `text` before the first of the stop strings in it, which is returned; empty: there is none.
+// Cuts `text` before the earliest stop string in it and returns that string; empty: there is none.
 std::string cut_at_stop(std::string& text, std::span<const std::string> stop);
 
 }  // namespace easel

@@ -1,5 +1,5 @@
-// check.h: the one way a wrong file, flag or request is reported.
-// Every part throws Error; main() alone catches it, prints the one line and exits with 1.
+// check.h: the one way a wrong file, flag or request is reported: by throwing Error. What a command does not
+// handle itself reaches main(), which prints the one line and exits with 1.
 #pragma once
 #include <utility>
 
@@ -12,7 +12,7 @@
 
 namespace easel {
 
-#ifdef __CUDACC__  // nvcc does not take fmt's headers: kernel files have plain texts
+#ifdef __CUDACC__  // nvcc does not compile fmt's headers: messages of .cu files are plain texts
 [[noreturn]] inline void fail(const char* text) {
     throw Error(text);
 }

@@ -22,9 +22,9 @@ struct ConvertOptions {
 
 // Writes `target`, a GGUF file, from `source`: a folder with config.json, model*.safetensors and
 // tokenizer.json (generation_config.json and a chat template when present), or a GGUF file, whose keys are
-// all kept but general.file_type. Memory stays under about 1 GB beyond mapped pages, whatever the size of the
-// source. `target` appears, or is replaced, only when it is complete. False: options.progress stopped it.
-// Throws Error naming the file, tensor or key.
+// kept, except split.*, general.file_type and general.quantization_version. Memory stays under about 1 GB
+// beyond mapped pages, whatever the size of the source. `target` appears, or is replaced, only when it is
+// complete. False: options.progress stopped it. Throws Error naming the file, tensor or key.
 bool convert(const std::string& source, const std::string& target, const ConvertOptions& options);
 
 // The names that ConvertOptions::type can have: "bf16, f16, ..."; those whose block types easel can write.
@@ -37,10 +37,10 @@ struct TensorPlan {
     Type type = Type::F32;
 };
 
-// Sets each tensor's type as the published files of that name have it (SPEC 4.4): norms, scalars and the
-// router F32, more bits for part of ffn_down and attn_v, the embedding as an output, another block type for
-// rows that are not a multiple of 256. Returns general.file_type. Throws Error on an unknown type name. Order
-// of the tensors is free.
+// Sets each tensor's type as in the published files of that name (SPEC 4.4): F32 for norms, scalars and the
+// router; more bits for some layers' ffn_down and attn_v; the output's type for the embedding if that is the
+// output too; another block type where a row's length is not a multiple of the block. The order of `tensors`
+// is free. Returns general.file_type. Throws Error on an unknown type name.
 uint32_t plan_types(std::string_view type, std::span<TensorPlan> tensors);
 
 }  // namespace easel

@@ -30,7 +30,7 @@ struct Value {
     uint64_t count = 1;                    // of an array, or 1
     const uint8_t* data = nullptr;         // the value, or an array's first item
     const uint8_t* end = nullptr;          // past its last byte
-    std::vector<std::string_view> string;  // of strings: views into the file
+    std::vector<std::string_view> string;  // its strings, if it has any: views into the file
 
     bool is_array() const { return type == ValueType::Array; }
     bool is_number() const;  // a scalar of any number type, or bool
@@ -56,14 +56,14 @@ class Gguf {
     // Maps `path`; of a split file (name-00001-of-0000N.gguf) any part may be named, all are read as one.
     // Throws Error with the path, what was expected, what was found and at which offset.
     static Gguf open(const std::string& path);
-    // Whether open() takes the file of that name for one of several parts.
+    // Whether open() would read a file of this name as one of several parts.
     static bool is_part(const std::string& path);
     // The same over bytes that outlive the object (the demo model, tests). `name` stands for the path in
     // messages.
     static Gguf from_memory(std::span<const uint8_t> bytes, std::string name);
 
     const std::string& name() const { return name_; }
-    std::vector<std::string> files() const;  // paths of all parts; none of what is in memory
+    std::vector<std::string> files() const;  // paths of all parts; empty after from_memory()
     uint64_t file_bytes() const;             // over all parts
     uint32_t version() const { return version_; }
 
@@ -112,7 +112,7 @@ using KeyValue = std::variant<bool, uint32_t, int32_t, uint64_t, float, std::str
 // file.
 class GgufWriter {
   public:
-    explicit GgufWriter(const std::string& path);  // a link: the file that it names
+    explicit GgufWriter(const std::string& path);  // a symbolic link stands for the file that it names
     ~GgufWriter();
     GgufWriter(const GgufWriter&) = delete;
     GgufWriter& operator=(const GgufWriter&) = delete;
@@ -124,8 +124,8 @@ class GgufWriter {
     void begin();
     // The next bytes of the current tensor, any piece size; padding is added after its last byte.
     void write(std::span<const uint8_t> bytes);
-    // Gives the file its name. Error unless every declared byte was written, on a full disk, or where
-    // check(path) throws one, which sees the whole file where it is until then.
+    // Calls check() with the path of the complete `path`.part, then renames that. Error if bytes that were
+    // declared are missing, the disk is full or check() throws.
     void finish(const std::function<void(const std::string& path)>& check = {});
     uint64_t total_bytes() const { return total_bytes_; }  // of all tensors, after begin()
 

@@ -34,8 +34,8 @@ const ModelEntry* find_entry(const std::vector<ModelEntry>& models, std::string_
 // "; the nearest names are a, b and c" by edit distance, or where models are listed: the end of an Error.
 std::string name_hint(const std::vector<ModelEntry>& models, std::string_view name);
 
-// The file that -m MODEL means: a path that exists, else the fetched file of that name, whatever list that
-// was in. Error for a model that has not been fetched, and for what is neither.
+// The file that -m MODEL means: a path, or the fetched file of that name, from whatever list. Error for a
+// model that has not been fetched, and for what is neither.
 std::string find_model(const std::string& model);
 // Opens it; empty: the demo model that is part of the program.
 std::shared_ptr<const Gguf> open_model(const std::string& model);

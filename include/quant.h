@@ -48,11 +48,10 @@ int64_t row_bytes(Type type, int64_t n);
 // src: n / block_elems blocks (any alignment); dst [n]. n must be a multiple of block_elems.
 void to_float(Type type, const void* src, float* dst, int64_t n);
 
-// The inverse, to a row of small squared error; only types with
-// TypeInfo::from_float.
+// The inverse, with a small squared error; only types with TypeInfo::from_float.
 void from_float(Type type, const float* src, void* dst, int64_t n);
 
-// What codes of 4 bits stand for: of IQ4_NL and IQ4_XS; of MXFP4 (E2M1), doubled. T: float, or int8_t.
+// The values of 4-bit codes: of IQ4_NL and IQ4_XS, and of MXFP4 (E2M1), doubled. T: float or int8_t.
 template <class T>
 inline constexpr T kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                      1,    13,   25,  38,  53,  69,  89,  113};

@@ -1,4 +1,4 @@
-// request_checks.h: requests that no backend can serve. Every backend checks with it what it is asked.
+// request_checks.h: refuses requests that no backend can serve. Called by every backend.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -25,12 +25,12 @@ struct SamplerConfig {
     bool greedy = false;         // the argmax instead of a draw
     // Approximations, all but the last one off by default: see sample_row() and keep_largest().
     int top_k = 0;        // logits a position that take part at all; 0 = all
-    int top_k_start = 0;  // both > 0: top_k goes from start (first step) to end (last step) instead
+    int top_k_start = 0;  // both > 0: top_k changes evenly from start (first step) to end (last step)
     int top_k_end = 0;
     bool top_k_tail_correction = false;  // entropy over the full vocabulary although top_k draws from fewer
     int self_cond_top_k = 0;             // probabilities a position that feed self-conditioning; 0 = all
-    // Probability that self-conditioning may leave out of a position, in words that are unlikely there; < 0:
-    // as little as the backend's numbers round away, see soft_drop(); 0: none.
+    // How much of a position's probability self-conditioning may leave out, of its least likely tokens; 0:
+    // none; < 0: as little as the backend's activations round away, see soft_drop().
     float self_cond_drop = -1;
 };
 
@@ -81,8 +81,8 @@ EASEL_BOTH inline int step_top_k(const SamplerConfig& c, int step) {
            static_cast<int>(static_cast<int64_t>(c.top_k_end - c.top_k_start) * step / (c.max_steps - 1));
 }
 
-// self_cond_drop in force, for activations whose significand has `n_bit` bits: 24 of float, 11 of F16 or
-// less.
+// The self_cond_drop in force for activations with a significand of n_bit bits: 24 (float32), or 11 (F16, and
+// whatever is coarser).
 EASEL_BOTH inline float soft_drop(const SamplerConfig& c, int n_bit) {
     return c.self_cond_drop >= 0 ? c.self_cond_drop : n_bit == 24 ? 0x1p-24f : 0x1p-10f;
 }
@@ -102,7 +102,7 @@ struct RowStats {
     int32_t argmax;  // ties: the lowest id
     int32_t drawn;   // the smallest v with cumsum(p)[v] > u, p in vocabulary order; n_vocab - 1 if none
     float log_prob;  // of argmax, nats
-    float dropped;   // probability that is left out of self-conditioning (on a GPU: self_cond_drop)
+    float dropped;   // probability that self_cond_drop leaves out; the backend sets it
 };
 
 // One position. logits [n_vocab] softcapped logits in; probabilities softmax(logits / t) out, in place.
@@ -127,8 +127,8 @@ struct Choice {
 
 // All positions of a choice at once: option o has probability softmax over o of (the sum of its tokens'
 // logits / t). logits [n_canvas, n_vocab] softcapped logits in; the choice's rows become the probabilities of
-// their tokens. stats [n_canvas]: its rows have the tokens of the likeliest option (ties: the first) and of
-// the drawn one, and equal shares of the entropy and of the log probability.
+// their tokens. stats [n_canvas]: the choice's rows get the tokens of the likeliest option (ties: the first)
+// and of the drawn one, and equal shares of the entropy and of the log probability.
 void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, float t, float u,
                    std::span<RowStats> stats);
 
@@ -137,8 +137,8 @@ void sample_choice(std::span<float> logits, int n_vocab, const Choice& choice, f
 // those whose token is given, which have no entropy. entropy, accepted [n_canvas].
 float accept(std::span<const float> entropy, float bound, int n_free, std::span<uint8_t> accepted);
 
-// Whether the canvas is finished: the argmax canvas equals each of the `stability` before it, and it is
-// confident.
+// Whether the canvas is finished: the argmax canvas equals each of the `stability` before it, and the mean
+// entropy is below `confidence`.
 class StopRule {
   public:
     StopRule(int stability, float confidence) : stability_(stability), confidence_(confidence) {}
