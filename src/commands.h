@@ -14,7 +14,7 @@ namespace easel {
 // Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C, 143 with SIGTERM.
 constexpr int kInterrupted = 130;
 
-// The engine, with progress on a terminal while weights go to a GPU, and its note on stderr.
+// Opens the engine; shows progress on a terminal while weights go to a GPU, and its note on stderr.
 Engine open_engine(EngineOptions options);
 
 struct GenerateFlags {
@@ -85,7 +85,8 @@ struct BenchFlags {
 int run_bench(const BenchFlags& flags);
 
 struct FetchFlags {
-    std::string name, list;  // of a model, or empty to list them; a file instead of models.txt
+    std::string name;  // a model's; empty: list all
+    std::string list;  // file to read instead of models.txt
     bool quiet = false;
 };
 int run_fetch(const FetchFlags& flags);
@@ -100,11 +101,11 @@ std::string version_number();  // "0.1"
 std::string version_commit();  // "1a2b3c4", "1a2b3c4-dirty" or "unknown"
 std::string version_text();    // version, commit, devices, compilers: a line each
 
-// False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure is one.
+// False: nobody reads stdout any more, which is no error (easel ... | head). Any other failure throws Error.
 bool write_stdout(std::string_view text);
 // To stdout, if `path` is empty or "-", else to that file.
 void write_output(const std::string& path, std::string_view text);
-// What is odd about a model, to stderr.
+// Prints the model's warnings to stderr.
 void warn(const Model& model);
 // "stop", "length" or "cancelled".
 const char* finish_name(Finish finish);

@@ -19,15 +19,15 @@ struct SourceTensor {
     std::vector<int64_t> ne;  // GGUF order
     Type type = Type::F32;    // of `data`
     const uint8_t* data = nullptr;
-    bool mapped = true;  // from a file: its pages may be given back once they are used
+    bool mapped = true;  // `data` is in a mapped file: its pages may be given back once they are used
 };
 
 struct Source {
     KeyValues keys;
-    std::shared_ptr<Gguf> gguf;  // of a GGUF source, whose keys are copied instead; else null
+    std::shared_ptr<Gguf> gguf;  // a GGUF source, whose own keys are copied; else null
     std::vector<SourceTensor> tensors;
     std::vector<std::string> notes;            // lines for the user
-    std::vector<std::string> files;            // that were read, and must not be overwritten
+    std::vector<std::string> files;            // the source's: must not be overwritten
     std::vector<std::shared_ptr<void>> holds;  // keeps `data` alive
 };
 

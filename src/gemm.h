@@ -31,13 +31,14 @@ void gemm(float* y, Rows x, const Matrix& w, CpuMath math = CpuMath::Float);
 // The same product, in float, on the calling thread alone, for loops that are parallel outside.
 void gemm_serial(const GemmJob& job);
 
-// Bytes of the copy of n_row rows of activations, n_col wide, that a product reads: a thread that calls
-// gemm() keeps the largest in float and the largest in int8, one that calls gemm_serial() its own.
+// Bytes of the copy that a product makes of its activations [n_row, n_col]. A thread that calls gemm() keeps
+// the memory of its largest copies in float and in int8, one that calls gemm_serial() that of its largest.
 int64_t copy_bytes(int64_t n_row, int64_t n_col, bool int8);
 
+// Rows of w that gemm_transposed() takes at once: a thread keeps so many floats for every row of p.
+constexpr int64_t kTransposedRows = 128;
 // y[t, c] = sum over r of p[t, r] * w[r, c], y [p.n_row, w.n_col] contiguous: the soft embedding and
 // attention's P V. Rows r whose every |p[t, r]| is below `skip` are left out.
-constexpr int64_t kTransposedRows = 128;  // of w at once: a thread keeps so many floats of every row of p
 void gemm_transposed(float* y, Rows p, const Matrix& w, float skip);
 void gemm_transposed_serial(float* y, int64_t y_stride, Rows p, const Matrix& w);
 

@@ -8,12 +8,12 @@
 
 namespace easel {
 
-// Type names that stand for a file, for one or "-" as stdin or stdout, for a file or a model's name, for the
-// name of a model that can be fetched: in --help, and for completion.
+// Type names of options, which --help shows and completion goes by: a file; a file, or "-" for stdin or
+// stdout; a GGUF file or a fetched model's name; the name of a model that can be fetched.
 constexpr const char *kFile = "FILE", *kFileOrStream = "FILE|-", *kModel = "MODEL", *kListed = "NAME";
 
-// --help of the program and of a command, 80 columns wide. Options of a group of their own are only named:
-// the manual page tells what each does.
+// --help of the program and of a command, 80 columns wide. Options in a group of their own are only named;
+// the manual page describes them.
 std::shared_ptr<CLI::FormatterBase> help_formatter();
 
 // A script that completes the commands, flags and values of `app`; shell is bash, zsh or fish.

@@ -1,5 +1,5 @@
-// infill.h: a canvas with holes: its text in pieces, and as tokens with places that are free. The Engine
-// (engine.cpp) answers such requests with it.
+// infill.h: a canvas with holes, parsed into text and holes, then placed as tokens. Called by the engine for
+// requests with a canvas.
 #pragma once
 #include <map>
 #include <string>
@@ -28,11 +28,11 @@ struct CanvasText {
 };
 
 // Reads [[8]], a hole of 8 tokens, [[yes|no]], one of these texts, and, at the very end, [[*]]; \[[ stands
-// for the characters [[. choices: options of holes by number, from 1, whatever they have in the text. Error
-// on a hole that is not closed or not one of these, and on choices for a hole that is not there.
+// for the characters [[. choices: options by hole, from 1, in place of what the text has there. Error on a
+// hole that is not closed or not one of these, and on choices for a hole that is not there.
 CanvasText parse_canvas(std::string_view text, const std::map<int, std::vector<std::string>>& choices);
 
-// A canvas' tokens, those of hole i at begin[i], length[i].
+// A canvas as tokens. Hole i is the length[i] tokens from begin[i] on.
 struct CanvasTokens {
     Given given;
     std::vector<int> begin, length;

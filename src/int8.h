@@ -1,6 +1,5 @@
-// int8.h: products in int8: float activations rounded to 8 bits a block of 32, weights as the codes that
-// their blocks hold. What gemm.cpp is made of when it is asked for CpuMath::Int8; tested by
-// tests/test_int8.cpp.
+// int8.h: products in int8: float activations rounded to 8 bits in blocks of 32, weights as the codes that
+// their blocks hold. Called by gemm.cpp for CpuMath::Int8; tested by tests/test_int8.cpp.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -20,18 +19,18 @@ struct Int8Activations {
     int32_t q_sum32[8], q_sum16[16];  // sum of q over 32 and over 16 columns
 };
 
-// Rounds x [n] to the ceil(n / 256) pieces at out, each out_stride after the last. Not finite in a block of
-// 32: not finite in its d.
+// Rounds x [n] to the ceil(n / 256) pieces at out[0], out[out_stride] .. A block of 32 with a value that is
+// not finite gets a d that is not finite.
 void int8_activations(const float* x, int64_t n, Int8Activations* out, int64_t out_stride);
 
-// How a block type is multiplied: what its codes can be, and columns that share a scale.
+// How a block type is multiplied: the range of its codes, and how many columns share a scale.
 enum class Int8Range {
     U4,  // 0 .. 15, a scale every 32 columns
     U5,  // 0 .. 31, every 32
     U6,  // 0 .. 63, every 16
     S8,  // -128 .. 127, every 32
 };
-// Types whose values lie around a code, `middle`, have it instead of minima. S8: it is 0.
+// A type has minima, or a middle code that stands for 0 (S8: 0).
 struct Int8Codes {
     Int8Range range;
     bool has_min;
@@ -42,13 +41,13 @@ struct Int8Codes {
 bool has_int8(Type type);
 Int8Codes int8_codes(Type type);
 
-// 256 columns of 16 rows, ready to be multiplied: W[r, c] = scale * (code - middle) + min. Exact: scale and
-// min are floats that the block's own fields multiply to without rounding.
+// 256 columns of 16 rows, ready to be multiplied: W[r, c] = scale * (code - middle) + min. scale and min are
+// products of the block's fields, exact in float.
 struct Int8Panel {
     // [64][16][4]: four columns of 16 rows, then the next four.
     alignas(64) uint8_t codes[kInt8Cols * kInt8Rows];
-    float scale[16][kInt8Rows];  // a row of 16 for every 16 or 32 columns
-    float min[16][kInt8Rows];    // where the type has minima
+    float scale[16][kInt8Rows];  // of every 16 or 32 columns, by row
+    float min[16][kInt8Rows];    // the same, if the type has minima
 };
 
 // Fills `panel` with columns [0, n_col) of n_row rows (at most 16; the others become zeros) whose blocks
@@ -65,7 +64,7 @@ struct Int8Variant {
     const char* name;  // "avx512-vnni", "avx2", "neon-dot", "plain"
     Int8Multiply multiply;
 };
-// Those that this machine can run, fastest first; the last is plain C++.
+// The variants that this machine can run, fastest first; the last is plain C++.
 std::span<const Int8Variant> int8_variants();
 
 }  // namespace easel

@@ -9,8 +9,8 @@
 
 namespace easel {
 
-// For json::parse(), which calls it at every value: Error with `where` past 100 levels; published files
-// have 8.
+// A callback for json::parse() that throws Error with `where`, which must outlive it, past 100 levels.
+// Published files have 8.
 inline auto refuse_deep(const std::string& where) {
     return [&where](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
         require(depth <= 100, "{}: JSON nested more than 100 deep", where);

@@ -15,7 +15,7 @@ class HistoryFile {
     explicit HistoryFile(std::string path) : path_(std::move(path)) {}
     // The last kKept lines. A file that has grown to twice that is cut.
     std::deque<std::string> load() const;
-    // What is wrong, once, if the line cannot be added; else nothing.
+    // Appends a line. Returns the problem the first time that this fails, else an empty string.
     std::string add(const std::string& line);
 
     static constexpr size_t kKept = 1000;
@@ -24,15 +24,15 @@ class HistoryFile {
     const std::string path_;
     bool broken_ = false;
 };
-// $XDG_STATE_HOME/easel/history, else ~/.local/state/easel/history, else nothing.
+// $XDG_STATE_HOME/easel/history, else ~/.local/state/easel/history, else empty.
 std::string history_path();
 
 class LineInput {
   public:
     enum class Got { Line, TooLong, Interrupted, End };
 
-    // Edits lines if stdin and where the prompt goes (stderr, else stdout) are terminals and the program was
-    // built with libedit; then remembers them in `history`.
+    // With libedit, and if stdin and where the prompt goes (stderr, else stdout) are terminals: lines can be
+    // edited, and are kept in `history`.
     explicit LineInput(HistoryFile history);
     ~LineInput();
     LineInput(const LineInput&) = delete;
@@ -54,7 +54,7 @@ class LineInput {
     std::unique_ptr<Editor> editor_;
     std::FILE* prompt_;
     LineSplitter splitter_;
-    std::deque<std::pair<std::string, bool>> lines_;  // a line; it is too long
+    std::deque<std::pair<std::string, bool>> lines_;  // lines not yet read, and whether each was too long
     bool ended_ = false;
 };
 

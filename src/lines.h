@@ -8,16 +8,16 @@
 
 namespace easel {
 
-constexpr size_t kLineBytes = 16'000'000;  // of one line at most
+constexpr size_t kLineBytes = 16'000'000;  // the longest line accepted
 
-// Cuts a stream into lines. A line over `limit` bytes is counted, not kept.
+// Cuts a stream into lines. A line over `limit` bytes is reported as too long, without its text.
 class LineSplitter {
   public:
     using OnLine = std::function<void(std::string_view text, bool too_long)>;
     LineSplitter(size_t limit, OnLine on_line) : limit_(limit), on_line_(std::move(on_line)) {}
     void feed(std::string_view bytes);
-    void finish();  // the last line may lack its newline
-    size_t n_kept() const { return text_.capacity(); }
+    void finish();                                      // the last line may lack its newline
+    size_t n_kept() const { return text_.capacity(); }  // bytes of memory, for tests
 
   private:
     void end_line();

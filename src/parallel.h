@@ -5,8 +5,8 @@
 
 namespace easel {
 
-// Threads that parallel_for() uses from now on, in the whole process; 0 = one a core. A loop that runs ends
-// first. Not from inside one.
+// Sets how many threads parallel_for() uses, in the whole process; 0: one per core. Waits for a running loop,
+// so it must not be called from inside one.
 void set_threads(int n);
 int n_threads();
 

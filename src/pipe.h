@@ -17,7 +17,7 @@
 
 namespace easel {
 
-constexpr size_t kQueueBytes = 64'000'000;  // of all lines that wait, however many may
+constexpr size_t kQueueBytes = 64'000'000;  // of all waiting lines, beside the limit on their number
 constexpr size_t kRemembered = 65536;       // answered ids that a late cancel is compared with
 
 // What one line asks for: an answer, a cancel, or, with `error` set, nothing.
@@ -29,7 +29,7 @@ struct PipeItem {
 
     Request request;
     bool frames = false, log_probs = false;
-    nlohmann::json cancel;  // the id to cancel; null: the line is none
+    nlohmann::json cancel;  // the id to cancel; null: the line is no cancel
 
     size_t n_bytes = 0;  // of the line
     std::chrono::steady_clock::time_point read_at;
@@ -53,10 +53,10 @@ class PipeQueue {
 
     // Waits for room, unless stop() was called. An id that is waiting or running makes the item an error.
     void push(std::shared_ptr<PipeItem> item);
-    // The next item in order, or null when all is answered and end() was called. With `cached`: first what
-    // costs nothing, then the prompt that shares the longest beginning with it.
+    // The next item in order, or null when none is left and end() was called. With `cached`, the ids in the
+    // KV cache: first what costs nothing (errors, cancels), then the prompt with the longest prefix of them.
     std::shared_ptr<PipeItem> pop(const std::vector<int32_t>* cached);
-    void answered(const PipeItem& item);  // its id may come again
+    void answered(const PipeItem& item);  // its id may be used again
     // Marks a waiting or running request. False: the id is neither, nor among those answered lately.
     bool cancel(const nlohmann::json& id);
     void end();   // nothing more comes
@@ -70,7 +70,7 @@ class PipeQueue {
     mutable std::mutex mutex_;
     std::condition_variable changed_;
     std::deque<std::shared_ptr<PipeItem>> items_;
-    // By the id's JSON text; also those that were popped, until answered(): a cancel still finds them.
+    // By the id's JSON text: items that wait, and those that run: popped, not yet answered().
     std::unordered_map<std::string, std::shared_ptr<PipeItem>> live_;
     std::deque<size_t> answered_;  // hashes of these texts, the last kRemembered
     size_t n_bytes_ = 0, n_passed_over_ = 0;

@@ -31,7 +31,7 @@ inline constexpr SamplerSetting kSamplerSettings[] = {
     {"self_cond_drop", &SamplerConfig::self_cond_drop,
      "probability a position that may be left out of it (0: none; default: 2^-24 in float32, else 2^-10)"},
 };
-// Each takes 4 bytes, a bool by its padding.
+// Every member takes 4 bytes, bools with their padding.
 static_assert(sizeof(SamplerConfig) == 4 * std::size(kSamplerSettings), "a setting is not in the table");
 
 }  // namespace easel

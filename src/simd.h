@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-// Loops over a tile must be unrolled, so that its sums are registers; those over columns by two only, or g++
-// moves their loads so far ahead that the sums no longer fit.
+// UNROLL: for loops over a tile, whose sums are registers only if unrolled. TWICE: for loops over columns;
+// unrolled further, g++ moves their loads so far ahead that the sums no longer fit.
 #define UNROLL _Pragma("GCC unroll 8")
 #define TWICE _Pragma("GCC unroll 2")
 
@@ -16,7 +16,7 @@ inline void transpose_8x8(const void* in, int64_t in_stride, void* out, int64_t 
     const auto column = [&](int i) { return static_cast<char*>(out) + i * out_stride; };
 #ifdef __AVX2__
     typedef uint32_t Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
-    // Pairs of elements as one of 64 bits: so g++ finds the cheaper instructions.
+    // Pairs of elements as one element of 64 bits, for which g++ finds cheaper instructions.
     typedef uint64_t Pairs __attribute__((vector_size(32)));
     Vec8 a[8];
     Pairs b[8], c[8];

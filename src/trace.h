@@ -31,7 +31,7 @@ constexpr int kTraceVersion = 1;
 // written is noted and reported by close(): a full disk must not end an answer.
 class TraceWriter {
   public:
-    // Opens the file and writes its first line. Error if it cannot be opened, or for a prompt that is none.
+    // Opens the file and writes its first line. Error if it cannot be opened, or the prompt is refused.
     TraceWriter(const std::string& path, const Engine& engine, const Request& request);
     void step(const Frame& frame);
     void end(const Result& result);
@@ -47,7 +47,7 @@ class TraceWriter {
     std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
     int error_ = 0;              // errno of the first failure
     std::set<int32_t> written_;  // ids whose piece the file has
-    std::string line_, pieces_;  // of the line that is made; kept for their memory
+    std::string line_, pieces_;  // the line being made, and its "pieces"; members to keep their memory
 };
 
 struct TracePiece {
@@ -60,7 +60,7 @@ struct TraceStep {
     float temperature = 0, mean_entropy = 0;
     bool last = false;
     std::vector<int32_t> tokens, argmax;  // [n_canvas], as the others
-    std::vector<float> entropy;           // NaN: the model had none
+    std::vector<float> entropy;           // NaN: it was not finite
     std::vector<uint8_t> accepted;
 };
 
@@ -81,7 +81,8 @@ struct Trace {
 
     // The steps [first, last) of each canvas.
     std::vector<std::pair<size_t, size_t>> canvases() const;
-    // The step, counted inside steps [first, last), since which each position's argmax is as at the end.
+    // For each position, the step from which on its argmax is that of the last step; of steps [first, last),
+    // counted from first.
     std::vector<int> settled(size_t first, size_t last) const;
 };
 

@@ -52,9 +52,9 @@ std::vector<Row> wrap_pieces(std::span<const Piece> pieces, int width, bool colo
 std::string status_text(const ViewStatus& status, int width);
 
 // The terminal output of one step: the last rows that fit over a line of status. It begins and ends with the
-// cursor in the first column of its first row, and clears what an earlier one left below.
+// cursor in the first column of its first row, and clears what an earlier drawing left below.
 std::string draw(std::span<const Piece> pieces, std::string_view status, const Screen& screen);
-// What takes a drawing away.
+// Erases a drawing.
 constexpr std::string_view kErase = "\r\033[J";
 
 // Columns that a character takes: 0 for combining ones, 2 for wide ones.
@@ -69,13 +69,13 @@ void set_utf8_locale();
 
 struct ViewFlags {
     std::string view = "auto", color = "auto";  // auto, on or off; auto, always or never
-    int delay_ms = 0;                           // to stand still after each redraw
+    int delay_ms = 0;                           // pause after each redraw
 };
 
-// Redraws the canvas of an answer, or of several one after the other, on stderr. Does nothing where the
-// flags, or what stdout and stderr are, say so. What it draws stays between the place where the cursor is and
-// the screen's end, so nothing of it gets into the scrollback, unless the screen is made too small for it
-// meanwhile; the terminal does not echo keys then.
+// Redraws the canvas of an answer, or of several one after the other, on stderr. Draws nothing if `view` is
+// off, or auto and stdout or stderr is no terminal. A drawing stays between the cursor and the end of the
+// screen, so nothing of it gets into the scrollback unless the screen shrinks meanwhile. While there is one,
+// the terminal does not echo keys.
 class View {
   public:
     View(const Tokenizer& tokenizer, const ViewFlags& flags, int max_steps, bool ignore_end);
@@ -85,14 +85,15 @@ class View {
 
     bool on() const { return on_; }
     void encoding(int done, int total);  // tokens of the prompt
-    // A step that comes too soon after the last one drawn is left out, but not the last of a canvas.
+    // Draws the step, unless it comes too soon after the last drawing (a canvas' last step: after the last
+    // drawing of such a step).
     void frame(const Frame& frame);
-    void finish();  // takes it away: the cursor is where it was
+    void finish();  // erases the drawing: the cursor is where it was before
 
     int n_drawn() const { return n_drawn_; }
     int n_frame() const { return n_frame_; }
     double spent_ms() const { return spent_ms_; }  // drawing
-    // Standing still, in the answer that began as number i.
+    // Pauses of delay_ms during answer i, from 0.
     double paused_ms(size_t i = 0) const { return i < paused_ms_.size() ? paused_ms_[i] : 0; }
 
   private:
@@ -103,13 +104,15 @@ class View {
     const Tokenizer& tokenizer_;
     const int max_steps_, delay_ms_;
     const bool ignore_end_, on_, color_;
-    std::vector<int32_t> committed_;                // ids of finished canvases
-    std::string settled_;                           // their text
-    Clock::time_point began_, drawn_, last_drawn_;  // the answer; any redraw; one of a canvas' last step
-    Clock::time_point left_;                        // the last step
+    std::vector<int32_t> committed_;  // ids of finished canvases
+    std::string settled_;             // their text
+    Clock::time_point began_;         // when the answer began
+    Clock::time_point drawn_;         // when anything was last drawn
+    Clock::time_point last_drawn_;    // when a canvas' last step was last drawn
+    Clock::time_point left_;          // when frame() last returned
     int n_drawn_ = 0, n_frame_ = 0;
     double spent_ms_ = 0;
-    std::vector<double> paused_ms_;  // an answer
+    std::vector<double> paused_ms_;  // by answer
 };
 
 // One line on stderr that is rewritten in place, on a terminal only.
@@ -124,7 +127,7 @@ class ProgressLine {
     bool on_ = is_screen(STDERR_FILENO), shown_ = false;
 };
 
-// For a signal handler that ends the program at once: takes the drawing away and restores the terminal.
+// For a signal handler that ends the program at once: erases the drawing and restores the terminal.
 void abandon_view();
 
 }  // namespace easel

@@ -1,5 +1,6 @@
 // vmath.h: exp, tanh and gelu as branch-free float formulas that a compiler turns into vector loops, checked
-// against double over their whole range by tests/test_gemm.cpp; sums and maxima in lanes, for the same.
+// against double over their whole range by tests/test_gemm.cpp; and sums and maxima in lanes, for the same
+// reason.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -60,7 +61,7 @@ double sum_of(int64_t n, F f) {
     return sum;
 }
 
-// The largest of x [n], n >= 1. NaN is passed over, but for x[0].
+// The largest of x [n], n >= 1. NaNs are ignored, except x[0].
 inline float largest(const float* x, int64_t n) {
     constexpr int64_t kLanes = 8;
     float lane[kLanes], max = x[0];
