@@ -37,10 +37,10 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// n_round fused multiply-adds on each of kChains vectors, which wait for nothing but the one before on the
-// same vector: latency 4 to 5, two a clock. The chains begin different, or they would be computed once, and
-// end at 1000: numbers that shrink for ever become subnormal, which some processors compute a hundred times
-// as slowly.
+// n_round fused multiply-adds on each of kChains vectors, every one dependent on the one before on the same
+// vector: ten chains fill two units with a latency of 4 to 5 clocks. The chains begin different, or the
+// compiler would compute one for all, and tend to 1000: numbers that shrink for ever become subnormal, which
+// some processors compute a hundred times as slowly.
 constexpr int64_t kChains = 10;
 
 float fma_chains(int64_t n_round) {
@@ -66,7 +66,7 @@ __attribute__((target("avx512f"))) float fma_chains_avx512(int64_t n_round) {
 }
 #endif
 
-// FLOP/s of fused multiply-adds on all cores, by the widest vectors there are: no program is faster.
+// FLOP/s of fused multiply-adds on all cores, by the widest vectors there are: the machine's peak.
 double measure_fma_peak() {
     constexpr int64_t kRounds = 20'000'000;
     float (*chains)(int64_t) = fma_chains;
@@ -100,7 +100,8 @@ double measure_gemm_peak(int n_repeat) {
     return 2.0 * static_cast<double>(n_token * n_row * n_col) / median(times);
 }
 
-// The model of -m, or of --synthetic: "26b-a4b:q8_0", q4_k_m if no type is named; else `name`.
+// The model of -m, else a synthetic one, of --synthetic or else of `name`: "26b-a4b:q8_0", or q4_k_m if no
+// type is named.
 struct Named {
     std::string name;
     std::shared_ptr<const Model> model;
@@ -114,8 +115,8 @@ Named named_model(const BenchFlags& flags, const std::string& name) {
                             flags.router_skew)};
 }
 
-// Milliseconds of a step of one canvas that never ends early; the first has no self-conditioning and is left
-// out.
+// Median milliseconds of a denoise step, in a canvas that never ends early; the first step has no
+// self-conditioning and is left out.
 double time_denoise(Backend& backend, int n_repeat) {
     std::vector<double> times;
     GenerateParams params;
@@ -187,7 +188,8 @@ double time_prompt(Backend& backend, int n_vocab, int n, int n_repeat) {
     return median(times);
 }
 
-// Prompts' and denoise passes of the CPU backend beside its peak; what: cpu (both), prefill.
+// The CPU backend's passes beside the machine's peak: an encode and a denoise pass if `denoise`, prompts of
+// several lengths if `prefill`.
 static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
     const int n_repeat = flags.n_repeat ? flags.n_repeat : 5;
     std::vector<Named> models;

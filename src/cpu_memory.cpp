@@ -34,7 +34,7 @@ int cpu_sliding_rows(const Config& c, int n_context) {
     return static_cast<int>(std::min<int64_t>(n_context, n));
 }
 
-// What gemm() keeps of a pass' activations, n tokens at most, in either kind of arithmetic.
+// Bytes of the copies that gemm() keeps in passes of up to n tokens, in float or int8, whichever takes more.
 static int64_t kept_copies(const Model& model, int64_t n) {
     const Config& c = model.config;
     int64_t most = 0;

@@ -18,8 +18,8 @@ namespace easel {
 
 namespace {
 
-constexpr int kWorthTelling = 256;    // tokens encoded again that the user is told of
-constexpr int kDefaultTokens = 2048;  // where an answer ends at the latest unless a request says otherwise
+constexpr int kWorthTelling = 256;    // the user is told if more tokens than this are encoded again
+constexpr int kDefaultTokens = 2048;  // answer tokens at most, unless a request says otherwise
 
 uint64_t hash_ids(std::span<const int32_t> ids) {
     uint64_t h = 0xcbf29ce484222325;  // FNV-1a, 64 bits
@@ -53,7 +53,7 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
     return out;
 }
 
-// What the options ask for that the other kind of device does not have, by the names of the flags.
+// The flags for options that only a GPU has and that are set; then the same of a CPU.
 std::string only_gpu(const EngineOptions& o) {
     std::vector<const char*> flags;
     if (o.n_offload > 0) flags.push_back("--expert-offload");
@@ -66,7 +66,7 @@ std::string only_cpu(const EngineOptions& o) {
     return o.cpu_math == CpuMath::Int8 ? "--cpu-math int8" : "";
 }
 
-// What is wrong with the device and what is asked of it; needs no model and no GPU.
+// Error if the device's name is wrong, or an option is for the other kind of device; needs no model, no GPU.
 void check_device(const EngineOptions& o) {
     device_number(o.device);
     const bool cpu = o.device == "cpu", any = o.device == "auto";
@@ -104,7 +104,7 @@ Engine::Engine(const EngineOptions& options) {
     open_backend(options);
 }
 
-// The device that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
+// Opens the backend that the options name; "auto" falls back to the CPU, with a note if there is a GPU.
 void Engine::open_backend(const EngineOptions& options) {
     if (options.make_backend) {
         backend_ = options.make_backend(model_);
@@ -199,7 +199,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {
         Result r = answer(request, request.seed + static_cast<uint64_t>(i), on_frame, on_progress);
-        if (i > 0) {  // the others find the prompt in the cache: what it took is the first one's
+        if (i > 0) {  // later ones find the prompt in the cache: the first one tells what encoding it took
             r.n_reused = best.n_reused;
             r.n_lost = best.n_lost;
             r.encode_ms = best.encode_ms;
@@ -208,7 +208,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
         const bool empty = is_blank(r.text);
         const bool cancelled = r.finish == Finish::Cancelled;
         const bool likelier = r.mean_log_prob() > best.mean_log_prob();
-        // An answer that was cut is no better than a whole one.
+        // An answer that was cancelled is no better than a whole one.
         if (i == 0 || (best_empty && !empty) || (!cancelled && best_empty == empty && likelier)) {
             best = std::move(r);
             best_empty = empty;
@@ -223,7 +223,7 @@ Result Engine::generate(const Request& request, const FrameFn& on_frame, const P
     return best;
 }
 
-// One answer: what is asked of the backend, in tokens; then the way of a request, top down.
+// A request in tokens, as the backend is asked. answer() and its steps follow.
 struct Engine::Job {
     std::vector<int32_t> prompt;
     int n_token = 0;  // of the answer at most
@@ -319,8 +319,8 @@ bool Engine::encode(const std::vector<int32_t>& prompt, const ProgressFn& on_pro
     return true;
 }
 
-// Denoises canvases after the prompt. A stop string that the finished ones have cancels the next one, with
-// its first step.
+// Denoises canvases after the prompt. Once the finished ones contain a stop string, the next one is cancelled
+// at its first step.
 Answer Engine::denoise(const Job& job, const Request& request, const FrameFn& on_frame) {
     std::vector<int32_t> finished;
     bool stopped = false;
@@ -337,7 +337,7 @@ Answer Engine::denoise(const Job& job, const Request& request, const FrameFn& on
         answer.finish = Finish::Stop;
         answer.steps.pop_back();  // of the canvas that was begun
     }
-    // The canvases that were committed may be part of the next prompt, a chat's next turn.
+    // Committed canvases stay in the cache: the next prompt, a chat's next turn, may have them.
     const size_t n_committed =
         std::min<size_t>(backend_->n_cached() - job.prompt.size(), answer.tokens.size());
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
@@ -360,7 +360,7 @@ void Engine::read_answer(Answer answer, const Job& job, const Request& request, 
         answer.tokens.erase(end, answer.tokens.end());
     }
     const size_t n = std::min(answer.tokens.size(), static_cast<size_t>(job.n_token));
-    // An end past the tokens asked for is not an end that the user sees.
+    // An answer that is cut before its end has not stopped by itself.
     result.finish =
         answer.finish == Finish::Stop && n < answer.tokens.size() ? Finish::Length : answer.finish;
     result.ids.assign(answer.tokens.begin(), answer.tokens.begin() + n);

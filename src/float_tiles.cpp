@@ -1,9 +1,9 @@
 // float_tiles.cpp: the products of float_tiles.h, tile by tile. A tile is some tokens by some panels, whose
 // sums are registers. Called by gemm.cpp.
 //
-// In every tile, an output is the sum of spans of 32 products, added up one after the other: the rounding of
-// long sums is that of short ones. They add up on the stack, not in y, whose rows may lie a power of two
-// apart.
+// In every tile, 32 products are summed at a time and these sums are added up one after the other, so that
+// long sums round little more than short ones. They add up on the stack, not in y, whose rows may lie a power
+// of two apart and push each other out of the cache.
 #include "float_tiles.h"
 
 #include <algorithm>
@@ -102,8 +102,8 @@ AVX512 void tile_avx512(const float* x, int64_t x_stride, const Panels& w, float
     __m512 total[n][p];
     UNROLL for (int t = 0; t < n; t++) UNROLL for (int h = 0; h < p; h++) total[t][h] =
         add ? _mm512_loadu_ps(y + t * y_stride + 16 * h) : _mm512_setzero_ps();
-    // From here on y may be another for all g++ knows: it kept the addresses of its rows for the end, in
-    // vector registers for lack of others, and w of 6 or 7 tokens on the stack.
+    // Makes g++ forget y. Else it keeps the addresses of its rows until the end, in vector registers for lack
+    // of others, and in tiles of 6 or 7 tokens wk is on the stack.
     __asm__("" : "+m"(y), "+m"(y_stride));
     for (int64_t k0 = 0; k0 < w.n_k; k0 += kSpan) {
         const int64_t end = std::min(w.n_k, k0 + kSpan);

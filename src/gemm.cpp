@@ -24,8 +24,8 @@ namespace {
 
 constexpr int64_t kTileRows = 64, kTileCols = 256;  // 256: the longest block
 constexpr int kLanes = kPanelCols;                  // rows in a panel
-constexpr int64_t kGroup = 48;                      // tokens that meet all panels before the next ones
-constexpr int64_t kStride = kTileCols + kLanes;     // of copied rows: off a power of two, see pack_rows()
+constexpr int64_t kGroup = 48;                      // tokens that are multiplied at once with all panels
+constexpr int64_t kStride = kTileCols + kLanes;     // of copied rows: no power of two, see pack_rows()
 static_assert(kTileCols == kInt8Cols && kLanes == kInt8Rows);
 
 void multiply(const float* x, int64_t x_stride, int64_t n_token, const Panels& w, float* y, int64_t y_stride,
@@ -49,8 +49,8 @@ void row_segment(const Matrix& w, int64_t r, int64_t c, int64_t n, float* out) {
     to_float(w.type, w.data + r * w.stride() + row_bytes(w.type, c), out, n);
 }
 
-// Asks for columns [c, c + kTileCols) of rows [r0, r0 + n_row), while those before them are multiplied:
-// pieces of so many rows, far apart, are nothing that a processor foresees.
+// Prefetches columns [c, c + kTileCols) of rows [r0, r0 + n_row) while those before them are multiplied: the
+// hardware does not foresee short pieces of so many rows, far apart.
 void prefetch_piece(const Matrix& w, int64_t r0, int64_t n_row, int64_t c) {
     const int64_t n = row_bytes(w.type, std::min(kTileCols, w.n_col - c)), stride = w.stride();
     const uint8_t* piece = w.data + r0 * stride + row_bytes(w.type, c);
@@ -72,7 +72,7 @@ int64_t n_piece(int64_t n_col) {
     return (n_col + kTileCols - 1) / kTileCols;
 }
 
-// x has n items at least, of any value. Not by resize(), which would take up to twice as many.
+// Makes x hold at least n items, of any value. Not by resize() alone, which may allocate for twice as many.
 template <class T>
 T* room_for(std::vector<T>& x, size_t n) {
     if (x.size() < n) {
@@ -114,7 +114,7 @@ void gemm_tile(const GemmJob& job, const float* x, int64_t r0, int64_t n_row) {
 }
 
 // The same in int8: x holds the job's activations, piece c of token t at x[c * job.x.n_row + t]. At the end
-// it asks for the first columns of `next`, the tile that this thread is likely to take then.
+// it prefetches the first columns of `next`, the tile that this thread is likely to take then.
 void gemm_tile_int8(const GemmJob& job, const Int8Activations* x, int64_t r0, int64_t n_row,
                     const Tile& next) {
     constexpr int64_t kTokensAtOnce = 24;  // 10 KiB of activations, beside 20 KiB of panels
@@ -159,7 +159,7 @@ struct Activations {
     const Int8Activations* int8 = nullptr;
 };
 
-// The activations of every job. Jobs beside each other often have the same.
+// Packs the activations of every job, once for jobs that have the same (q, k and v; gate and up).
 std::vector<Activations> prepare(std::span<const GemmJob> jobs, CpuMath math) {
     thread_local std::vector<float> kept_floats;
     thread_local std::vector<Int8Activations> kept_int8;
@@ -167,7 +167,7 @@ std::vector<Activations> prepare(std::span<const GemmJob> jobs, CpuMath math) {
     struct Input {
         const GemmJob* job;
         bool int8;
-        int64_t first_task, at;  // at: floats, or pieces of int8
+        int64_t first_task, at;  // at: where its copy begins, in floats or in pieces of int8
     };
     std::vector<Input> inputs;
     std::vector<size_t> input(jobs.size());  // which one a job reads
@@ -217,7 +217,8 @@ int64_t n_tiles(const GemmJob& job, int64_t n_row) {
 void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_t c, int64_t n_col,
                      float skip) {
     constexpr int64_t kRows = kTransposedRows, kScan = 256;
-    const int64_t ahead = w.type == Type::F32 ? kScan : 16;  // rows asked for; attention's come as they lie
+    // Rows to prefetch ahead. F32 (kScan: none): attention's are contiguous, which the hardware foresees.
+    const int64_t ahead = w.type == Type::F32 ? kScan : 16;
     alignas(64) thread_local float panel[kRows * kStride];
     thread_local std::vector<float> packed;
     room_for(packed, p.n_row * kRows);
@@ -257,7 +258,7 @@ void transposed_tile(float* y, int64_t y_stride, Rows p, const Matrix& w, int64_
 }  // namespace
 
 void gemm(std::span<const GemmJob> jobs, CpuMath math) {
-    // Smaller tiles where there would be few for every core: the last ones keep some cores waiting.
+    // Smaller tiles where a core would have fewer than four: while the last ones run, other cores wait.
     int64_t n_row = kTileRows, n_tile = 0;
     for (;; n_row /= 2) {
         n_tile = 0;

@@ -86,7 +86,7 @@ void read_items(Cursor& in, std::string_view key, ValueType type, Value& v) {
         require(v.count <= (in.bytes.size() - in.at) / 8,
                 "{}: key {} claims {} strings at offset {}, more than the file can hold", in.name, shown(key),
                 v.count, in.at);
-        v.string.reserve(std::min<uint64_t>(v.count, 1 << 20));  // a claim; what is there grows it
+        v.string.reserve(std::min<uint64_t>(v.count, 1 << 20));  // a mere claim: no more at once
         for (uint64_t i = 0; i < v.count; i++) v.string.push_back(in.string("a string"));
         return;
     }
@@ -157,10 +157,10 @@ bool split_name(const std::string& path, std::string& stem, uint64_t& part, uint
 
 }  // namespace
 
-// Part: the bytes of one file, mapped or lent, and its name for messages.
+// The bytes of one file, and its name for messages.
 struct Gguf::Part {
     std::string name;
-    std::unique_ptr<const MappedFile> file;  // null: lent
+    std::unique_ptr<const MappedFile> file;  // null: the bytes are from_memory()'s
     std::span<const uint8_t> bytes;
 
     static std::shared_ptr<Part> map(const std::string& path) {

@@ -74,7 +74,7 @@ uint64_t padded(uint64_t n, uint64_t alignment) {
 
 }  // namespace
 
-// Where a link leads; a device is no file to replace, and the move to it fails.
+// Where a symbolic link leads. A device stands for itself; convert() refuses it before.
 static std::string target_of(const std::string& path) {
     const std::string file = replaced(path);
     return file.empty() ? path : file;
@@ -135,8 +135,7 @@ void GgufWriter::declare(const std::string& name, Type type, std::span<const int
     tensors_.push_back({name, type, {ne.begin(), ne.end()}, bytes, 0});
 }
 
-// A copied general.alignment is kept, so it must be kept to as well. Its value starts after the 4 bytes of
-// its type.
+// A general.alignment that was copied applies to this file too. encoded: 4 bytes of its type, then its value.
 static uint64_t alignment_of(const std::string& path, const std::string* encoded) {
     if (!encoded) return kDefaultAlignment;
     Value value;
@@ -178,7 +177,7 @@ void GgufWriter::begin() {
     }
     header.resize(padded(header.size(), alignment));
     put(header.data(), header.size());
-    // From here on only the gaps matter: each tensor's padding is the distance to the next offset.
+    // A sentinel without a shape: a tensor's padding is the gap between its end and the next one's offset.
     tensors_.push_back({"", Type::F32, {}, 0, offset});
 }
 
@@ -202,7 +201,7 @@ void GgufWriter::write(std::span<const uint8_t> bytes) {
 }
 
 void GgufWriter::finish(const std::function<void(const std::string& path)>& check) {
-    // The one without a shape is begin()'s.
+    // begin() has appended the sentinel.
     require(file_ && !tensors_.empty() && tensors_.back().ne.empty(), "{}: finish() without begin()", path_);
     require(current_ + 1 == tensors_.size(), "{}: tensor {} has {} of {} bytes", path_,
             tensors_[current_].name, current_done_, tensors_[current_].bytes);

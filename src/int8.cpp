@@ -1,8 +1,8 @@
-// int8.cpp: activations to int8, and the dot products of int8.h once for every instruction set, beside each
-// other. All of them compute, for every span of columns that shares a scale,
+// int8.cpp: activations to int8, and the dot products of int8.h, one variant for each instruction set. All of
+// them compute, for every span of columns that shares a scale,
 //   sum += float(dot) * (scale * d);  sum += min * d_sum
-// with dot an exact integer, of the codes less their middle, and both fused multiply-adds; so they differ in
-// speed alone.
+// where dot, of codes less their middle, is an exact integer, and both lines are fused multiply-adds: so they
+// differ in speed alone.
 #include "int8.h"
 
 #include <algorithm>
@@ -23,7 +23,7 @@
 
 namespace easel {
 
-// Block b of a piece. __restrict__: bytes could be anything's, v's too.
+// Rounds v [32] to block b of a piece. __restrict__: else the bytes of q might be those of v.
 static void round_block(const float* __restrict__ v, int b, Int8Activations* __restrict__ out) {
     uint32_t top = 0;  // floats without their sign order as integers do, NaN above all
     for (int j = 0; j < 32; j++) top = std::max(top, std::bit_cast<uint32_t>(v[j]) & 0x7fffffff);
@@ -63,7 +63,7 @@ namespace {
 
 constexpr int kRows = kInt8Rows;
 
-// What a middle code adds to the dot product of span s.
+// What a middle code adds to the dot product of span s: -middle * (sum of q).
 template <int kSpan>
 int32_t less_middle(const Int8Activations& x, int s, int middle) {
     return -middle * (kSpan == 16 ? x.q_sum16[s] : x.q_sum32[s]);
@@ -165,7 +165,8 @@ AVX2 void tile_avx2(int middle, const Int8Activations* x, const Int8Panel& panel
         _mm256_storeu_ps(y + t * y_stride + 8 * h, sum[t][h]);
 }
 
-// Signed codes: |w| times a with w's sign; 2 * 128 * 127 fits 16 bits, two of them do not.
+// Signed codes: |w| times a with w's sign. A pair's 2 * 128 * 127 fits 16 bits, but not the sum of two: each
+// goes to 32 bits at once.
 template <int n>
 AVX2 void tile_avx2_signed(const Int8Activations* x, const Int8Panel& panel, int n_block, float* y,
                            int64_t y_stride, bool add) {
@@ -223,8 +224,8 @@ AVX2 void tiles_avx2(Int8Codes codes, const Int8Activations* x, const Int8Panel&
 
 // ---------------------------------------------------------------- AVX-512 VNNI
 // vpdpbusd adds four products of unsigned by signed bytes to 32 bits at once: a panel's 16 rows are one
-// register. A tile is up to 6 tokens by one or two panels: 12 sums of each kind, and a load of x serves two
-// products. Signed codes become unsigned by adding 128, which is their middle then.
+// register. A tile is up to 6 tokens by one or two panels: 12 sums in int32 and 12 in float, and a load of x
+// serves two products. Signed codes become unsigned by adding 128, which is their middle then.
 #define VNNI __attribute__((target("avx512f,avx512vnni")))
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // g++ 12: inside its own _mm512_cvtepi32_ps
@@ -305,15 +306,15 @@ void multiply_vnni(Int8Codes codes, const Int8Activations* x, int64_t n_token,
 #ifdef __aarch64__
 
 // ---------------------------------------------------------------- NEON
-// sdot adds four products of signed bytes to 32 bits; codes under 128 are signed as well. A tile of 16 rows
-// by 3 tokens: 24 of 32 registers are sums.
+// sdot adds four products of signed bytes to 32 bits; unsigned codes are all under 128, so they are the same
+// as signed bytes. A tile of 16 rows by 3 tokens: 24 of 32 registers are sums.
 #ifdef __clang__
 #define NEON_DOT __attribute__((target("dotprod")))
 #else
 #define NEON_DOT __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 #if defined(__clang__) && __clang_major__ < 16 && !defined(__ARM_FEATURE_DOTPROD)
-// Its header has this only if every function may use it.
+// Older clang's arm_neon.h has this only if every function may use it.
 NEON_DOT inline int32x4_t vdotq_s32(int32x4_t sum, int8x16_t w, int8x16_t a) {
     __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(w), "w"(a));
     return sum;

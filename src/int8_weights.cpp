@@ -31,7 +31,7 @@ inline float half(const uint8_t* p) {
 #endif
 }
 
-// Bytes at once: what the target has registers for, or g++ takes vectors apart.
+// Bytes of a vector: no more than the target has registers for, or g++ takes it apart.
 #ifdef __AVX2__
 constexpr int kVec = 32;
 #else
@@ -53,8 +53,8 @@ inline Vec16 load16(const uint8_t* p) {
     return *reinterpret_cast<const Vec16*>(p);
 }
 
-// Of every byte the bits that `mask` has, once those at `from` are at `to`. Shifts of 16 bits are one
-// instruction, of 8 several; the mask removes what comes from the byte beside.
+// Every byte shifted, so that bit `from` becomes bit `to`, and masked. Shifts of 16-bit elements are one
+// instruction, those of bytes several; the mask removes what comes from the byte beside.
 inline Vec moved(Vec v, int from, int to, uint8_t mask) {
     typedef uint16_t Wide __attribute__((vector_size(kVec)));
     return Vec(from < to ? Wide(v) << (to - from) : Wide(v) >> (from - to)) & mask;
@@ -107,7 +107,7 @@ inline void codes_of_32(const uint8_t* qs, const uint8_t* qh, uint8_t* code) {
 #endif
 }
 
-// A block of 32 with a line (d, m) or around a middle code: Q4_0 Q4_1 Q5_0 Q5_1.
+// A block of 32: Q4_1 and Q5_1, with scale and minimum (LINE), Q4_0 and Q5_0, with a scale and a middle code.
 template <int BITS, bool LINE>
 void unpack_32(const uint8_t* b, int s, Row& row) {
     constexpr int high_at = LINE ? 4 : 2, nibbles_at = high_at + (BITS == 5 ? 4 : 0);

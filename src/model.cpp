@@ -106,7 +106,7 @@ SamplerConfig read_sampler(const Binder& b) {
 }
 
 Config read_config(const Binder& b) {
-    const int kMany = 1 << 20;  // bounds that no model comes near, so that products of two cannot overflow
+    const int kMany = 1 << 20;  // far above any model, so that the product of two sizes cannot overflow
     Config c;
     c.n_layer = b.integer(b.key("block_count"), 1, 4096);
     c.n_embd = b.integer(b.key("embedding_length"), 1, kMany);

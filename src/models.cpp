@@ -129,7 +129,7 @@ std::string name_hint(const std::vector<ModelEntry>& models, std::string_view na
     std::vector<std::pair<int, std::string>> near;
     for (const ModelEntry& m : models) {
         const int distance = edit_distance(name.substr(0, 200), m.name);
-        // What has less than half of its letters in common is no slip.
+        // A name that differs in more than half of its letters is no slip.
         if (distance <= static_cast<int>(m.name.size() / 2)) near.emplace_back(distance, m.name);
     }
     if (near.empty()) return "; `easel fetch` lists the names";

@@ -60,7 +60,7 @@ class Pool {
             std::lock_guard lock(mutex_);
             open_ = false;
         }
-        if (!look_a_moment([&] { return busy_ == 0; })) {
+        if (!spin_until([&] { return busy_ == 0; })) {
             std::unique_lock lock(mutex_);
             done_.wait(lock, [&] { return busy_ == 0; });
         }
@@ -68,10 +68,10 @@ class Pool {
     }
 
   private:
-    // Loops follow each other closely within a pass, and waking a sleeper costs more than many of them: looks
-    // for some ten microseconds whether ready() has become true, leaving the core to whoever needs it.
+    // Waits some ten microseconds for ready(), yielding the core to whoever needs it: loops follow each other
+    // closely within a pass, and many are shorter than waking a sleeping thread.
     template <class Ready>
-    static bool look_a_moment(Ready ready) {
+    static bool spin_until(Ready ready) {
         for (int i = 0; i < 200; i++) {
             if (ready()) return true;
             std::this_thread::yield();
@@ -83,7 +83,7 @@ class Pool {
         inside_loop = true;
         try {
             for (int64_t i; (i = next_.fetch_add(1)) < n_;) (*f_)(i);
-        } catch (...) {  // out of memory
+        } catch (...) {  // f's, or out of memory
             std::lock_guard lock(mutex_);
             if (!error_) error_ = std::current_exception();
             next_ = n_;  // the others stop
@@ -93,14 +93,13 @@ class Pool {
 
     void work(uint64_t seen) {
         for (;;) {
-            look_a_moment([&] { return round_ != seen; });
+            spin_until([&] { return round_ != seen; });
             {
                 std::unique_lock lock(mutex_);
                 wake_.wait(lock, [&] { return round_ != seen; });
                 seen = round_;
                 if (quit_) return;
-                // Too late, as on a busy machine: nobody has waited for this thread, all has been taken.
-                if (!open_) continue;
+                if (!open_) continue;  // too late, on a busy machine: the others have done all of the loop
                 busy_++;
             }
             take_items();
@@ -111,16 +110,16 @@ class Pool {
     }
 
     std::vector<std::thread> threads_;
-    std::atomic<int> size_{0};  // 0: not begun
+    std::atomic<int> size_{0};  // 0: not started
     std::exception_ptr error_;  // the first one of the loop; changes under mutex_
     std::mutex run_mutex_, mutex_;
     std::condition_variable wake_, done_;
     const std::function<void(int64_t)>* f_ = nullptr;
     int64_t n_ = 0;
     std::atomic<int64_t> next_{0};
-    std::atomic<uint64_t> round_{0};  // which loop; changes under mutex_
-    std::atomic<int> busy_{0};        // threads that have begun with it and not finished; grows under mutex_
-    bool open_ = false;               // threads may begin with it
+    std::atomic<uint64_t> round_{0};  // number of the loop; changes under mutex_
+    std::atomic<int> busy_{0};        // threads of the pool that work on it; grows under mutex_
+    bool open_ = false;               // more of them may join
     bool quit_ = false;
 };
 
@@ -133,8 +132,8 @@ Pool& pool() {
     return p;
 }
 
-// With a thread a core, unless another number has been asked for.
-Pool& begun_pool() {
+// The pool, started with a thread per core unless set_threads() has started it.
+Pool& started_pool() {
     static std::once_flag once;
     std::call_once(once, [] {
         if (pool().size() == 0) pool().resize(n_core());
@@ -150,11 +149,11 @@ void set_threads(int n) {
 }
 
 int n_threads() {
-    return begun_pool().size();
+    return started_pool().size();
 }
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& f) {
-    if (n <= 1 || inside_loop || begun_pool().size() == 1) {
+    if (n <= 1 || inside_loop || started_pool().size() == 1) {
         for (int64_t i = 0; i < n; i++) f(i);
         return;
     }

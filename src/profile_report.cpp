@@ -14,7 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// No time is shorter on a device that is as fast as this one was measured to be.
+// The least time for t's bytes and products, at the bandwidth and the rate that were measured.
 double floor_ms(const DeviceProfile& p, const Timing& t) {
     return std::max(t.bytes / p.copy_gbs / 1e6, t.flop / p.mma_tflops / 1e9);
 }
@@ -106,12 +106,12 @@ Json loop_json(const LoopTimes& t) {
     return {{"ms", t.ms}, {"host_ms", t.host_ms}, {"host_launches", t.launches}};
 }
 
-// Multiply-adds of a token.
+// Multiply-adds of w with one token.
 double product(const Matrix& w) {
     return static_cast<double>(w.n_row) * static_cast<double>(w.n_col);
 }
 
-// Of those that a layer has, all but K and V.
+// Multiply-adds of a layer's matrices with one token, without k and v.
 double layer_products(const Layer& l, const Config& c) {
     return product(l.q) + product(l.o) + product(l.gate) + product(l.up) + product(l.down) +
            product(l.router) +
@@ -119,7 +119,7 @@ double layer_products(const Layer& l, const Config& c) {
                (product(l.gate_exps.first) + product(l.up_exps.first) + product(l.down_exps.first));
 }
 
-// Of a query's heads with one key and its value.
+// Multiply-adds of a token's query heads with one key and its value.
 double key_products(const LayerShape& l, const Config& c) {
     return 2.0 * l.head_dim * c.n_head;
 }
@@ -131,7 +131,7 @@ double encode_flop(const Model& m, int n) {
     double per_token = 0, keys = 0;
     for (const Layer& l : m.layers) {
         per_token += product(l.k) + product(l.v);
-        if (&l == &m.layers.back()) break;  // nothing reads its output
+        if (&l == &m.layers.back()) break;  // only its K and V are computed
         per_token += layer_products(l, c);
         const double full = l.shape.global ? n : std::min(n, c.window);  // keys of the last token
         keys += key_products(l.shape, c) * (full * (full + 1) / 2 + (n - full) * full);

@@ -281,8 +281,8 @@ inline Lanes ratio(Lanes a, Lanes b) {
     return b == 0 ? Lanes{} : quotient;
 }
 
-// A value that the arithmetic below can take: NaN becomes 0, infinity what no block reaches (the most is
-// 65504 * 127 * 32, Q6_K), and what is nearer to 0 than to the smallest half (2^-24) is 0.
+// A value that the arithmetic below can take: NaN becomes 0, infinity 3e8, more than any block holds (at
+// most 65504 * 127 * 32, in Q6_K), and what is nearer to 0 than to the smallest half (2^-24) becomes 0.
 inline float clean(float x) {
     float bounded = std::min(std::max(x, -3e8f), 3e8f);
     return std::fabs(x) >= 0x1p-25f ? bounded : 0.0f;
@@ -303,7 +303,8 @@ inline float store_half(float f, uint8_t* dst) {
     return f16_to_f32(h);
 }
 
-// The same for a scale, but up where halves are coarse: too long a step costs less than codes that saturate.
+// The same for a scale, but rounded up where halves are subnormal, thus coarse: too large a scale costs less
+// than codes that saturate.
 inline float store_scale(float f, uint8_t* dst) {
     float up = std::copysign(std::ceil(std::fabs(f) * 0x1p24f) * 0x1p-24f, f);
     return store_half(std::fabs(f) < 0x1p-14f ? up : f, dst);
@@ -334,8 +335,8 @@ struct Line {
     Lanes scale, low;
 };
 
-// The line low + scale q with the least squared error for codes 0 .. highest. `below`: low <= 0, as in the K
-// types.
+// The line low + scale q with the least squared error for codes 0 .. highest. `below`: low must be <= 0, as
+// in the K types.
 template <int LEN>
 Line fit_line(const Lanes* x, float highest, bool below) {
     constexpr float N = LEN;
@@ -384,7 +385,7 @@ void store_codes(const Lanes* x, Lanes scale, Lanes low, float highest, uint8_t*
     }
 }
 
-// The squared error that those codes leave.
+// The squared error of the codes that store_codes() gives, by lane.
 template <int LEN>
 Lanes squared_error(const Lanes* x, Lanes scale, Lanes low, float highest) {
     Lanes inverse = ratio(Lanes{} + 1, scale), sum{};

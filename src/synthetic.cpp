@@ -1,5 +1,5 @@
-// synthetic.cpp: models of real shapes with random weights, for `easel bench`. No file, no training, same
-// cost.
+// synthetic.cpp: models of real shapes with random weights, for `easel bench`: passes cost the same without a
+// file or training.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -83,9 +83,9 @@ double solve(double high, double y, F f) {
     return low;
 }
 
-// Factors of the router's rows that give the r-th expert, in an order drawn with the seed, a share of the
-// tokens that falls as r^-skew, but at most 45 %: a token's logits are normal, with the factor of the row for
-// deviation, and an expert is chosen where its logit is above a bound.
+// Factors of the router's rows, in an order drawn with the seed, that give the expert of rank r a share of
+// the tokens that falls as r^-skew, but at most 45 %. They assume that an expert's logits are normal, with
+// its factor for standard deviation, and that it is chosen where its logit is above a bound common to all.
 std::vector<float> router_scales(int n_expert, int n_used, double skew, uint32_t seed) {
     const auto share = [&](double c, int r) { return std::min(0.45, c * std::pow(r + 1, -skew)); };
     const double c = solve(n_expert * std::pow(n_expert, skew), n_used, [&](double c) {
@@ -116,7 +116,7 @@ class Maker {
         targets_.push_back(target);
         rows_.push_back({});
     }
-    // Of the last one declared: so many different rows, or all different and each times its factor.
+    // For the tensor added last: so many different rows; or all different, each times its factor.
     void distinct(int n) { rows_.back().n_distinct = n; }
     void scale(std::vector<float> factors) { rows_.back() = {factors.size(), std::move(factors)}; }
 
@@ -181,7 +181,7 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
     const int64_t d = c.n_embd;
     Maker maker(*model, type);
     maker.add("token_embd.weight", &model->token_embd, c.n_vocab, d);
-    maker.distinct(1024);  // or equal tokens would make a few experts' tokens of all
+    maker.distinct(1024);  // with fewer, many tokens are equal and go to the same few experts
     maker.add("self_cond_gate.weight", &model->self_cond_gate, c.n_ff_self_cond, d);
     maker.add("self_cond_up.weight", &model->self_cond_up, c.n_ff_self_cond, d);
     maker.add("self_cond_down.weight", &model->self_cond_down, d, c.n_ff_self_cond);
@@ -207,8 +207,8 @@ static std::shared_ptr<const Model> make_synthetic(std::string_view shape, std::
         y.q_norm = y.k_norm = std::vector<float>(hd, 0.3f);  // scores of a trained model's size
         y.attn_norm = y.ffn_norm = y.post_ffw_norm_1 = y.router_scale = y.pre_ffw_norm_2 = y.post_ffw_norm_2 =
             y.post_ffw_norm = std::vector<float>(d, 1.0f);
-        // Random attention gives all rows nearly the same: a layer of that size would send them to the same
-        // experts.
+        // Random attention adds nearly the same to all rows: at full size (1) that would send all of them to
+        // the same experts.
         y.post_attention_norm.assign(d, 0.1f);
         y.down_exps_scale.assign(c.n_expert, 1.0f);
     }

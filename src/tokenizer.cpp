@@ -359,8 +359,8 @@ void Tokenizer::Tables::encode_line(std::string_view line, Scratch& scratch,
     }
     places.back().next = kNone;
 
-    // Notes the merge of place i with the next one, if there is such a merge.
-    auto look = [&](uint32_t i) {
+    // Notes the merge of place i with the next one, and puts it on the heap. False: there is no such merge.
+    auto find_merge = [&](uint32_t i) {
         Place& place = places[i];
         place.rank = kNone;
         if (place.next == kNone || place.symbol == kNone || places[place.next].symbol == kNone) return false;
@@ -371,21 +371,21 @@ void Tokenizer::Tables::encode_line(std::string_view line, Scratch& scratch,
         heap.push_back(uint64_t{merge.rank} << 32 | i);
         return true;
     };
-    for (uint32_t i = 0; i < places.size(); i++) look(i);
+    for (uint32_t i = 0; i < places.size(); i++) find_merge(i);
     std::make_heap(heap.begin(), heap.end(), lower);
     while (!heap.empty()) {
         std::pop_heap(heap.begin(), heap.end(), lower);
         const uint64_t top = heap.back();
         heap.pop_back();
         Place& place = places[static_cast<uint32_t>(top)];
-        if (place.rank != top >> 32) continue;  // one of the two has merged otherwise since
+        if (place.rank != top >> 32) continue;  // since then, one of the two has merged with another
         Place& gone = places[place.next];
         place.symbol = place.result;
         place.next = gone.next;
         gone.rank = kNone;
         if (place.next != kNone) places[place.next].prev = static_cast<uint32_t>(top);
-        if (look(static_cast<uint32_t>(top))) std::push_heap(heap.begin(), heap.end(), lower);
-        if (place.prev != kNone && look(place.prev)) std::push_heap(heap.begin(), heap.end(), lower);
+        if (find_merge(static_cast<uint32_t>(top))) std::push_heap(heap.begin(), heap.end(), lower);
+        if (place.prev != kNone && find_merge(place.prev)) std::push_heap(heap.begin(), heap.end(), lower);
     }
 
     for (uint32_t i = 0; i != kNone; i = places[i].next) {
