@@ -15,7 +15,7 @@ constexpr std::string_view kOpen = "<|channel>", kClose = "<channel|>";
 constexpr std::string_view kThought = "thought";  // the only channel's name, on the first line inside
 
 // A model's earlier answer without its thoughts: what stands between <|channel> and <channel|>, or the text's
-// end, goes, and so does a <channel|> alone.
+// end, is removed, and so is a <channel|> alone.
 std::string without_thoughts(std::string_view text) {
     std::string out;
     while (!text.empty()) {
@@ -126,7 +126,7 @@ std::vector<int32_t> render_chat(const Tokenizer& tokenizer, std::string_view ch
 
 namespace {
 
-// The next thought of a reply that has several goes on a line of its own.
+// Appends to `thought`; of several, each begins on a line of its own.
 void add_thought(std::string& thought, std::string_view more) {
     more = strip(more);
     if (!thought.empty() && !more.empty()) thought += '\n';

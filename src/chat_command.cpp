@@ -107,7 +107,7 @@ class Chat {
                 else if (!is_blank(text))
                     answer(text);
             } catch (const DeviceError&) {
-                throw;  // nor could the next question be answered
+                throw;  // the next question could not be answered either
             } catch (const Error& e) {
                 report(e.what());
             }
@@ -127,7 +127,8 @@ class Chat {
         say(fmt::format("easel: {}", safe_line(text)));
     }
 
-    // A line, several that end in a backslash, or what stands between two """. False: there is no more.
+    // Reads one line, lines joined by a backslash at their end, or what stands between two """. False: there
+    // is no more.
     bool read_message(std::string& text) {
         text.clear();
         bool quoted = false, more = false, lost = false;
@@ -137,7 +138,7 @@ class Chat {
             switch (input_.read(quoted || more ? ". " : "> ", line)) {
                 case LineInput::Got::Line:
                     break;
-                case LineInput::Got::TooLong:  // its message goes with it, up to the closing """
+                case LineInput::Got::TooLong:  // drops its whole message, up to the closing """
                     report(fmt::format("the line is longer than {} bytes", kLineBytes));
                     text.clear();
                     lost = quoted && !input_.from_terminal();
@@ -183,7 +184,7 @@ class Chat {
 
     // ---- Answers
 
-    // What one answer took, or all.
+    // What one answer took, or all of them together.
     static std::string figures(int64_t n_reused, int64_t n_prompt, int64_t n_step, int64_t n_token,
                                double ms) {
         return fmt::format("reused {} of {} prompt tokens | {}, {:.0f} ms | {}, {:.0f} tok/s", n_reused,
@@ -261,8 +262,7 @@ class Chat {
         note(last_);
         if (!r.note.empty()) note(r.note);
         if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
-        // Of a stopped answer, canvases that were finished are kept; where there is none, the question goes
-        // too.
+        // Finished canvases of a stopped answer are kept; if there is none, the question is forgotten too.
         const bool kept = !cancelled || !r.text.empty();
         if (cancelled) note(kept ? "stopped: what is above is kept" : "stopped: the question is forgotten");
         if (!kept) return;

@@ -79,7 +79,7 @@ void add_choices(const std::string& flag, std::map<int, std::vector<std::string>
     texts = split_options(std::string_view(flag).substr(equals + 1));
 }
 
-// All of a request that needs no model.
+// The request, as far as it can be made without the model.
 Request make_request(const GenerateFlags& f) {
     const int n_source = f.prompt.has_value() + !f.prompt_file.empty() + !f.prompt_ids.empty();
     require(n_source == 1, "{} prompts given, expected one of -p TEXT, -f FILE and --prompt-ids FILE",
@@ -291,7 +291,8 @@ int run_logits(const LogitsFlags& flags) {
     const std::vector<int32_t> canvas = read_ids(flags.canvas_ids);
     std::vector<int32_t> prompt;
     if (!flags.prompt_ids.empty()) prompt = read_ids(flags.prompt_ids);
-    EngineOptions options = flags.engine;  // a context that leaves room for the logits themselves
+    EngineOptions options = flags.engine;
+    // The least context that does: the most that fits would leave no memory for the logits.
     if (!options.n_context) options.n_context = static_cast<int>(prompt.size() + canvas.size());
     Engine engine = open_engine(options);
     require_other(flags.output, engine.model().file->files(), "the model itself");
@@ -374,7 +375,7 @@ static std::string memory_text(const Model& model, const InfoFlags& flags) {
     return out;
 }
 
-// What a file holds, be it a model or not.
+// What a GGUF file holds, whether or not it is a model.
 static std::string file_text(const Gguf& file) {
     std::string out = fmt::format("{}: GGUF version {}, {}, {} keys, {} tensors\n", file.name(),
                                   file.version(), human_bytes(static_cast<int64_t>(file.file_bytes())),

@@ -44,7 +44,7 @@ constexpr Scheme kSchemes[] = {
     {"q4_k_m", 15, Type::Q4_K, Type::Q6_K, Type::Q6_K},
 };
 
-// For rows that are not whole blocks of `type`.
+// `type`, or what stands in for it in rows that are not whole blocks of it.
 Type fallback(Type type, int64_t row_values) {
     if (row_values % type_info(type).block_elems == 0) return type;
     if (row_values % 32 != 0) return Type::F16;
@@ -84,7 +84,7 @@ int64_t block_of(const std::string& name) {
     return std::sscanf(name.c_str(), "blk.%9d.", &n) == 1 ? n : -1;
 }
 
-// Item i of n: the first and the last eighth, and every third between them.
+// Whether item i of n is in the first or the last eighth, or is every third between them.
 bool wants_more_bits(int64_t i, int64_t n) {
     return i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2;
 }
@@ -102,7 +102,7 @@ uint32_t plan_types(std::string_view type, std::span<TensorPlan> tensors) {
     const Scheme& scheme = find_scheme(type);
     int64_t n_layer = 0;
     bool has_output = false;
-    // Blocks that have one: the global layers do not, and the rule counts what is there.
+    // Blocks with an attn_v (global layers have none): the rule for more bits counts only those.
     std::vector<int64_t> attn_v;
     for (const TensorPlan& t : tensors) {
         n_layer = std::max(n_layer, block_of(t.name) + 1);
@@ -160,9 +160,8 @@ void refuse_overwriting(const Source& from, const std::string& source, const std
         }
 }
 
-// The largest magnitude that `type` can take. Blocks hold half-precision scales: the largest of them is at
-// least a sixteenth of the largest value, so past 16 x 65504 a scale could become infinite. Halves round down
-// below 65520.
+// The largest magnitude that `type` can take. In blocks that is a half-precision scale times a code, and the
+// largest codes are 16 (Q5_0) or more. Halves round down below 65520.
 float limit_of(Type type) {
     if (type == Type::F16) return std::nextafter(65520.0f, 0.0f);
     return type_info(type).block_elems > 1 ? 16 * 65504.0f : FLT_MAX;
@@ -192,8 +191,8 @@ void encode_rows(const SourceTensor& t, Type to, int64_t first_row, int64_t n_ro
     });
 }
 
-// Gives the pages of bytes that were used back to the system. They are mapped read-only from a file, so a
-// page that is touched again is read again.
+// Gives the pages of these bytes back to the system. They are mapped read-only from a file, so a page that is
+// touched again is read again.
 void release(const uint8_t* begin, int64_t bytes) {
     const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)),
                     at = reinterpret_cast<uintptr_t>(begin);

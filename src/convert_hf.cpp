@@ -72,7 +72,7 @@ struct Section {
         require(value.is_object(), "{}{} is {}, expected an object", where, key, value.type_name());
         return {value, where + key + "."};
     }
-    // Refuses a member that easel cannot serve. Absent is fine.
+    // Refuses any value but `supported`. Absent is fine.
     void only(const char* key, const json& supported) const {
         const json* value = find(key);
         require(!value || *value == supported, "{}{} is {}, easel supports only {}", where, key,
@@ -90,7 +90,7 @@ struct Shape {
     float rms_eps, softcap, rope_theta, rope_theta_swa, rotary_factor;
 };
 
-// What the text model could have and easel does not compute.
+// Refuses what a text model can have and easel does not compute.
 void refuse_unsupported(const Section& top, const Section& text) {
     top.only("tie_word_embeddings", true);
     text.only("tie_word_embeddings", true);
@@ -387,7 +387,7 @@ void take_tensors(const SafeTensors& file, const Shape& s, Source& out) {
     taker.note_leftovers();
 }
 
-// "128x2.6B": experts, and the parameters that are left with one expert a layer.
+// "128x2.6B": the number of experts, and of parameters if every layer had only one.
 std::string size_label(const Source& source, int64_t n_expert) {
     double n = 0;
     for (const SourceTensor& t : source.tensors) {
@@ -413,7 +413,7 @@ Source read_hf_folder(const std::string& folder) {
     const Section top{config, (dir / "config.json").string() + ": "};
     require(config.is_object() && top.find("model_type"),
             "{}expected an object with model_type diffusion_gemma", top.where);
-    top.only("model_type", "diffusion_gemma");  // of another model, nothing that follows would be a reason
+    top.only("model_type", "diffusion_gemma");  // first: nothing else matters in another model
     const Shape s = read_shape(top);
     const Section text = top.section("text_config");
 

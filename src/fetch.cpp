@@ -1,6 +1,6 @@
 // fetch.cpp: `easel fetch`: brings a model of models.txt into the folder where -m NAME finds it. The program
 // curl downloads; its output is hashed and written here, to NAME.gguf.part, which becomes NAME.gguf only when
-// size and sha256 are right. What a broken download leaves is gone on with. Called by main.
+// size and sha256 are right. A broken download is resumed. Called by main.
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
@@ -35,7 +35,7 @@ namespace {
 constexpr int kNoHost = 6, kNoConnection = 7, kHttpError = 22, kNoRange = 33, kTooLarge = 63;
 constexpr int kStallSeconds = 60;  // without 1000 bytes a second: the connection is dead
 
-volatile std::sig_atomic_t stopped = 0;  // by this signal
+volatile std::sig_atomic_t stopped = 0;  // the signal that did, or 0
 
 struct File {
     int fd = -1;
@@ -53,7 +53,7 @@ struct File {
 class Progress {
   public:
     Progress(const ModelEntry& entry, bool quiet) : entry_(entry), quiet_(quiet) {}
-    // What follows counts from `bytes`.
+    // Measures the rate from here, where `bytes` are done.
     void start(int64_t bytes) {
         first_bytes_ = bytes;
         started_ = shown_ = Clock::now();
@@ -100,7 +100,7 @@ class Progress {
     Clock::time_point started_, shown_;
 };
 
-// NAME.gguf.part: what is there of a model, with its hash if that is needed.
+// NAME.gguf.part: the beginning of a model, and its hash if the list has one.
 class Part {
   public:
     Part(std::string path, const ModelEntry& entry)
@@ -118,7 +118,7 @@ class Part {
     Part(const Part&) = delete;
     Part& operator=(const Part&) = delete;
 
-    // Hashes what an earlier run has left. It and append() stop early at Ctrl-C.
+    // Hashes what an earlier run has left. Stops early at Ctrl-C.
     void read(Progress& progress) {
         if (hashed_ && bytes_ > 0) {
             std::vector<uint8_t> buffer(1 << 20);
@@ -152,7 +152,7 @@ class Part {
         bytes_ = 0;
         hash_ = {};
     }
-    // An error page, say, is none; it is removed.
+    // Error if it is no GGUF file, but an error page, say; then it is removed.
     void require_model() {
         char magic[5] = {};
         if (pread(file_.fd, magic, 4, 0) == 4 && std::string_view(magic) == "GGUF") return;
@@ -175,11 +175,10 @@ class Part {
     Sha256 hash_;
 };
 
-// A running curl, which ends with the object. The url's bytes from `offset` on come out of it.
+// A running curl, which ends with the object.
 class Curl {
   public:
-    // Of the file's bytes from `offset` on; none where there are more than `most`, as far as the server
-    // tells.
+    // Fetches the url's bytes from `offset` on. most > 0: none, if the server says that there are more.
     Curl(const std::string& url, int64_t offset, int64_t most) {
         // Without ~/.curlrc, which could put headers into the file, or the file elsewhere.
         std::vector<std::string> words = {"curl",   "--disable",  "--silent", "--show-error",
@@ -189,7 +188,7 @@ class Curl {
                                    "--connect-timeout", seconds, "--output", "-", "--url", url});
         if (offset > 0) words.insert(words.end(), {"--continue-at", std::to_string(offset)});
         if (most > 0) words.insert(words.end(), {"--max-filesize", std::to_string(most)});
-        // What is asked for encrypted does not come otherwise.
+        // An https URL may not be redirected to plain http.
         if (url.starts_with("https://")) words.insert(words.end(), {"--proto-redir", "=https"});
         std::vector<char*> argv;
         for (std::string& w : words) argv.push_back(w.data());
@@ -295,7 +294,7 @@ bool is_here(const ModelEntry& e) {
 class Lock {
   public:
     explicit Lock(const ModelEntry& e) : path_(model_path(e) + ".lock"), file_(-1) {
-        do {  // until it is one that no other easel has just removed
+        do {  // again, if another easel has removed the file before it was locked
             file_.close();
             file_.fd = open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
             require(file_.fd >= 0, "{}: cannot be written: {}; EASEL_MODELS=FOLDER sets another folder",
@@ -348,8 +347,8 @@ bool download(const ModelEntry& e, Part& part, Progress& progress) {
     }
     const int status = curl.finish();
     if (stopped || status == 0) return true;
-    if ((status == kNoRange || status == kTooLarge) && first > 0) return false;  // all of it, perhaps
-    // 416: there is nothing after the part's end.
+    if ((status == kNoRange || status == kTooLarge) && first > 0) return false;  // a download from 0 may work
+    // HTTP 416: there is nothing after the part's end.
     if (status == kHttpError && first > 0 && curl.message().find("error: 416") != std::string::npos)
         return true;
     require_size(status != kTooLarge);

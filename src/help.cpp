@@ -110,7 +110,7 @@ std::string entry(const std::string& left, const std::string& text) {
 std::string left_column(const Described& d) {
     std::string left = d.positional;
     if (!d.names.empty()) left += (left.empty() ? "" : ", ") + join(d.names, ", ");
-    // Of a positional the name says it all, unless it is one of a few words.
+    // A positional's name is enough, unless it is one of a few words.
     if (d.value.empty() || (d.names.empty() && d.choices.empty())) return left;
     return left + " " + d.value;
 }
@@ -150,7 +150,7 @@ class HelpFormatter : public CLI::FormatterBase {
 
 // ---- Completion
 
-// The models that `easel fetch` lists, for all three shells.
+// A command that prints the names that `easel fetch` lists, for all three shells.
 constexpr const char* kListModels = "easel fetch 2>/dev/null | sed -n 's/^  \\([^ ]*\\) .*/\\1/p'";
 
 enum class Values { None, Files, Models, Listed, Choices };

@@ -109,7 +109,7 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
         out.length.push_back(length);
         out.open = out.open || hole.open;
         n_free += length;
-        // Far too many are refused below; they are not to take memory first.
+        // A hole that is far too long is refused below; it is not to take memory first.
         tokens.insert(tokens.end(), std::clamp(n_canvas + 1 - static_cast<int>(tokens.size()), 0, length),
                       -1);
         if (!choice.options.empty()) out.given.choices.push_back(std::move(choice));

@@ -30,7 +30,7 @@ namespace easel {
 
 namespace {
 
-int wake[2] = {-1, -1};  // a pipe: handlers of signals write to it what happened
+int wake[2] = {-1, -1};  // a pipe to which signal handlers write what happened
 constexpr char kInterrupt = 'i', kResize = 'r', kContinue = 'c';
 
 void wake_reader(char what) {
@@ -49,7 +49,7 @@ void open_wake() {
     }
 }
 
-// Waits until stdin has something. Returns what a handler told before that, or 0.
+// Waits until stdin has something (returns 0) or a signal handler has written to `wake` (returns that).
 char wait_for_input() {
     for (;;) {
         pollfd ready[] = {{STDIN_FILENO, POLLIN, 0}, {wake[0], POLLIN, 0}};
@@ -75,7 +75,7 @@ std::string history_path() {
     return home && *home ? std::string(home) + "/.local/state/easel/history" : "";
 }
 
-// Adds to a file that is its owner's alone from the beginning. False: errno says why not.
+// Appends to a file; a new one is readable by its owner alone. False: errno says why not.
 static bool append(const std::string& path, const std::string& text) {
     const int fd = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     const bool whole = fd >= 0 && ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
@@ -101,7 +101,7 @@ std::deque<std::string> HistoryFile::load() const {
     std::string text;
     for (const std::string& line : lines) text += line + "\n";
     const std::string part = path_ + ".part";
-    std::filesystem::remove(part, error);  // one that is there may be open to others
+    std::filesystem::remove(part, error);  // an old one may be readable by others
     const bool whole = append(part, text) && rename(part.c_str(), path_.c_str()) == 0;
     if (!whole) std::filesystem::remove(part, error);
     return lines;
@@ -224,8 +224,8 @@ struct LineInput::Editor {
         }
     }
 
-    // What has been drawn of the line, from the row on where the terminal, now of another width, has put its
-    // beginning: libedit would leave that and draw the line once more.
+    // Erases the drawn line after the terminal's width has changed, from the row on to which the terminal has
+    // moved its beginning. libedit alone would leave it there and draw the line once more.
     void erase() {
         const LineInfo* line = el_line(edit_);
         const std::string before = prompt_ + std::string(line->buffer, line->cursor);
@@ -279,7 +279,7 @@ LineInput::LineInput(HistoryFile history)
 LineInput::~LineInput() = default;
 
 LineInput::Got LineInput::read(const std::string& prompt, std::string& line) {
-    for (char past; ::read(wake[0], &past, 1) == 1;) continue;  // a Ctrl-C that something else has seen to
+    for (char past; ::read(wake[0], &past, 1) == 1;) continue;  // signals from before this line
     if (editor_) return editor_->read(prompt, line);
     if (terminal_) {
         std::fputs(prompt.c_str(), prompt_);

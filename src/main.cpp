@@ -1,4 +1,4 @@
-// main.cpp: the command line. Parses flags, runs one command, and is the only place that catches Error.
+// main.cpp: the command line. Parses flags, runs one command, and reports the Error that ends it.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -29,7 +29,8 @@ using namespace easel;
 constexpr const char* kDevices = "{auto,cpu,cuda,cuda:N}";  // help.cpp reads the words there
 constexpr const char* kModelText = "GGUF file or fetched model (default: built-in demo)";
 
-// A decimal number, all of s. CLI11, which reads what has been checked, would take 010 for 8, and 0x10 too.
+// All of s as a decimal number; none with a leading 0 or 0x, as CLI11, which parses s again after the check,
+// would take 010 for 8 and 0x10 for 16.
 template <class T>
 std::optional<T> parse_decimal(const std::string& s) {
     T value{};
@@ -42,7 +43,7 @@ std::optional<T> parse_decimal(const std::string& s) {
 template <class T>
 constexpr const char* number_text = std::is_integral_v<T> ? "whole number" : "number";
 
-// Checks that say what was given, in quotes, as it may be nothing, and what was expected.
+// Checks for CLI11, whose messages say what was expected, and what was given: in quotes, as it may be empty.
 template <class T>
 std::string check_number(const std::string& s) {
     return parse_decimal<T>(s) ? "" : fmt::format("\"{}\" is not a {}", s, number_text<T>);
@@ -407,8 +408,8 @@ Command man_command(CLI::App& app) {
     return {c, [&app] { return write_stdout(manual_page(app, version_number())), 0; }};
 }
 
-// An empty name, of a variable that is not set perhaps, is not to stand for the default; nor is "-" a file's
-// name where it cannot be stdin or stdout, as in other programs.
+// Refuses an empty name, of a shell variable that is not set perhaps, which would stand for the default, and
+// "-" where it cannot be stdin or stdout, as it is in other programs.
 void require_name(const CLI::Option& o) {
     const std::string type = o.get_type_name();
     const bool is_file = type == kFile || type == kFileOrStream;
@@ -421,7 +422,7 @@ void require_name(const CLI::Option& o) {
     }
 }
 
-// What is wrong with the command line, where CLI11's words are not for its user.
+// What is wrong with the command line, in words for its user where CLI11's are not.
 std::string parse_error_text(const CLI::ParseError& e, const CLI::App& app,
                              const std::vector<std::string>& words) {
     std::string text = e.what();
@@ -461,7 +462,7 @@ int run(std::vector<std::string> words) {
         tokenize_command(app), logits_command(app), convert_command(app),    bench_command(app),
         fetch_command(app),    trace_command(app),  completion_command(app), man_command(app)};
 
-    // What other programs have as commands.
+    // Other programs have these as commands.
     if (!words.empty() && words[0] == "version") words[0] = "--version";
     if (!words.empty() && words[0] == "help") {
         words.erase(words.begin());
@@ -499,9 +500,9 @@ int run(std::vector<std::string> words) {
 
 }  // namespace
 
-// A file descriptor that is closed would be that of the next file that is opened: a pipe inside the program,
-// say, read as if it were stdin. It becomes one that cannot be read, or written; what goes to stderr goes
-// nowhere.
+// If stdin, stdout or stderr is closed, the next file opened would get its descriptor: a pipe inside the
+// program, say, would be read as stdin. Opens /dev/null there first: stdin cannot be read then, stdout not
+// written, and what goes to stderr is lost.
 static void hold_standard_streams() {
     for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY);

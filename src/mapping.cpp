@@ -38,7 +38,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
         (void)!write(STDERR_FILENO, w->text, strlen(w->text));
         _exit(1);
     }
-    sigaction(SIGBUS, &before, nullptr);  // no file's: whoever handled it before meets it again
+    sigaction(SIGBUS, &before, nullptr);  // no mapped file: the access is repeated, with the old handler
 }
 
 void watch(std::span<const uint8_t> bytes, const std::string& path) {

@@ -45,8 +45,8 @@ void PipeQueue::push(std::shared_ptr<PipeItem> item) {
     changed_.notify_all();
 }
 
-// What costs nothing goes first, then the longest common beginning, then the order of the input. The first
-// in line is passed over n_max_ times at most, so that it is answered in the end.
+// What costs nothing goes first, then the longest prefix in common with `cached`, then what came first. The
+// first in line is passed over n_max_ times at most, so that it is answered in the end.
 size_t PipeQueue::pick(const std::vector<int32_t>& cached) {
     if (n_passed_over_ >= n_max_) return 0;
     size_t best = 0, n_best = 0;
@@ -115,11 +115,11 @@ namespace {
 
 // Both are lock-free, so a signal handler may use them.
 std::atomic<bool> interrupted = false;
-std::atomic<int> wake_fd = -1;  // a byte here wakes who waits for stdin or stdout
+std::atomic<int> wake_fd = -1;  // a byte written here ends waits for stdin or stdout
 
-constexpr int kStallMs = 1000;  // once stopped: how long stdout may take nothing
+constexpr int kStallMs = 1000;  // once interrupted: how long stdout may take nothing
 
-// The thread that reads. Its end is the queue's end; the object's end is the thread's.
+// The thread that reads. When it ends, so does the queue; the destructor ends it.
 class Reader {
   public:
     Reader(const Engine& engine, const PipeOptions& options, PipeQueue& queue, int in, int out)
@@ -153,7 +153,7 @@ class Reader {
         const int fd = wake_fd;
         if (fd >= 0) (void)!write(fd, "", 1);
     }
-    int wake() const { return wake_[0]; }  // can be read, and stays so, once interrupted
+    int wake() const { return wake_[0]; }  // readable once interrupted, and stays so: nobody reads it
     bool output_closed() const { return output_closed_; }
     const std::string& error() const { return error_; }  // after the queue has ended
 
@@ -161,7 +161,7 @@ class Reader {
     void run() {
         try {
             read_lines();
-        } catch (const std::exception& e) {  // out of memory
+        } catch (const std::exception& e) {  // out of memory, say
             error_ = e.what();
         }
         queue_.end();
@@ -172,8 +172,8 @@ class Reader {
                            [this](std::string_view text, bool too_long) { take(text, too_long); });
         std::vector<char> buffer(1 << 16);
         while (!stopped_ && !interrupted) {
-            // Of `out` only its reader's end is of interest, which is reported unasked: a pipe's as an error,
-            // a socket's as a hang-up.
+            // `out` is here only to notice that its reader has gone, which poll() reports unasked: of a pipe
+            // as an error, of a socket as a hang-up.
             pollfd p[3] = {{in_, POLLIN, 0}, {wake_[0], POLLIN, 0}, {out_, 0, 0}};
             if (poll(p, 3, -1) < 0) continue;
             if (p[2].revents & (POLLERR | POLLHUP)) output_closed_ = true;
@@ -281,7 +281,7 @@ class Server {
         return !closed_ && !stalled_;
     }
 
-    // The line that ends what is known of an item.
+    // The last line about an item.
     void write_last(const PipeItem& item, const OrderedJson& line) {
         if (!write(line) && stalled_)
             unanswered_.push_back(item.id.is_null() ? fmt::format("of line {}", item.line) : shown(item.id));
@@ -376,7 +376,7 @@ class Server {
     bool closed_ = false, stalled_ = false;
     std::vector<std::string> unanswered_;  // ids whose last line stdout did not take
     std::vector<int32_t> cached_;          // the last prompt: what the engine holds
-    Reader reader_;                        // last: it ends before what it uses
+    Reader reader_;                        // last: destroyed before what it uses
 };
 
 }  // namespace

@@ -180,8 +180,8 @@ std::string unknown_key(const std::string& name) {
                        meant.empty() ? "" : fmt::format(", did you mean {}?", meant));
 }
 
-// The line as JSON. Of an object's keys that come again, which JSON itself would let replace the ones before,
-// the first goes to `twice`.
+// The line as JSON. The first key that an object has twice goes to `twice`: the parser itself would silently
+// let the second one win.
 Json parse_json(std::string_view text, std::optional<std::string>& twice) {
     std::vector<std::set<std::string>> keys;  // of the objects that are open
     const std::string where = "the line";

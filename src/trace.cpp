@@ -25,7 +25,7 @@ using OrderedJson = nlohmann::ordered_json;
 namespace {
 
 std::string dump(const OrderedJson& j) {
-    // A text that was cut inside a character has such bytes replaced.
+    // A text can be cut inside a character: such bytes are replaced, not refused.
     return j.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
@@ -42,7 +42,7 @@ OrderedJson sampler_json(const SamplerConfig& s) {
         };
         std::visit(add, setting.member);
     }
-    if (s.self_cond_drop < 0) j.erase("self_cond_drop");  // the device's own
+    if (s.self_cond_drop < 0) j.erase("self_cond_drop");  // the device's default
     return j;
 }
 
@@ -94,7 +94,7 @@ TraceWriter::TraceWriter(const std::string& path, const Engine& engine, const Re
     write_line();
 }
 
-// Adds to the line's pieces what of `ids` the file does not have.
+// Adds the pieces of `ids` that the file does not have yet to the line's.
 void TraceWriter::add_pieces(std::span<const int32_t> ids) {
     for (int32_t id : ids)
         if (written_.insert(id).second)

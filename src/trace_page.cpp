@@ -44,7 +44,7 @@ std::string trace_page(const Trace& t) {
            {"prompt", t.prompt},
            {"canvas", t.n_canvas},
            {"vocabulary", t.n_vocab},
-           {"seed", std::to_string(t.seed)},  // a double has no 64 bits
+           {"seed", std::to_string(t.seed)},  // JavaScript's numbers hold 53 bits
            {"confidence", number(t.confidence)},
            {"end_ids", t.end_ids},
            {"finish", t.finish},

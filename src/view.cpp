@@ -83,7 +83,7 @@ class Rows {
 int char_width(char32_t c) {
     if (c >= 0x20 && c < 0x7f) return 1;
     const int n = wcwidth(static_cast<wchar_t>(c));
-    // Characters newer than the C library: pictures are wide.
+    // Characters newer than the C library: emoji, from U+1F000 on, are wide.
     return n >= 0 ? n : c >= 0x1f000 && c < 0x20000 ? 2 : 1;
 }
 
@@ -212,9 +212,10 @@ namespace {
 volatile std::sig_atomic_t drawing = 0, echo_off = 0;
 termios terminal_modes;
 
+// Signals that end or stop the program: the drawing is erased first.
 constexpr int kLeaving[] = {SIGTERM, SIGHUP, SIGQUIT, SIGTSTP};
 
-// Not where it is ignored, as nohup has it.
+// Unless the signal is ignored, as nohup has it.
 void catch_signal(int number, void (*handler)(int)) {
     if (std::signal(number, handler) == SIG_IGN) std::signal(number, SIG_IGN);
 }
@@ -227,10 +228,10 @@ void leave_on_signal(int signal) {
     errno = saved;
 }
 
-// Keys that are pressed while the canvas is drawn would move it.
+// Turns echo off: keys that are pressed while the canvas is drawn would move it.
 void begin_drawing() {
     if (drawing) return;
-    sigset_t leaving, before;  // none of these between the terminal's change and what tells of it
+    sigset_t leaving, before;  // blocked until `drawing` and `echo_off` are as the terminal is
     sigemptyset(&leaving);
     for (int signal : kLeaving) {
         catch_signal(signal, leave_on_signal);
@@ -292,7 +293,7 @@ Screen View::screen() const {
     if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0) size = {};
     Screen s;
     s.color = color_;
-    // A terminal that does not know its size, or none at all (--view on).
+    // The variables are for a terminal that does not know its size, or none at all (--view on).
     const int width = size.ws_col ? size.ws_col : positive("COLUMNS");
     const int height = size.ws_row ? size.ws_row : positive("LINES");
     if (width) s.width = width;

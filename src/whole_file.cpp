@@ -71,7 +71,7 @@ std::FILE* open_alone(const std::string& path, const std::string& name) {
     struct stat status;
     std::FILE* file = nullptr;
     bool taken = false;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)) {  // devices are for all
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode)) {  // devices need no lock
         // Locks fail for other reasons too: not every file system has them.
         taken = (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) || !is_named(fd, path);
         if (!taken && ftruncate(fd, 0) == 0) file = fdopen(fd, "wb");
@@ -86,7 +86,7 @@ std::FILE* open_alone(const std::string& path, const std::string& name) {
 }
 
 void move_into_place(std::FILE* file, const std::string& part, const std::string& path) {
-    // What was its owner's alone stays so.
+    // The file keeps its mode: one that was its owner's alone stays so.
     struct stat there;
     if (stat(path.c_str(), &there) == 0) (void)!fchmod(fileno(file), there.st_mode & 0777);
     // The data must be on the disk before the name: else a power cut could leave a finished name on a torn
@@ -103,7 +103,7 @@ std::string replaced(const std::string& path) {
     struct stat there;
     if (stat(path.c_str(), &there) != 0) {
         const bool absent = errno == ENOENT;
-        std::error_code no_link;  // else one that names a file which is yet to be
+        std::error_code no_link;  // not set: `path` is a symbolic link to a file that does not exist yet
         const std::filesystem::path to = std::filesystem::read_symlink(path, no_link);
         return absent && !no_link ? replaced(std::filesystem::path(path).parent_path() / to) : path;
     }
