@@ -41,7 +41,9 @@ constexpr std::string_view kQuotes = "\"\"\"";
 constexpr size_t kFileBytes = 64'000'000;
 
 std::vector<Message> read_messages(const std::string& path) {
-    const auto json = nlohmann::json::parse(read_file(path, kFileBytes), refuse_deep(path), false);
+    const std::string text = read_file(path, kFileBytes);
+    check_json(text, path);
+    const auto json = nlohmann::json::parse(text, nullptr, false);
     require(!json.is_discarded(), "{}: is not valid JSON, expected what /save writes", path);
     const auto list = json.is_object() ? json.find("messages") : json.end();
     require(json.is_object() && list != json.end() && list->is_array(),

@@ -22,7 +22,9 @@ nlohmann::json read_json(const std::string& path) {
     require(!error, "{}: cannot be read, expected a JSON file: {}", path, error.message());
     require(regular, "{}: is not a file, expected one of JSON", path);
     try {
-        return nlohmann::json::parse(read_file(path), refuse_deep(path));
+        const std::string text = read_file(path);
+        check_json(text, path);
+        return nlohmann::json::parse(text);
     } catch (const nlohmann::json::exception& e) {
         const std::string_view what = e.what();  // "[json.exception.parse_error.101] parse error at ..."
         fail("{}: not JSON: {}", path, what.substr(std::min(what.find("] ") + 2, what.size())));

@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
-#include <set>
 
 #include "check.h"
 #include "json_depth.h"
@@ -97,6 +96,8 @@ void read_stop(const Json& v, PipeItem& item) {
     for (const Json& text : v) add(text);
 }
 
+constexpr size_t kWarnings = 8;  // of a line; the others are counted
+
 struct Key {
     const char *name, *type, *text;
     std::function<void(const Json& v, PipeItem& item)> read;  // null: parse_line() does it
@@ -180,25 +181,10 @@ std::string unknown_key(const std::string& name) {
                        meant.empty() ? "" : fmt::format(", did you mean {}?", meant));
 }
 
-// The line as JSON. The first key that an object has twice goes to `twice`: the parser itself would silently
-// let the second one win.
-Json parse_json(std::string_view text, std::optional<std::string>& twice) {
-    std::vector<std::set<std::string>> keys;  // of the objects that are open
-    const std::string where = "the line";
-    return Json::parse(text, [&, shallow = refuse_deep(where)](int depth, Json::parse_event_t event,
-                                                               Json& v) {
-        shallow(depth, event, v);
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key && !keys.back().insert(v.get<std::string>()).second && !twice)
-            twice = v.get<std::string>();
-        return true;
-    });
-}
-
 void parse_line(std::string_view text, PipeItem& item) {
-    std::optional<std::string> twice;
-    const Json object = parse_json(text, twice);
+    // JSON itself would let a key that comes again replace the one before.
+    const std::optional<std::string> twice = check_json(text, "the line", SIZE_MAX);
+    const Json object = Json::parse(text);
     require(object.is_object(), "the line is {}, expected a JSON object", shown(object));
     if (twice != "id") item.id = object.contains("id") ? read_id(object["id"], "id") : Json(item.line);
     require(!twice, "key {} is there twice", brief(twice.value_or("")));
@@ -206,8 +192,8 @@ void parse_line(std::string_view text, PipeItem& item) {
     for (const auto& [name, value] : object.items()) {
         const auto known = [&name = name](const Key& key) { return name == key.name; };
         const auto key = std::find_if(kKeys.begin(), kKeys.end(), known);
-        if (key == kKeys.end())
-            item.warnings.push_back(unknown_key(name));
+        if (key == kKeys.end())  // those past kWarnings are only counted
+            item.warnings.push_back(item.warnings.size() < kWarnings ? unknown_key(name) : "");
         else if (is_cancel && name != "cancel")
             item.warnings.push_back(fmt::format("key {} is ignored beside cancel", name));
         else if (key->read)
@@ -246,7 +232,6 @@ std::string parse_error(const std::string& what) {
 
 std::unique_ptr<PipeItem> parse_pipe_line(std::string_view text, int64_t line,
                                           const SamplerConfig& defaults) {
-    constexpr size_t kWarnings = 8;  // of a line; the others are counted
     auto item = std::make_unique<PipeItem>();
     item->line = line;
     item->n_bytes = text.size();

@@ -24,24 +24,17 @@ using nlohmann::json;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr size_t kMaxDims = 8;
 
-// Parses JSON and refuses a name that stands twice in the outermost object: a later one would silently win.
-json parse_header(const std::string& path, const char* begin, const char* end) {
-    std::set<std::string> seen;
-    std::string twice;
-    const auto watch = [&, shallow = refuse_deep(path)](int depth, json::parse_event_t event, json& parsed) {
-        shallow(depth, event, parsed);
-        if (depth == 1 && event == json::parse_event_t::key && !seen.insert(parsed.get<std::string>()).second)
-            twice = parsed.get<std::string>();
-        return true;
-    };
+// Parses JSON and refuses a name that stands twice in the outermost object.
+json parse_header(const std::string& path, std::string_view text) {
+    const std::optional<std::string> twice = check_json(text, path, 1);
     json header;
     try {
-        header = json::parse(begin, end, watch);
+        header = json::parse(text);
     } catch (const json::exception& e) {
         fail("{}: the safetensors header is not JSON: {}", path, e.what());
     }
     require(header.is_object(), "{}: the safetensors header is not a JSON object", path);
-    require(twice.empty(), "{}: tensor {} stands twice in the header", path, twice);
+    require(!twice, "{}: tensor {} stands twice in the header", path, twice.value_or(""));
     return header;
 }
 
@@ -145,7 +138,7 @@ std::vector<SafeTensor> SafeTensors::read_file(const std::string& path) {
             header_bytes, most);
     const auto data = bytes.subspan(8 + header_bytes);
     const char* text = reinterpret_cast<const char*>(bytes.data()) + 8;
-    const json header = parse_header(path, text, text + header_bytes);
+    const json header = parse_header(path, {text, header_bytes});
     std::vector<SafeTensor> tensors;
     for (const auto& [name, entry] : header.items()) {
         if (name == "__metadata__") continue;

@@ -150,6 +150,23 @@ TEST_CASE("pipe: every key of a line", "[pipe]") {
     check_has(pipe_schema(), {"prompt_ids", "self_cond_top_k", "finish_reason", "--queue"});
 }
 
+// Time that grew with the square of what a line has would make this one take minutes, or hours.
+TEST_CASE("pipe: a line of very many objects or keys", "[pipe]") {
+    std::string objects = "{\"prompt\": \"x\", \"y\": [{}";
+    for (int i = 0; i < 300'000; i++) objects += ",{}";
+    const auto many = parse_pipe_line(objects + "]}", 1, {});
+    CHECK(many->error == "");
+    CHECK(many->warnings == std::vector<std::string>{"unknown key y is ignored"});
+
+    std::string keys = "{\"prompt\": \"x\"";
+    for (int i = 0; i < 100'000; i++) keys += fmt::format(", \"key{}\": {{}}", i);
+    const auto unknown = parse_pipe_line(keys + "}", 1, {});
+    CHECK(unknown->error == "");
+    REQUIRE(unknown->warnings.size() == 9);
+    CHECK(unknown->warnings[0] == "unknown key key0 is ignored");
+    CHECK(unknown->warnings[8] == "99992 more keys are ignored");
+}
+
 TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
     const std::string deep = "{\"prompt\": " + std::string(1 << 20, '[') + "}";
     const struct {
