@@ -20,6 +20,7 @@
 #include "parallel.h"
 #include "text.h"
 #include "tokenizer.h"
+#include "whole_file.h"
 
 namespace easel {
 
@@ -262,9 +263,10 @@ void set_keys(GgufWriter& writer, const Source& from, uint32_t file_type) {
     writer.set("general.file_type", file_type);
 }
 
+// On the disk that the file will be on: a link may lead to another one.
 void require_space(const std::string& target, uint64_t bytes) {
     std::error_code unknown;
-    const fs::path folder = fs::path(target).parent_path();
+    const fs::path folder = fs::path(replaced(target)).parent_path();
     const fs::space_info space = fs::space(folder.empty() ? "." : folder, unknown);
     require(unknown || space.available >= bytes, "{}: needs {} bytes, the disk has {} free", target, bytes,
             space.available);

@@ -652,6 +652,11 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     convert(source, dir / "to-new.gguf", as("q8_0"));
     CHECK(fs::is_symlink(dir / "to-new.gguf"));
     CHECK(Gguf::open(dir / "new.gguf").tensors().size() == from.tensors().size());
+    // The disk that has to have room is that of the file, not that of the link: /proc has none.
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> opened(
+        std::fopen((dir / "opened.gguf").c_str(), "wb"), std::fclose);
+    convert(source, fmt::format("/proc/self/fd/{}", fileno(opened.get())), as("q8_0"));
+    CHECK(Gguf::open(dir / "opened.gguf").tensors().size() == from.tensors().size());
 
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "q.gguf", as("f16")); }),
               {"overwrite the source"});
