@@ -153,7 +153,7 @@ void refuse_overwriting(const Source& from, const std::string& source, const std
     require(!fs::exists(target) || fs::is_regular_file(target),
             "{}: is a device or the like, which a file would replace; expected the name of the file to write",
             target);
-    for (const std::string& name : {target, target + ".part"})
+    for (const std::string& name : {target, replaced(target) + ".part"})
         for (const std::string& file : from.files) {
             std::error_code absent;
             require(!fs::equivalent(name, file, absent), "{}: writing it would overwrite the source {}",

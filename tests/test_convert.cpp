@@ -666,6 +666,10 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     fs::copy(dir / "q.gguf", dir / "s.gguf.part");
     check_has(error_of([&] { convert(dir / "s.gguf.part", dir / "s.gguf", as("f16")); }),
               {"overwrite the source"});
+    fs::create_directory(dir / "sub");
+    fs::create_symlink(dir / "s.gguf", dir / "sub/far.gguf");
+    check_has(error_of([&] { convert(dir / "s.gguf.part", dir / "sub/far.gguf", as("f16")); }),
+              {"overwrite the source"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir.path(), as("f16")); }), {"is a folder"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "t-00001-of-00002.gguf", as("f16")); }),
               {"is the name of one of several parts"});  // it could not be opened
