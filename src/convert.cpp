@@ -162,10 +162,9 @@ void refuse_overwriting(const Source& from, const std::string& source, const std
 }
 
 // The largest magnitude that `type` can take. In blocks that is a half-precision scale times a code, and the
-// largest codes are 16 (Q5_0) or more; Q5_1's minimum, a half too, is not looked at. Halves round down below
-// 65520.
+// largest codes are 16 (Q5_0) or more; Q5_1's minimum is a half itself. Halves round down below 65520.
 float limit_of(Type type) {
-    if (type == Type::F16) return std::nextafter(65520.0f, 0.0f);
+    if (type == Type::F16 || type == Type::Q5_1) return std::nextafter(65520.0f, 0.0f);
     return type_info(type).block_elems > 1 ? 16 * 65504.0f : FLT_MAX;
 }
 

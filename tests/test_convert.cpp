@@ -504,6 +504,8 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
     check_has(convert_error(folder, "f16"), {"the value 65520 ", "F16"});
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = 1.2e6f;
     check_has(convert_error(folder, "q8_0"), {"the value 1200000 ", "Q8_0"});
+    folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = -7e4f;
+    check_has(convert_error(folder, "q5_k_m"), {"blk.1.ffn_up.weight", "-70000", "row 3, column 5", "Q5_1"});
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = NAN;
     check_has(convert_error(folder, "q8_0"), {"blk.1.ffn_up.weight", "nan", "Q8_0"});
 
