@@ -12,6 +12,7 @@
 #include "memory_plan.h"
 #include "models.h"
 #include "parallel.h"
+#include "request_checks.h"
 #include "text.h"
 
 namespace easel {
@@ -51,6 +52,12 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
         out.push_back(std::move(filled));
     }
     return out;
+}
+
+void check_tries(const Request& request) {
+    require(request.n_best >= 1 && request.n_retry >= 0,
+            "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
+            request.n_best, request.n_retry);
 }
 
 // The flags for options that only a GPU has and that are set; then the same of a CPU.
@@ -192,9 +199,7 @@ int Result::n_step() const {
 }
 
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
-    require(request.n_best >= 1 && request.n_retry >= 0,
-            "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
-            request.n_best, request.n_retry);
+    check_tries(request);
     Result best;
     bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {
@@ -286,10 +291,12 @@ Engine::Job Engine::prepare(const Request& request) const {
             counted(n_prompt, "prompt token"), counted(params.max_canvases, "canvas", "canvases"), n_canvas,
             needed, n_context_,
             n_context_ < model_->config.n_context ? ", or for a larger context (-c)" : "");
+    check_given(model_->config, params);
     return job;
 }
 
 void Engine::check(const Request& request) const {
+    check_tries(request);
     prepare(request);
 }
 

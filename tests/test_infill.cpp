@@ -291,6 +291,29 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     CHECK(ask_message(no_canvas) == "there are choices, but no canvas with holes that they are for");
 }
 
+TEST_CASE("check() refuses what generate() would", "[infill]") {
+    Engine engine({.device = "cpu"});
+    const auto message = [&](const Request& r) -> std::string {
+        try {
+            engine.check(r);
+        } catch (const Error& e) {
+            return e.what();
+        }
+        return "no error";
+    };
+    std::string options = "000";
+    for (int i = 1; i < 512; i++) options += fmt::format("|{:03}", i);
+    CHECK(message(ask("Hi", "[[" + options + "]]")) == "no error");
+    const Request many = ask("Hi", "[[" + options + "|512]]");
+    CHECK(message(many) == "a choice among 513 texts, expected 1 to 512");
+    CHECK(ask_message(many) == message(many));
+    Request none = ask("Hi", "[[2]]");
+    none.n_best = 0;
+    CHECK(message(none).starts_with("the best of 0 answers"));
+    CHECK(ask_message(none) == message(none));
+    CHECK(engine.backend().n_cached() == 0);
+}
+
 TEST_CASE("an open hole ends with an end token, or is as long as the canvas", "[infill]") {
     Engine engine({.model = fixture("tiny.gguf"), .device = "cpu"});
     Request r = ask("a", "[[*]]");
