@@ -244,10 +244,10 @@ void pinned_free(void* host) noexcept {
 Stream make_stream() {
     Stream s = nullptr;
     CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-    order_other(s);  // its handle may be that of a stream that has been destroyed
     return s;
 }
 void free_stream(Stream stream) noexcept {
+    order_other(stream);
     give_back([&] { return cudaStreamDestroy(stream); });
 }
 void copy_to_device(Stream stream, void* device, const void* host, size_t bytes) {

@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kSortThreads)
         if (e >= n_expert) continue;
         const int end = total[e] + n_own[i];
         ExpertGroup* to = groups + first[i];
-        for (int begin = total[e]; begin < end; begin += group) *to++ = {e, begin, min(begin + group, end)};
+        for (int at = total[e]; at < end; at += group) *to++ = {e, at, min(at + group, end)};
     }
     for (int e = thread; e < n_expert; e += kSortThreads) {
         int next = total[e];

@@ -158,7 +158,7 @@ LoopTimes time_loop(const Measured<T>& m, const GenerateParams& params, bool gra
         step.push_back(answer.denoise_ms / n);
         host.push_back((thread_ms() - start) / n);
     }
-    return {median(step), median(host), graph ? 1 / n : 1};
+    return {median(step), median(host), graph ? 1 / n : m.n_launch()};
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Timing {
 struct LoopTimes {
     double ms = 0;        // by the device's clock
     double host_ms = 0;   // processor time of the host's thread
-    double launches = 0;  // that the host makes
+    double launches = 0;  // that the host makes: of a graph, its share of the one
 };
 
 struct DeviceProfile {
