@@ -6,6 +6,7 @@
 // the process prints a line to stderr and exits with code 1. For that, mapping the first file installs a
 // SIGBUS handler, which passes other bus errors on to the handler that was there.
 #pragma once
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -97,7 +98,8 @@ struct Result {
     int n_step() const;
 };
 
-// done: prompt tokens encoded so far. Returns false to cancel.
+// Called after each pass over a part of the prompt; never, if the cache has all of it. done: prompt tokens
+// encoded so far. Returns false to cancel.
 using ProgressFn = std::function<bool(int done, int total)>;
 
 class Engine {
@@ -118,7 +120,8 @@ class Engine {
     void check(const Request& request) const;
 
     // Answers one request. What the KV cache shares with the prompt is not encoded again. Error when prompt
-    // and canvases exceed the context (nothing is generated then) or a setting is out of range.
+    // and canvases exceed the context (nothing is generated then), a setting is out of range, or the Engine
+    // still works on another answer: in another thread, or because a callback has called it.
     Result generate(const Request& request, const FrameFn& on_frame = {}, const ProgressFn& on_progress = {});
 
     Backend& backend() { return *backend_; }
@@ -143,6 +146,7 @@ class Engine {
     std::unique_ptr<Backend> backend_;
     int n_context_;
     std::vector<int32_t> cached_;  // ids whose K and V the backend holds
+    std::unique_ptr<std::atomic<bool>> busy_ = std::make_unique<std::atomic<bool>>(false);
 };
 
 }  // namespace easel

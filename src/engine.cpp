@@ -200,6 +200,9 @@ int Result::n_step() const {
 
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
     check_tries(request);
+    require(!busy_->exchange(true), "this Engine still works on another answer, it makes one at a time");
+    const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> idle(
+        busy_.get(), [](std::atomic<bool>* busy) { *busy = false; });
     Result best;
     bool best_empty = true;
     for (int i = 0, n_try = request.n_best; i < n_try; i++) {

@@ -99,7 +99,7 @@ SamplerConfig read_sampler(const Binder& b) {
         return f.find(name) ? static_cast<float>(b.number(name, low, high)) : fallback;
     };
     s.t_min = real("diffusion.eb_t_min", s.t_min, 1e-3, 100);
-    s.t_max = real("diffusion.eb_t_max", s.t_max, s.t_min, 100);
+    s.t_max = real("diffusion.eb_t_max", std::max(s.t_max, s.t_min), s.t_min, 100);
     s.entropy_bound = real("diffusion.eb_entropy_bound", s.entropy_bound, 0, 1e9);
     s.confidence = real("diffusion.eb_confidence_threshold", s.confidence, 0, 1e9);
     return s;

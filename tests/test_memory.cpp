@@ -523,6 +523,25 @@ TEST_CASE("memory: the next request reuses all that it shares with what is cache
     CHECK(lost.ids == other.generate(r).ids);
 }
 
+TEST_CASE("memory: an engine that works on an answer takes no other") {
+    Engine engine({.model = fixture("tiny.gguf"), .n_context = 64, .device = "cpu"});
+    Request r;
+    r.n_token = 24;
+    r.sampler = engine.model().config.sampler;
+    r.sampler->max_steps = 1;
+    r.prompt_ids = std::vector<int32_t>(40, 5);
+    const auto ids = engine.generate(r).ids;
+    std::string text;
+    const auto again = [&](const Frame&) {
+        text = error_of([&] { engine.generate(r); });
+        return true;
+    };
+    CHECK(engine.generate(r, again).ids == ids);
+    CHECK(text == "this Engine still works on another answer, it makes one at a time");
+    CHECK_THROWS_AS(engine.generate(r, [](const Frame&) -> bool { throw Error("stop"); }), Error);
+    CHECK(engine.generate(r).ids == ids);
+}
+
 TEST_CASE("memory: a prompt one token too long is refused, and nothing is encoded") {
     Engine engine({.model = fixture("tiny.gguf"), .n_context = 64, .device = "cpu"});
     Request r;

@@ -287,6 +287,10 @@ TEST_CASE("model: the file's sampler settings are read and bounded") {
     CHECK(s.entropy_bound == 0);
     CHECK(s.stability == 3);
     CHECK(s.confidence == 0.5f);
+    Tiny hot;  // above the largest temperature that is the default
+    hot.set("diffusion.eb_t_min", Tiny::f32(2));
+    hot.drop_key("diffusion.eb_t_max");
+    CHECK(hot.model()->config.sampler.t_max == 2);
 
     const auto refused = [](const std::string& tail, const std::string& encoded, const std::string& found) {
         const std::string key = "diffusion.eb_" + tail;
