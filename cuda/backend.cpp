@@ -62,7 +62,7 @@ class DeviceBackend final : public Backend {
 
     int truncate(int n_token) override {
         check_truncate(n_cached_, n_token);
-        // A sliding layer's ring has lost what lies n_slot_ before the newest token ever written.
+        // A sliding layer's ring has lost what lies n_slot_ or more before the newest position ever written.
         const bool kept = n_token - (c_.window - 1) >= first_kept_ || first_kept_ == 0;
         n_cached_ = kept ? n_token : 0;
         if (n_cached_ == 0) first_kept_ = 0;
@@ -81,7 +81,7 @@ class DeviceBackend final : public Backend {
             copy_to_device(stream_.s, b_.state, &state, sizeof state);
             copy_to_device(stream_.s, b_.prompt, part.data(), part.size_bytes());
             forward_.encode(stream_.s, b_.prompt, static_cast<int>(part.size()));
-            finish(stream_.s);  // what was copied has to live until here
+            finish(stream_.s);  // until here, `state` and `part` must live: they are being copied
             n_cached_ += static_cast<int>(part.size());
             written(n_cached_);
         }
@@ -136,8 +136,8 @@ class DeviceBackend final : public Backend {
             else
                 run_host_loop(poll);
             poll();
-        } catch (...) {      // CUDA's error, or one of the callback's
-            ring_.cancel();  // or the device would wait for a reader of its frames, for ever
+        } catch (...) {      // from CUDA or from the callback
+            ring_.cancel();  // the device would wait for ever for a reader of its frames
             drain();
             written(n_cached_ + params.max_canvases * c_.n_canvas);
             throw;
@@ -148,8 +148,8 @@ class DeviceBackend final : public Backend {
         answer.note = std::exchange(note_, {});
         answer.denoise_ms = static_cast<double>(state.denoise_ns) * 1e-6;
         answer.commit_ms = std::max(0.0, ms_between(start, Clock::now()) - answer.denoise_ms);
-        // The device may have moved on before it saw a cancellation: the cache holds at least what the answer
-        // says.
+        // Of a cancelled answer, the device may have committed more canvases than it has: counted are those
+        // that the answer has.
         n_cached_ += (answer.steps.empty() ? 0 : static_cast<int>(answer.steps.size()) - 1) * c_.n_canvas;
         written(state.n_cached + c_.n_canvas);
         return answer;
@@ -229,18 +229,18 @@ class DeviceBackend final : public Backend {
         return out;
     }
 
-    // Waits for the device, whatever comes of it.
+    // Waits for the device and ignores its errors.
     void drain() noexcept {
         try {
             use_device(index_);  // in a thread that has none, freeing would start the first GPU
             if (hung_) return;
             if (in_graph_) graph_ends(std::chrono::seconds(10), [] {});
             finish(stream_.s);
-        } catch (...) {  // a failed launch: nothing left to save
+        } catch (...) {  // nothing is left to wait for
         }
     }
 
-    // The newest position that has been written: slots are shared by positions n_slot_ apart.
+    // To be called when positions up to `end` have been written: positions n_slot_ apart share a slot.
     void written(int end) { first_kept_ = std::max(first_kept_, end - n_slot_); }
 
     // ---- the loop -----------------------------------------------------------------------------------------
@@ -275,8 +275,8 @@ class DeviceBackend final : public Backend {
         return g;
     }
 
-    // Makes and runs a graph; if that fails, once more with launches in order, and if that is not refused, so
-    // from then on.
+    // Makes and runs a graph. If that fails, tries once more without overlapping launches; if that works,
+    // launches stay in order from then on.
     template <class Attempt>
     void try_overlap(const Attempt& attempt) {
         try {
@@ -288,7 +288,7 @@ class DeviceBackend final : public Backend {
             in_order_.emplace();
             try {
                 attempt();
-            } catch (...) {  // it was something else
+            } catch (...) {  // overlapping launches were not the reason
                 in_order_.reset();
                 throw;
             }
@@ -296,7 +296,8 @@ class DeviceBackend final : public Backend {
         }
     }
 
-    // What a driver refuses of it is seen before anything runs: the host can then launch all instead.
+    // False: the driver refuses the graph. That shows before anything has run, so the host can launch every
+    // step instead.
     bool begin_graph() {
         try {
             try_overlap([&] {
@@ -315,12 +316,12 @@ class DeviceBackend final : public Backend {
         return graph_loop_;
     }
 
-    // Waits for the end of the graph. The device says itself that it has ended: a driver may call a stream
-    // idle whose graph still loops (seen under WSL 2). False: it is idle, and has said nothing for `silence`.
-    // DeviceError: it is not, but has ended no step for hang_.
+    // Waits for the end of the graph, which the device tells through the ring: a driver may call a stream
+    // idle whose graph still loops (seen under WSL 2). False if the stream is idle and no frame has come for
+    // `silence`. DeviceError if it is busy and no frame has come for hang_.
     template <class Poll>
     bool graph_ends(std::chrono::milliseconds silence, const Poll& poll) {
-        auto step = Clock::now(), busy = step;  // when it last ended one, and was last seen at work
+        auto step = Clock::now(), busy = step;  // times of the last frame, and when last seen busy
         for (uint32_t n_read = ring_.n_read(); !ring_.ended();) {
             const bool idle = finished(stream_.s);
             poll();
@@ -351,7 +352,7 @@ class DeviceBackend final : public Backend {
                 static_cast<double>(silence_.count()) / 1e3);
     }
 
-    // Without any graph.
+    // The same loop, with every kernel launched by the host.
     template <class Poll>
     void run_host_loop(const Poll& poll) {
         LoopState state{};
@@ -374,8 +375,8 @@ class DeviceBackend final : public Backend {
     const Room room_;
     const int n_offload_, index_;
     const std::chrono::milliseconds silence_, hang_;
-    bool graph_loop_, in_graph_ = false;  // answers are graphs; one has begun and not said that it has ended
-    bool hung_ = false;                   // it never will: nothing waits for the device any more
+    bool graph_loop_, in_graph_ = false;  // an answer is a graph; one runs, as far as is known
+    bool hung_ = false;                   // given up: nothing waits for the device any more
     OwnStream stream_;
     ArenaMemory memory_;
     HostRing ring_;
@@ -384,8 +385,8 @@ class DeviceBackend final : public Backend {
     std::vector<KvLayer<T>> cache_;
     Forward<T> forward_{c_, room_, w_, b_, cache_};
     std::unique_ptr<Graph> whole_;
-    bool whole_in_order_ = false;  // how it was made
-    // If asked for, or where a graph of launches that overlap is refused, and why.
+    bool whole_in_order_ = false;  // whole_ was made without overlapping launches
+    // Set if the options say so, or if the driver refuses a graph of overlapping launches; and why it does.
     std::optional<LaunchesInOrder> in_order_;
     std::string overlap_refused_;
     LoadStats load_stats_;

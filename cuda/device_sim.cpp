@@ -161,7 +161,7 @@ bool finished(Stream stream) {
     return true;
 }
 
-// A moment: what was launched before it has run. In a capture, a number of launches of the stream.
+// What Event::record() marks: a time, or, in a capture, a position in the stream's launches.
 struct Mark {
     std::chrono::steady_clock::time_point time;
     Stream stream = nullptr;  // null: in no capture
@@ -185,8 +185,8 @@ double Event::ms_since(const Event& start) const {
 }
 void Event::wait() {}
 
-// A stream that joins a capture keeps its launches until the captured stream waits for them: so late that a
-// wait which is missing shows.
+// A stream that joins a capture holds its launches back until the captured stream waits for them. As late as
+// that, a missing wait shows.
 void Event::hold(Stream stream) {
     const Mark& m = mark(handle_);
     if (!m.stream || m.stream == stream) return;

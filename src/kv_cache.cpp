@@ -52,8 +52,8 @@ int KvCache::truncate(int n_token) {
     return n_token_;
 }
 
-// Some passes' worth at a time: each time moves all that stays. By whole spans, so that attention's sums over
-// keys are cut at the same positions before and after (kSpan).
+// Drops at least a pass' worth at a time, as each time moves all that stays; and whole spans (kSpan), so that
+// attention's sums over keys are cut at the same positions before and after.
 void KvCache::drop_oldest() {
     if (std::all_of(config_.layers.begin(), config_.layers.end(), std::mem_fn(&LayerShape::global))) return;
     const int n = (n_token_ - (config_.window - 1) - kCpuReserve - first_kept_) / kSpan * kSpan;

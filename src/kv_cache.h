@@ -6,28 +6,29 @@
 
 namespace easel {
 
-// x gets n items. Its memory doubles when they do not fit, but stays within `most` items, what the plan has.
+// Resizes x to n items. When they do not fit, its memory doubles, but not beyond the `most` items of the
+// plan.
 void grow(std::vector<float>& x, size_t n, size_t most);
 
 // K and V of every layer and KV head, [n_token, head_dim] each, k normed and rotated. Sliding layers drop
-// what no window reaches any more, but for kCpuReserve tokens (memory_plan.h).
+// the tokens that no window reaches any more, except the newest kCpuReserve (memory_plan.h).
 class KvCache {
   public:
     KvCache(const Config& config, int n_context);
 
     int n_token() const { return n_token_; }
-    // Rows of a layer for n tokens after the cached ones, to be written; they stay until commit() or
-    // discard().
+    // Makes room in a layer for n tokens after the cached ones; the caller writes the rows. They are kept by
+    // commit() and dropped by discard().
     void extend(int layer, int n);
-    // Their K and V are the next n tokens'; every layer was extended by n.
+    // The n tokens by which every layer was extended are cached from now on.
     void commit(int n);
-    // The rows that extend() has added go.
+    // Drops the rows that extend() has added.
     void discard();
-    // Forgets what lies past n_token, or everything where a window before n_token is gone. Returns the tokens
-    // that are left.
+    // Forgets the tokens from n_token on, or all if a sliding layer has dropped part of the window before
+    // them. Returns the number of tokens left.
     int truncate(int n_token);
 
-    // The row of position pos, of one KV head; those of later positions follow it.
+    // The row of position pos of one KV head; the rows of later positions follow it.
     float* k(int layer, int head, int pos) { return at(layers_[layer].k, layer, head, pos); }
     float* v(int layer, int head, int pos) { return at(layers_[layer].v, layer, head, pos); }
 

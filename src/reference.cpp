@@ -43,7 +43,7 @@ struct Scratch {
     Floats router;                     // [n, n_expert]
     std::vector<int> chosen;           // [n, n_expert_used] expert numbers
     Floats weight;                     // the same: their weights
-    Floats slot_x, slot_gate, slot_up, slot_out;  // a row a (token, expert) pair, grouped by expert
+    Floats slot_x, slot_gate, slot_up, slot_out;  // a row per (token, expert) pair, grouped by expert
     Rotation rotation, rotation_swa;              // of global and of sliding layers
 };
 
@@ -233,8 +233,8 @@ class CpuBackend final : public Backend {
         return {x.data() + t * c_.n_vocab, size_t(c_.n_vocab)};
     }
 
-    // One canvas from noise to its last argmax, which goes to `commit`, its statistics to stats_. False: the
-    // callback cancelled.
+    // Denoises one canvas, from noise. The last step's argmax goes to `commit`, its statistics to stats_.
+    // Returns false if the callback cancelled.
     bool denoise_canvas(const GenerateParams& params, int canvas_number, const FrameFn& on_frame,
                         std::vector<int32_t>& commit, int& n_step) {
         const SamplerConfig& s = params.sampler;
@@ -254,7 +254,7 @@ class CpuBackend final : public Backend {
         StopRule stop(s.stability, s.confidence);
         std::vector<RowStats>& stats = stats_;
         stats.resize(n);
-        std::vector<uint8_t> chosen(n);  // positions of a choice
+        std::vector<uint8_t> chosen(n);  // 1: the position belongs to a choice (infill)
         for (const Choice& choice : given.choices)
             std::fill_n(chosen.begin() + choice.begin, choice.length(), uint8_t{1});
         // z: logits, then the probabilities that the next step is conditioned on
@@ -308,7 +308,7 @@ class CpuBackend final : public Backend {
     void embed(std::span<const int32_t> tokens) {
         const int64_t d = c_.n_embd;
         const float scale = std::sqrt(static_cast<float>(d));
-        // Buffers of a larger pass are new ones, of just its size.
+        // A larger pass gets new buffers of exactly its size: grown ones would double, beyond the plan.
         if (tokens.size() * d > s_.x.capacity()) s_ = {};
         s_.x.resize(tokens.size() * d);
         parallel_for(static_cast<int64_t>(tokens.size()), [&](int64_t t) {
@@ -318,8 +318,8 @@ class CpuBackend final : public Backend {
         });
     }
 
-    // soft = (probs E) * sqrt(n_embd), probs [n_canvas, n_vocab]; the words that all of them have at 0 cost
-    // nothing.
+    // soft = (probs E) * sqrt(n_embd), probs [n_canvas, n_vocab]. A word that has probability 0 in every row
+    // costs nothing.
     void soft_embedding(Floats& soft, const Floats& probs) const {
         soft.resize(size_t(c_.n_canvas) * c_.n_embd);
         gemm_transposed(soft.data(), rows(probs, c_.n_vocab), m_.token_embd,
@@ -329,7 +329,7 @@ class CpuBackend final : public Backend {
     }
 
     // One denoise pass: canvas tokens and the soft embedding of the step before (empty: none) in, softcapped
-    // logits [n_canvas, n_vocab] out. The cache is as before afterwards.
+    // logits [n_canvas, n_vocab] out. Leaves the KV cache as it was.
     void denoise(std::span<const int32_t> tokens, const Floats& soft, Floats& z) {
         embed(tokens);
         if (!soft.empty()) {  // the first step has no estimate to start from: its contribution is exactly 0
@@ -351,7 +351,7 @@ class CpuBackend final : public Backend {
 
     // All layers over the n tokens in s_.x, whose positions follow the cached ones.
     void layers(Mask mask, int n) {
-        // Here and not at the end, where a pass that ran out of memory would leave its angles to the next.
+        // Cleared here, not at the end: a pass that throws (out of memory) must not leave its angles behind.
         s_.rotation = s_.rotation_swa = {};
         for (const LayerShape& l : c_.layers) {
             Rotation& r = l.global ? s_.rotation : s_.rotation_swa;
@@ -361,7 +361,7 @@ class CpuBackend final : public Backend {
         }
         for (int l = 0; l < c_.n_layer; l++) {
             const Layer& w = m_.layers[l];
-            const bool keys_only = mask == Mask::Causal && l == c_.n_layer - 1;  // all that encode leaves
+            const bool keys_only = mask == Mask::Causal && l == c_.n_layer - 1;  // encode leaves K and V
             project_qkv(l, n, keys_only ? 0 : c_.n_head);
             if (keys_only) break;
             attention(l, mask, n);
@@ -376,7 +376,8 @@ class CpuBackend final : public Backend {
         }
     }
 
-    // q (n_head 0: none), k and v of the n tokens in s_.x; k and v go to the cache's end.
+    // q, k and v of the n tokens in s_.x, normed and rotated; k and v go to the end of the cache. n_head 0:
+    // no q.
     void project_qkv(int layer, int n, int n_head) {
         const Layer& w = m_.layers[layer];
         const int hd = w.shape.head_dim, n_kv = w.shape.n_head_kv, half = hd / 2;
@@ -414,8 +415,8 @@ class CpuBackend final : public Backend {
         });
     }
 
-    // o = softmax(q k^T) v for the n newest tokens [n, n_head, head_dim]. No 1/sqrt(head_dim): q's norm has
-    // it.
+    // o = softmax(q k^T) v for the n newest tokens [n, n_head, head_dim]. No 1/sqrt(head_dim): the
+    // weight of q's norm contains it.
     void attention(int layer, Mask mask, int n) {
         const LayerShape& shape = m_.layers[layer].shape;
         constexpr int kBlock = kCpuRows;
@@ -426,8 +427,8 @@ class CpuBackend final : public Backend {
         parallel_for(int64_t{c_.n_head} * n_block, [&](int64_t task) {
             const int h = static_cast<int>(task / n_block), t0 = static_cast<int>(task % n_block) * kBlock;
             const int n_row = std::min(kBlock, n - t0), window = c_.window;
-            // Keys [low, high) are those that any row of the block sees, and some more: low is a multiple of
-            // kSpan, so that a row's sums are the same wherever its block, or its pass, begins.
+            // Keys [low, high): all that some row of the block sees. low is rounded down to a multiple of
+            // kSpan, so that a row's sums are the same bits wherever its block, or its pass, begins.
             const auto oldest = [&](int pos) { return shape.global ? 0 : std::max(0, pos - (window - 1)); };
             const int first = mask == Mask::Canvas ? n_cached() : n_cached() + t0;
             const int low = oldest(first) / kSpan * kSpan;
@@ -474,7 +475,7 @@ class CpuBackend final : public Backend {
         const float scale = 1 / std::sqrt(static_cast<float>(d));
         rms_norm_rows(s_.a, s_.h, w.router_scale, d, c_.rms_eps);
         scale_all(s_.a, scale);
-        linear(s_.router, s_.a, w.router, CpuMath::Float);  // a rounded choice is another one
+        linear(s_.router, s_.a, w.router, CpuMath::Float);  // rounding would tip near ties
         s_.chosen.resize(n * k);
         s_.weight.resize(n * k);
         parallel_for(n, [&](int64_t t) {
@@ -537,7 +538,7 @@ class CpuBackend final : public Backend {
         });
     }
 
-    // Of activations, for soft_drop(): those of int8 have fewer than F16's.
+    // The significant bits of activations, for soft_drop(). Int8 ones have fewer than the 11 of F16.
     int n_bit() const { return math_ == CpuMath::Int8 ? 11 : 24; }
 
     std::shared_ptr<const Model> model_;
