@@ -1,10 +1,13 @@
 // parallel.cpp: the thread pool behind parallel_for().
 #include "parallel.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -21,28 +24,27 @@ thread_local bool inside_loop = false;
 
 class Pool {
   public:
-    ~Pool() { resize(1); }
-
-    // Threads including the caller's. A loop that runs ends first.
-    void resize(int n) {
+    explicit Pool(int n_wanted) : n_wanted_(n_wanted) {}
+    ~Pool() {
         std::lock_guard no_loop(run_mutex_);
-        {
-            std::lock_guard lock(mutex_);
-            quit_ = true;
-            round_++;
-        }
-        wake_.notify_all();
-        for (auto& t : threads_) t.join();
-        threads_.clear();
-        quit_ = false;
-        try {
-            for (size_ = 1; size_ < n; size_++)
-                threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
-        } catch (const std::system_error& e) {  // those that there are can be used
-            fail("{} threads cannot be started, only {}: {}", n, size_.load(), e.code().message());
-        }
+        stop();
     }
-    int size() const { return size_; }
+
+    // Threads including the caller's. The first call starts as many as are wanted.
+    int start() {
+        if (size_ > 0) return size_;
+        std::lock_guard no_loop(run_mutex_);
+        if (size_ == 0) begin(n_wanted_);
+        return size_;
+    }
+    // A loop that runs ends first.
+    void resize(int n) {
+        if (n == size_) return;
+        std::lock_guard no_loop(run_mutex_);
+        stop();
+        begin(n);
+    }
+    int n_wanted() const { return n_wanted_; }
 
     void run(int64_t n, const std::function<void(int64_t)>& f) {
         std::lock_guard one_loop_at_a_time(run_mutex_);
@@ -68,6 +70,28 @@ class Pool {
     }
 
   private:
+    void begin(int n) {
+        n_wanted_ = n;
+        try {
+            for (size_ = 1; size_ < n; size_++)
+                threads_.emplace_back([this, seen = round_.load()]() mutable { work(seen); });
+        } catch (const std::system_error& e) {  // those that there are can be used
+            fail("{} threads cannot be started, only {}: {}", n, size_.load(), e.code().message());
+        }
+    }
+
+    void stop() {
+        {
+            std::lock_guard lock(mutex_);
+            quit_ = true;
+            round_++;
+        }
+        wake_.notify_all();
+        for (auto& t : threads_) t.join();
+        threads_.clear();
+        quit_ = false;
+    }
+
     // Waits some ten microseconds for ready(), yielding the core to whoever needs it: loops follow each other
     // closely within a pass, and many are shorter than waking a sleeping thread.
     template <class Ready>
@@ -110,6 +134,7 @@ class Pool {
     }
 
     std::vector<std::thread> threads_;
+    int n_wanted_;
     std::atomic<int> size_{0};  // 0: not started
     std::exception_ptr error_;  // the first one of the loop; changes under mutex_
     std::mutex run_mutex_, mutex_;
@@ -127,37 +152,35 @@ int n_core() {
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-Pool& pool() {
-    static Pool p;
+// The process' pool. A child of fork() has none of its parent's threads, and the locks as they were at that
+// moment: it gets a pool of its own, and the parent's is left as it is.
+std::unique_ptr<Pool>& pool() {
+    static std::unique_ptr<Pool> p = [] {
+        pthread_atfork(nullptr, nullptr, [] {
+            const Pool* const of_parent = pool().release();
+            pool() = std::make_unique<Pool>(of_parent->n_wanted());
+        });
+        return std::make_unique<Pool>(n_core());
+    }();
     return p;
-}
-
-// The pool, started with a thread per core unless set_threads() has started it.
-Pool& started_pool() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-        if (pool().size() == 0) pool().resize(n_core());
-    });
-    return pool();
 }
 
 }  // namespace
 
 void set_threads(int n) {
-    n = n > 0 ? n : n_core();
-    if (n != pool().size()) pool().resize(n);
+    pool()->resize(n > 0 ? n : n_core());
 }
 
 int n_threads() {
-    return started_pool().size();
+    return pool()->start();
 }
 
 void parallel_for(int64_t n, const std::function<void(int64_t)>& f) {
-    if (n <= 1 || inside_loop || started_pool().size() == 1) {
+    if (n <= 1 || inside_loop || n_threads() == 1) {
         for (int64_t i = 0; i < n; i++) f(i);
         return;
     }
-    pool().run(n, f);
+    pool()->run(n, f);
 }
 
 }  // namespace easel
