@@ -113,7 +113,8 @@ class Engine {
     // Answer tokens that fit after a prompt of n_prompt tokens: whole canvases, 0 if none fits.
     int room(size_t n_prompt) const;
 
-    // The request's prompt as ids. Error on an empty prompt, on text that is not UTF-8, on ids out of range.
+    // The request's prompt as ids. Error on an empty prompt, on several, on text that is not UTF-8, on ids
+    // out of range.
     std::vector<int32_t> prompt_ids(const Request& request) const;
 
     // Error where generate() would refuse the request; nothing is encoded.

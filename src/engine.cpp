@@ -166,6 +166,9 @@ void Engine::open_backend(const EngineOptions& options) {
 }
 
 std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
+    const int n_prompt = !request.messages.empty() + request.raw.has_value() + !request.prompt_ids.empty();
+    require(n_prompt <= 1, "the request has {} prompts, expected one of messages, raw text and ids",
+            n_prompt);
     std::vector<int32_t> ids;
     if (!request.prompt_ids.empty()) {
         ids = request.prompt_ids;

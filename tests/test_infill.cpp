@@ -311,6 +311,10 @@ TEST_CASE("check() refuses what generate() would", "[infill]") {
     none.n_best = 0;
     CHECK(message(none).starts_with("the best of 0 answers"));
     CHECK(ask_message(none) == message(none));
+    Request two = ask("Hi", "[[2]]");
+    two.raw = "Hi";
+    CHECK(message(two) == "the request has 2 prompts, expected one of messages, raw text and ids");
+    CHECK(ask_message(two) == message(two));
     CHECK(engine.backend().n_cached() == 0);
 }
 
