@@ -49,18 +49,22 @@ std::vector<int32_t> read_ids(const std::string& path) {
     return ids;
 }
 
-volatile std::sig_atomic_t interrupted = 0;
+volatile std::sig_atomic_t interrupted = 0;  // by this signal
 
-// The first Ctrl-C asks the running step to be the last; a second one ends the program at once.
-void catch_interrupt() {
-    std::signal(SIGINT, [](int) {
+// The first of these signals asks what runs to end soon; a second one ends the program at once. Those that
+// are ignored stay so, as nohup has SIGHUP; but a script has Ctrl-C ignored by what it runs in the
+// background.
+void catch_interrupt(std::initializer_list<int> signals = {SIGINT}) {
+    const auto handler = [](int number) {
         if (interrupted) {
             abandon_view();
-            std::signal(SIGINT, SIG_DFL);
-            std::raise(SIGINT);
+            std::signal(number, SIG_DFL);
+            std::raise(number);
         }
-        interrupted = 1;
-    });
+        interrupted = number;
+    };
+    for (const int number : signals)
+        if (std::signal(number, handler) == SIG_IGN && number != SIGINT) std::signal(number, SIG_IGN);
 }
 
 double rate(double n, double ms) {
@@ -442,8 +446,8 @@ int run_convert(const ConvertFlags& flags) {
                                   human_bytes(static_cast<int64_t>(total)), safe_line(tensor)));
         return !interrupted;
     };
-    catch_interrupt();
-    return convert(find_model(flags.source), flags.target, options) ? 0 : kInterrupted;
+    catch_interrupt({SIGINT, SIGTERM, SIGHUP});  // all of them leave no half a file
+    return convert(find_model(flags.source), flags.target, options) ? 0 : 128 + interrupted;
 }
 
 }  // namespace easel

@@ -11,7 +11,8 @@
 
 namespace easel {
 
-// Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C, 143 with SIGTERM.
+// Exit codes: 0 done, 1 wrong input (main prints the Error), 130 stopped with Ctrl-C, 143 with SIGTERM,
+// 129 with SIGHUP.
 constexpr int kInterrupted = 130;
 
 // Opens the engine; shows progress on a terminal while weights go to a GPU, and its note on stderr.

@@ -149,8 +149,11 @@ Source read_gguf(const std::string& path) {
 
 // A target that is one of the source's files, or whose .part is, would destroy it.
 void refuse_overwriting(const Source& from, const std::string& source, const std::string& target) {
-    require(!fs::is_directory(target), "{}: is a folder, expected the name of the file to write", target);
-    require(!fs::exists(target) || fs::is_regular_file(target),
+    std::error_code problem;
+    const fs::file_status found = fs::status(target, problem);
+    require(found.type() != fs::file_type::none, "{}: cannot be written: {}", target, problem.message());
+    require(!fs::is_directory(found), "{}: is a folder, expected the name of the file to write", target);
+    require(!fs::exists(found) || fs::is_regular_file(found),
             "{}: is a device or the like, which a file would replace; expected the name of the file to write",
             target);
     for (const std::string& name : {target, replaced(target) + ".part"})
@@ -162,8 +165,10 @@ void refuse_overwriting(const Source& from, const std::string& source, const std
 }
 
 // The largest magnitude that `type` can take. In blocks that is a half-precision scale times a code, and the
-// largest codes are 16 (Q5_0) or more; Q5_1's minimum is a half itself. Halves round down below 65520.
+// largest codes are 16 (Q5_0) or more; Q5_1's minimum is a half itself. Halves round down below 65520, BF16
+// below the middle between its largest number and the next power of two.
 float limit_of(Type type) {
+    if (type == Type::BF16) return std::nextafter(0x1.ffp127f, 0.0f);
     if (type == Type::F16 || type == Type::Q5_1) return std::nextafter(65520.0f, 0.0f);
     return type_info(type).block_elems > 1 ? 16 * 65504.0f : FLT_MAX;
 }
@@ -238,7 +243,7 @@ bool write_tensor(Output& out, const SourceTensor& t, const TensorPlan& plan) {
     for (int64_t row = 0; row < n_rows; row += slab_rows) {
         const int64_t n = std::min(slab_rows, n_rows - row);
         const uint8_t* source = t.data + row * from_bytes;
-        if (t.type == plan.type) {
+        if (t.type == plan.type && type_info(t.type).block_elems > 1) {
             out.write_now({source, static_cast<size_t>(n * from_bytes)});
         } else {
             std::vector<uint8_t> piece(n * to_bytes);

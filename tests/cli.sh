@@ -500,6 +500,23 @@ if command -v script >/dev/null && script -qec true /dev/null </dev/null >/dev/n
 else
     skip "convert's progress" "needs util-linux's script"
 fi
+# One matrix of 2^30 zeros as F16, which take no room on the disk: the second or more that it takes is cut short.
+{
+    printf 'GGUF\3\0\0\0'
+    number 1; number 1
+    number 20; printf 'general.architecture\10\0\0\0'; number 15; printf diffusion-gemma
+    number 8; printf 'x.weight\2\0\0\0\0\1\0\0\0\0\0\0\0\0\100\0\0\0\0\0\1\0\0\0'; number 0
+} >"$dir/large.gguf"
+truncate -s 2147484000 "$dir/large.gguf"
+for signal in 1 2 15; do  # SIGHUP, SIGINT, SIGTERM
+    "$easel" convert "$dir/large.gguf" "$dir/stopped.gguf" --type q4_k_m </dev/null >"$dir/out" 2>"$dir/err" &
+    pid=$!
+    wait_for test -s "$dir/stopped.gguf.part"
+    kill -$signal $pid
+    wait $pid
+    check "convert, stopped by signal $signal, exits with 128 and that" $? -eq $((128 + signal))
+    check "and leaves no file" -z "$(ls "$dir" | grep stopped)"
+done
 works "convert back to f32" convert "$tiny" "$dir/f32.gguf" --type f32
 run generate -m "$dir/f32.gguf" -p hello -n 24 --seed 5
 same "f32 of f32 is the same model" "$dir/out" "$dir/answer"

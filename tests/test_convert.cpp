@@ -507,7 +507,10 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = -7e4f;
     check_has(convert_error(folder, "q5_k_m"), {"blk.1.ffn_up.weight", "-70000", "row 3, column 5", "Q5_1"});
     folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = NAN;
-    check_has(convert_error(folder, "q8_0"), {"blk.1.ffn_up.weight", "nan", "Q8_0"});
+    for (const char* type : {"q8_0", "bf16", "f32"})
+        check_has(convert_error(folder, type), {"blk.1.ffn_up.weight", "the value nan", "row 3, column 5"});
+    folder.tensors["model.decoder.layers.1.mlp.up_proj.weight"].values[64 * 3 + 5] = 0x1.ffp127f;
+    check_has(convert_error(folder, "bf16"), {"does not fit BF16"});
 
     const TempDir dir;
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
@@ -673,6 +676,9 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     check_has(error_of([&] { convert(dir / "s.gguf.part", dir / "sub/far.gguf", as("f16")); }),
               {"overwrite the source"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir.path(), as("f16")); }), {"is a folder"});
+    fs::create_symlink("loop.gguf", dir / "loop.gguf");
+    check_has(error_of([&] { convert(dir / "q.gguf", dir / "loop.gguf", as("f16")); }),
+              {"loop.gguf: cannot be written: Too many levels of symbolic links"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "t-00001-of-00002.gguf", as("f16")); }),
               {"is the name of one of several parts"});  // it could not be opened
     check_has(error_of([&] { convert(dir / "none.gguf", dir / "t.gguf", as("f16")); }), {"none.gguf"});
