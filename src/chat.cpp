@@ -51,8 +51,7 @@ struct Prompt {
         ids.push_back(*id);
     }
     void text(std::string_view text) {
-        const std::vector<int32_t> more = tokenizer.encode(text, Specials::None);
-        ids.insert(ids.end(), more.begin(), more.end());
+        for (const int32_t id : tokenizer.encode(text, Specials::None)) ids.push_back(id);
     }
     void end_turn() {
         control("<turn|>");

@@ -210,7 +210,7 @@ void parse_line(std::string_view text, PipeItem& item) {
             n_prompt);
     std::vector<Message>& messages = item.request.messages;
     if (object.contains("system")) {
-        const std::string& system = read_text(object["system"], "system");
+        const std::string system = read_text(object["system"], "system");
         require(!object.contains("prompt_ids"), "key system goes without prompt_ids");
         require(messages[0].role != Role::System, "there are key system and a system message, expected one");
         if (!system.empty())
