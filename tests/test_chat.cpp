@@ -174,13 +174,12 @@ TEST_CASE("chat: message lists and vocabularies that cannot be served", "[chat]"
 
     const Vocabulary no_turns({{"<|turn>", 3}, {"<|channel>", 4}, {"<channel|>", 4}});
     CHECK_THROWS_WITH(render_chat(no_turns.tokenizer, "", Messages{{Role::User, "a"}}, {}),
-                      Catch::Matchers::Contains("<turn|>"));
+                      Catch::Contains("<turn|>"));
     const Vocabulary no_channels({{"<|turn>", 3}, {"<turn|>", 3}, {"<|channel>", 3}});
     const Tokenizer& t = no_channels.tokenizer;
     CHECK(t.decode(render_chat(t, "", Messages{{Role::User, "a"}}, {}), true) ==
           "<bos><|turn>user\na<turn|>\n<|turn>model\n");
-    CHECK_THROWS_WITH(render_chat(t, "", Messages{{Role::User, "a"}}, {true}),
-                      Catch::Matchers::Contains("<|think|>"));
+    CHECK_THROWS_WITH(render_chat(t, "", Messages{{Role::User, "a"}}, {true}), Catch::Contains("<|think|>"));
     MakeGguf make;
     set_vocabulary(make, {{"<|turn>", 3}, {"<turn|>", 3}}, {});
     make.erase("tokenizer.ggml.bos_token_id");

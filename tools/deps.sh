@@ -35,11 +35,15 @@ edits() {
     return 1
 }
 
-missing=""
-have CLI/CLI.hpp || missing="$missing libcli11-dev"
-have fmt/format.h || missing="$missing libfmt-dev"
-have catch2/catch.hpp || have catch2/catch_all.hpp || missing="$missing catch2"
-have nlohmann/json.hpp || missing="$missing nlohmann-json3-dev"
+# look: the packages whose headers are not found, to $missing.
+look() {
+    missing=""
+    have CLI/CLI.hpp || missing="$missing libcli11-dev"
+    have fmt/format.h || missing="$missing libfmt-dev"
+    have catch2/catch.hpp || have catch2/catch_all.hpp || missing="$missing catch2"
+    have nlohmann/json.hpp || missing="$missing nlohmann-json3-dev"
+}
+look
 
 editor=""
 edits || editor="libedit-dev libbsd-dev libmd-dev libncurses-dev"
@@ -51,7 +55,12 @@ fetch() {  # fetch PACKAGE...: unpacks them under DIR
         apt-get -o "Dir::State=$apt/state" -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$apt/cache" \
             -o Debug::NoLocking=1 -qq "$@"
     }
-    { in_dir update && (cd "$apt" && in_dir download "$@"); } >"$apt/log" 2>&1 || return 1
+    in_dir update >"$apt/log" 2>&1 || return 1
+    # Of Catch2 version 3, Debian's package catch2 only requires the one that has the files.
+    case " $* " in
+        *" catch2 "*) (cd "$apt" && in_dir download libcatch2-dev) >/dev/null 2>&1 || : ;;
+    esac
+    (cd "$apt" && in_dir download "$@") >>"$apt/log" 2>&1 || return 1
     for package in "$apt"/*.deb; do dpkg-deb -x "$package" "$dir"; done
     rm -rf "$apt"
 }
@@ -65,6 +74,11 @@ if [ -n "$missing$editor" ] && command -v apt-get >/dev/null && command -v dpkg-
         exit 1
     fi
     rm -rf "$apt"
+    look
+    if [ -n "$missing" ]; then
+        echo "The packages fetched into $dir do not have the headers of:$missing. 'apt-get install$missing' may do." >&2
+        exit 1
+    fi
 elif [ -n "$missing" ]; then
     echo "easel needs the headers of CLI11, fmt, Catch2 and nlohmann-json." >&2
     echo "Missing here:$missing (Debian's names). Please install them with your system's package manager," >&2
