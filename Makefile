@@ -95,6 +95,9 @@ ifneq ($(DEVICE_FLAGS),$(shell cat $(CUDA_OBJ)/flags 2>/dev/null))
 $(CUDA_OBJ)/flags: FORCE
 endif
 $(CUDA_OBJ)/flags:
+ifneq ($(shell printf 'nvcc 12.4\n%s\n' "$(NVCC_VERSION)" | sort -V | head -n 1),nvcc 12.4)
+	@echo "$(NVCC) is $(NVCC_VERSION), expected 12.4 or later; make NVCC= builds for the CPU alone" >&2; exit 1
+endif
 	@mkdir -p $(@D)
 	@echo '$(DEVICE_FLAGS)' >$@
 endif

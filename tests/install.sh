@@ -156,8 +156,11 @@ while [ $# -gt 1 ]; do
     shift
 done
 END
-cp "$dir/cxx" "$dir/nvcc"
 cp "$dir/cxx" "$dir/cxx2"
+nvcc_of() {  # nvcc_of VERSION
+    { sed 1q "$dir/cxx"; echo "if [ \"\$1\" = --version ]; then echo 'Cuda compilation tools, release $1, V$1.1'; fi"; sed 1d "$dir/cxx"; } >"$dir/nvcc"
+}
+nvcc_of 12.4
 chmod +x "$dir/cxx" "$dir/cxx2" "$dir/nvcc"
 mk() { ${MAKE:-make} BUILD="$dir/b" EASEL="$dir/b/easel" CXX="$dir/cxx" NVCC="$dir/nvcc" ARCH=90a "$@" 2>"$dir/err"; }
 goals="$dir/b/easel $dir/b/unit $dir/b/obj/cuda/90a/unit-gpu"
@@ -185,6 +188,15 @@ compiled "NVCC_FLAGS=-O9: what nvcc makes, and what goes with it" 4 NVCC_FLAGS=-
 mk MARCH=other $goals >"$dir/log"
 compiled "after a build with other flags, the same: nothing" 0 MARCH=other
 compiled "and the first ones again" 5
+
+nvcc_of 11.8
+mk clean >"$dir/log"
+# shellcheck disable=SC2086
+mk $goals >"$dir/log"
+check "an nvcc that is too old" $? -ne 0
+has "is told" "$dir/nvcc is nvcc 11.8, expected 12.4 or later; make NVCC= builds for the CPU alone" "$dir/err"
+mk NVCC= "$dir/b/easel" >"$dir/log"
+check "and without it there is a program" $? -eq 0
 
 install uninstall
 check "make uninstall" $? -eq 0
