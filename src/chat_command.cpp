@@ -211,10 +211,11 @@ class Chat {
         r.prompt_ids = engine_.prompt_ids(r);
         r.messages.clear();
         const int room = engine_.room(r.prompt_ids.size());
-        require(room > 0 || turns_.empty(),
-                "the context of {} tokens is full: this message would make {}, and an answer takes {}; /drop "
-                "forgets the oldest turn, /clear all of them",
-                engine_.n_context(), r.prompt_ids.size(), engine_.model().config.n_canvas);
+        require(
+            room > 0 || turns_.empty(),
+            "the context of {} tokens is full: the prompt would have {}, and an answer needs {} more; /drop "
+            "forgets the oldest turn, /clear all of them",
+            engine_.n_context(), r.prompt_ids.size(), engine_.model().config.n_canvas);
         if (room > 0) r.n_token = std::min(r.n_token, room);  // else the engine says what is too long
 
         View view(engine_.tokenizer(), flags_.view, sampler_.max_steps, false);
@@ -263,7 +264,7 @@ class Chat {
         last_ = figures(r.n_reused, r.n_prompt, n_step, r.ids.size(), ms);
         note(last_);
         if (!r.note.empty()) note(r.note);
-        if (r.finish == Finish::Length) note("cut: the answer has as many tokens as it may");
+        if (r.finish == Finish::Length) note("cut: the answer has reached its maximum length");
         // Finished canvases of a stopped answer are kept; if there is none, the question is forgotten too.
         const bool kept = !cancelled || !r.text.empty();
         if (cancelled) note(kept ? "stopped: what is above is kept" : "stopped: the question is forgotten");
@@ -281,16 +282,16 @@ class Chat {
     };
     static std::span<const Command> commands() {
         static constexpr Command list[] = {
-            {"/clear", "", "forget the conversation; the system text stays", &Chat::clear},
-            {"/drop", "[N]", "forget the N oldest turns (1)", &Chat::drop},
-            {"/system", "[TEXT]", "set the system text; - for none; alone: show it", &Chat::system},
+            {"/clear", "", "forget the conversation; keep the system prompt", &Chat::clear},
+            {"/drop", "[N]", "forget the N oldest turns (default: 1)", &Chat::drop},
+            {"/system", "[TEXT]", "set the system prompt; - clears it; without TEXT, show it", &Chat::system},
             {"/think", "on|off", "let the model think first", &Chat::think},
-            {"/seed", "N", "random seed of the next answers", &Chat::seed},
+            {"/seed", "N", "set the random seed of the next answers", &Chat::seed},
             {"/save", "FILE", "write the conversation as JSON", &Chat::save},
-            {"/load", "FILE", "go on with a conversation that was saved", &Chat::load},
-            {"/stats", "", "figures of all answers so far", &Chat::stats},
-            {"/help", "", "this list", &Chat::help},
-            {"/quit", "", "end; so does Ctrl-D", &Chat::quit},
+            {"/load", "FILE", "continue a saved conversation", &Chat::load},
+            {"/stats", "", "show the figures of all answers so far", &Chat::stats},
+            {"/help", "", "show this list", &Chat::help},
+            {"/quit", "", "end the chat, as Ctrl-D does", &Chat::quit},
         };
         return list;
     }
@@ -302,12 +303,12 @@ class Chat {
         for (const Command& c : commands()) {
             names.push_back(c.name);
             if (name != c.name) continue;
-            require(argument.empty() || *c.argument, "{} takes nothing after it, got \"{}\"", name, argument);
+            require(argument.empty() || *c.argument, "{} takes no argument, got \"{}\"", name, argument);
             return (this->*c.run)(argument);
         }
         const std::string nearest = nearest_name(name, names);
         fail(
-            "there is no command {}{}; /help lists them (to send a message that begins with /, put a blank "
+            "there is no command {}{}; /help lists them (a message that begins with / needs a space "
             "before it)",
             name.substr(0, 40), nearest.empty() ? "" : ", the nearest is " + nearest);
     }
@@ -333,10 +334,10 @@ class Chat {
         else if (!argument.empty())
             set_system(std::string(argument));
         if (!argument.empty()) n_used_ = 0;
-        note(system_.empty() ? "no system text" : fmt::format("system text: {}", terminal_text(system_)));
+        note(system_.empty() ? "no system prompt" : fmt::format("system prompt: {}", terminal_text(system_)));
     }
     void set_system(std::string text) {
-        require_utf8(text, "the system text");
+        require_utf8(text, "the system prompt");
         system_ = std::move(text);
     }
 
@@ -368,7 +369,7 @@ class Chat {
     }
 
     void save(std::string_view argument) {
-        require(!argument.empty(), "/save got nothing, expected a file's name");
+        require(!argument.empty(), "/save got nothing, expected a file name");
         const std::string path = file_path(argument);
         require_other(path, engine_.model().file->files(), "the model itself");
         std::vector<Message> all = turns_;
@@ -378,7 +379,7 @@ class Chat {
     }
 
     void load(std::string_view argument) {
-        require(!argument.empty(), "/load got nothing, expected a file's name");
+        require(!argument.empty(), "/load got nothing, expected a file name");
         const std::string path = file_path(argument);
         std::vector<Message> all = read_messages(path);
         std::string system;
@@ -415,8 +416,8 @@ class Chat {
     void help(std::string_view) {
         for (const Command& c : commands())
             say(fmt::format("{:<16}{}", fmt::format("{} {}", c.name, c.argument), c.help));
-        say("A line that ends in \\ goes on in the next; \"\"\" begins and ends a text of several lines.\n"
-            "Ctrl-C stops an answer; of it, canvases that were finished are kept.");
+        say("A line that ends in \\ continues on the next; \"\"\" begins and ends a text of several lines.\n"
+            "Ctrl-C stops an answer; its finished canvases are kept.");
     }
 
     void quit(std::string_view) { done_ = true; }

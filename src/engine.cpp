@@ -180,7 +180,7 @@ std::vector<int32_t> Engine::prompt_ids(const Request& request) const {
             ids.insert(ids.begin(), tokenizer_->bos);
     } else {
         for (const Message& m : request.messages)
-            require_utf8(m.content, m.role == Role::System ? "the system text" : "the prompt");
+            require_utf8(m.content, m.role == Role::System ? "the system prompt" : "the prompt");
         require(!request.messages.empty() && !is_blank(request.messages.back().content),
                 "the prompt is empty, expected some text");
         ids = render_chat(*tokenizer_, model_->file->string_or("tokenizer.chat_template", ""),

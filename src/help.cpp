@@ -385,18 +385,20 @@ std::string manual_page(const CLI::App& app, std::string_view version) {
                roff_options(*c) + roff_example(c->get_footer());
     return out +
            ".SH EXIT STATUS\n"
-           ".TP\n\\fB0\\fR\nDone; also where a reader of stdout has gone.\n"
-           ".TP\n\\fB1\\fR\nSomething was wrong with a file, a flag or a request; one line on stderr says "
-           "what.\n"
-           ".TP\n\\fB130\\fR\nStopped with Ctrl\\-C; \\fB143\\fR: \\fBeasel pipe\\fR, \\fBfetch\\fR and "
-           "\\fBconvert\\fR, with SIGTERM; \\fB129\\fR: \\fBconvert\\fR, with SIGHUP.\n"
+           ".TP\n\\fB0\\fR\nSuccess; also if the reader of stdout has gone.\n"
+           ".TP\n\\fB1\\fR\nAn error in a file, a flag or a request; one line on stderr says what was "
+           "wrong.\n"
+           ".TP\n\\fB130\\fR\nStopped by Ctrl\\-C; \\fB143\\fR: \\fBeasel pipe\\fR, \\fBfetch\\fR or "
+           "\\fBconvert\\fR stopped by SIGTERM; \\fB129\\fR: \\fBconvert\\fR stopped by SIGHUP.\n"
            ".SH ENVIRONMENT\n"
-           ".TP\n\\fBEASEL_MODELS\\fR\nThe folder of fetched models; else \\fI$XDG_CACHE_HOME/easel\\fR, "
+           ".TP\n\\fBEASEL_MODELS\\fR\nThe folder for fetched models; default: "
+           "\\fI$XDG_CACHE_HOME/easel\\fR, "
            "else \\fI~/.cache/easel\\fR.\n"
-           ".TP\n\\fBEASEL_MODELS_TXT\\fR\nA file that lists models in place of the built\\-in list.\n"
-           ".TP\n\\fBXDG_STATE_HOME\\fR\nIts \\fIeasel/history\\fR, else "
-           "\\fI~/.local/state/easel/history\\fR, keeps what is typed into \\fBeasel chat\\fR.\n"
-           ".TP\n\\fBNO_COLOR\\fR\nIf set and not empty, there are no colours unless \\fB\\-\\-color\\fR "
+           ".TP\n\\fBEASEL_MODELS_TXT\\fR\nA file that lists models, used in place of the built\\-in list.\n"
+           ".TP\n\\fBXDG_STATE_HOME\\fR\nThe lines typed into \\fBeasel chat\\fR are kept in its "
+           "\\fIeasel/history\\fR, "
+           "else in \\fI~/.local/state/easel/history\\fR.\n"
+           ".TP\n\\fBNO_COLOR\\fR\nIf set and not empty, no colours are used unless \\fB\\-\\-color\\fR "
            "asks for them.\n";
 }
 

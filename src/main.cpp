@@ -112,7 +112,7 @@ void add_offload_flag(CLI::App& app, int& n_offload, const std::string& by_defau
                       const std::string& group) {
     app.add_option(
            "--expert-offload", n_offload,
-           "on a GPU: layers whose experts stay in the host's memory and come over the bus every step "
+           "on a GPU: number of layers whose experts stay in host memory and are copied at every step "
            "(default: " +
                by_default + ")")
         ->check(in_range(0, 1 << 20))
@@ -122,35 +122,37 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::
     const auto note = [&limit](const std::string& text) { limit = parse_bytes(text); };
     app.add_option_function<std::string>(
            "--memory-limit", note,
-           "bytes to take at most, like 16G: of a GPU's memory; on a CPU beside the mapped file")
+           "maximum memory to use, such as 16G: GPU memory or, on a CPU, memory besides the mapped file")
         ->type_name("BYTES")
         ->group(group);
-    add_offload_flag(app, n_offload, "as few as it takes", group);
+    add_offload_flag(app, n_offload, "as few as needed", group);
 }
 
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, kModelText)->type_name(kModel);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
-    app.add_option("-c,--context", e.n_context, "tokens in all (default: the most that fits)")
+    app.add_option("-c,--context", e.n_context, "context length (default: the longest that fits)")
         ->check(in_range(1, 1 << 30));
-    app.add_option("--device", e.device, "default: auto, the first GPU, if the model fits")
+    app.add_option("--device", e.device,
+                   "where to run (default: auto, the first GPU if the model fits there, else the CPU)")
         ->type_name(kDevices)
         ->group(kDeviceGroup);
     add_memory_flags(app, e.memory_limit, e.n_offload, kDeviceGroup);
     app.add_option_function<std::string>(
            "--cpu-math",
            [&e](const std::string& name) { e.cpu_math = name == "int8" ? CpuMath::Int8 : CpuMath::Float; },
-           "on a CPU: float (default) or int8: activations in 8 bits, faster, nearly the same logits")
+           "on a CPU: arithmetic (default: float); int8 is faster: 8-bit activations, nearly the same logits")
         ->check(one_of({"float", "int8"}))
         ->group(kDeviceGroup);
-    app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, slow and large, for comparing")
+    app.add_flag("--exact", e.exact, "on a GPU: float32 throughout, for comparisons; slow, needs more memory")
         ->disable_flag_override()
         ->group(kDeviceGroup);
-    app.add_flag("--host-loop{false}", e.graph_loop, "on a GPU: the host launches all, without graphs")
+    app.add_flag("--host-loop{false}", e.graph_loop,
+                 "on a GPU: the host launches every kernel, without CUDA graphs")
         ->disable_flag_override()
         ->group(kDeviceGroup);
     app.add_flag("--in-order{false}", e.overlap,
-                 "on a GPU: no launch begins before the last one has ended, for comparing")
+                 "on a GPU: kernels do not overlap (no programmatic dependent launch), for comparisons")
         ->disable_flag_override()
         ->group(kDeviceGroup);
 }
@@ -162,14 +164,13 @@ void add_seed_flag(CLI::App& app, uint64_t& seed) {
 
 void add_view_flags(CLI::App& app, ViewFlags& v) {
     app.add_option("--view", v.view,
-                   "show the canvas while it settles: auto (default: on a terminal), on or off")
+                   "redraw the canvas in place while it settles (default: auto, on a terminal)")
         ->check(one_of({"auto", "on", "off"}))
         ->group(kDisplayGroup);
-    app.add_option("--color", v.color,
-                   "auto (default: on a terminal unless $NO_COLOR is set), always or never")
+    app.add_option("--color", v.color, "use colours (default: auto, on a terminal unless $NO_COLOR is set)")
         ->check(one_of({"auto", "always", "never"}))
         ->group(kDisplayGroup);
-    app.add_option("--view-delay", v.delay_ms, "milliseconds to stand still after each step shown")
+    app.add_option("--view-delay", v.delay_ms, "milliseconds to pause after each step shown (default: 0)")
         ->check(in_range(0, 60000))
         ->group(kDisplayGroup);
 }
@@ -187,30 +188,32 @@ Command generate_command(CLI::App& app) {
         app.add_subcommand("generate", "answer one prompt; the text goes to stdout, statistics to stderr");
     add_engine_flags(*c, f.engine);
     c->add_option("-p,--prompt", f.prompt, "the prompt; - reads it from stdin");
-    c->add_option("-f,--file", f.prompt_file, "read the prompt from a file")->type_name(kFileOrStream);
-    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids, used as they are")
+    c->add_option("-f,--file", f.prompt_file, "file with the prompt")->type_name(kFileOrStream);
+    c->add_option("--prompt-ids", f.prompt_ids, "file with the prompt as token ids; no chat template")
         ->type_name(kFileOrStream);
-    c->add_option("-s,--system", f.system, "system text");
+    c->add_option("-s,--system", f.system, "system prompt");
     c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
-    c->add_flag("--raw", f.raw, "the prompt as it is, control strings and all")->disable_flag_override();
-    c->add_option("-n,--tokens", f.n_token, "answer tokens at most (default: 2048, if they fit)")
+    c->add_flag("--raw", f.raw, "no chat template; recognise control tokens")->disable_flag_override();
+    c->add_option("-n,--tokens", f.n_token, "maximum answer tokens (default: 2048, or what fits)")
         ->check(in_range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
-    c->add_option("--stop", f.stop, "the text ends before this; as often as needed")->allow_extra_args(false);
-    c->add_option("--canvas", f.canvas, "the answer with holes, [[8]], [[A|B]] or [[*]]");
-    c->add_option("--choices", f.choices, "HOLE=A|B: texts for a hole by number")->allow_extra_args(false);
-    c->add_option("--retry-empty", f.n_retry, "other seeds while the answer is empty")
+    c->add_option("--stop", f.stop, "end the text before TEXT; may be repeated")->allow_extra_args(false);
+    c->add_option("--canvas", f.canvas, "answer with holes to fill: [[8]], [[A|B]] or [[*]]");
+    c->add_option("--choices", f.choices, "HOLE=A|B: choices for hole number HOLE; repeatable")
+        ->allow_extra_args(false);
+    c->add_option("--retry-empty", f.n_retry, "new seeds to try on an empty answer (default: 0)")
         ->check(in_range(0, 1000));
-    c->add_option("--best-of", f.n_best, "answers, of which the most probable is kept")
+    c->add_option("--best-of", f.n_best, "answers to make; keep the most probable (default: 1)")
         ->check(in_range(1, 1000));
-    c->add_flag("--ignore-eos", f.ignore_eos, "go on past the end of the answer")->disable_flag_override();
-    c->add_flag("--show-steps", f.show_steps, "the canvas as it settles, a line a step")
+    c->add_flag("--ignore-eos", f.ignore_eos, "continue past end-of-generation tokens")
+        ->disable_flag_override();
+    c->add_flag("--show-steps", f.show_steps, "print the canvas to stderr, one line per step")
         ->disable_flag_override()
         ->group(kDisplayGroup);
     c->add_flag("-q,--quiet", f.quiet, "no progress and no statistics on stderr")->disable_flag_override();
-    c->add_flag("-v,--verbose", f.verbose, "memory and time of loading, on stderr")->disable_flag_override();
-    c->add_option("--trace", f.trace, "where to write each step, for easel trace")->type_name(kFile);
-    c->add_option("--print", f.print, "what goes to stdout (default: text)")
+    c->add_flag("-v,--verbose", f.verbose, "memory use and loading time on stderr")->disable_flag_override();
+    c->add_option("--trace", f.trace, "write every step to FILE, for easel trace")->type_name(kFile);
+    c->add_option("--print", f.print, "what to print to stdout (default: text)")
         ->check(one_of({"text", "ids", "json"}));
     add_view_flags(*c, f.view);
     add_sampler_flags(*c, f.sampler_changes);
@@ -223,15 +226,14 @@ Command generate_command(CLI::App& app) {
 Command chat_command(CLI::App& app) {
     const auto flags = std::make_shared<ChatFlags>();
     ChatFlags& f = *flags;
-    CLI::App* c = app.add_subcommand("chat", "a conversation; /help lists its commands");
+    CLI::App* c = app.add_subcommand("chat", "hold a conversation; /help there lists its commands");
     add_engine_flags(*c, f.engine);
-    c->add_option("-s,--system", f.system, "system text");
+    c->add_option("-s,--system", f.system, "system prompt");
     c->add_flag("--think,!--no-think", f.think, "let the model think first (default: no)");
-    c->add_option("-n,--tokens", f.n_token,
-                  "tokens of an answer at most (default: 2048, or what the context has room for)")
+    c->add_option("-n,--tokens", f.n_token, "maximum answer tokens (default: 2048, or what fits)")
         ->check(in_range(1, 1 << 30));
     add_seed_flag(*c, f.seed);
-    c->add_flag("--history,!--no-history", f.history, "keep what is typed in a file (default: yes)");
+    c->add_flag("--history,!--no-history", f.history, "save typed lines to a history file (default: yes)");
     add_view_flags(*c, f.view);
     add_sampler_flags(*c, f.sampler_changes);
     c->footer("easel chat -m q4_k_m\neasel chat --system \"Answer in one word.\" --seed 7");
@@ -241,13 +243,14 @@ Command chat_command(CLI::App& app) {
 Command pipe_command(CLI::App& app) {
     const auto flags = std::make_shared<PipeFlags>();
     PipeFlags& f = *flags;
-    CLI::App* c = app.add_subcommand("pipe", "JSON lines on stdin, answers as JSON lines on stdout");
+    CLI::App* c = app.add_subcommand("pipe", "answer requests: JSON lines on stdin, JSON lines on stdout");
     add_engine_flags(*c, f.engine);
-    c->add_option("--queue", f.n_queue, "lines that may wait (default: 64); then stdin is left unread")
+    c->add_option("--queue", f.n_queue, "maximum lines to read ahead (default: 64)")
         ->check(in_range(1, 1 << 20));
-    c->add_flag("--unordered", f.unordered, "prompts that share most with the last one go first")
+    c->add_flag("--unordered", f.unordered,
+                "answer next the prompt that shares the longest prefix with the last one")
         ->disable_flag_override();
-    c->add_flag("--schema", f.schema, "print all keys of the lines, in and out")->disable_flag_override();
+    c->add_flag("--schema", f.schema, "print the keys of requests and answers")->disable_flag_override();
     add_sampler_flags(*c, f.sampler_changes);
     c->footer(
         "echo '{\"id\": 1, \"prompt\": \"What is 47 + 35?\"}' | easel pipe\n"
@@ -258,12 +261,13 @@ Command pipe_command(CLI::App& app) {
 Command info_command(CLI::App& app) {
     const auto flags = std::make_shared<InfoFlags>();
     InfoFlags& f = *flags;
-    CLI::App* c = app.add_subcommand("info", "what a GGUF file holds and the memory it needs");
+    CLI::App* c = app.add_subcommand("info", "show what a GGUF file holds and the memory it needs");
     c->add_option("file,-m,--model", f.model, kModelText)->type_name(kModel);
     c->add_option("-c,--context", f.n_context,
-                  "context for the memory figures (default: 8192, or the most within --memory-limit)")
+                  "context length to plan memory for (default: 8192, or the longest within --memory-limit)")
         ->check(in_range(1, 1 << 30));
-    c->add_option("--device", f.device, "cpu, cuda or all (default)")->check(one_of({"cpu", "cuda", "all"}));
+    c->add_option("--device", f.device, "device to plan memory for (default: all)")
+        ->check(one_of({"cpu", "cuda", "all"}));
     add_memory_flags(*c, f.memory_limit, f.n_offload, c->option_defaults()->get_group());
     c->footer("easel info q4_k_m -c 32768");
     return {c, [flags] { return run_info(*flags); }};
@@ -272,11 +276,12 @@ Command info_command(CLI::App& app) {
 Command tokenize_command(CLI::App& app) {
     const auto flags = std::make_shared<TokenizeFlags>();
     TokenizeFlags& f = *flags;
-    CLI::App* c = app.add_subcommand("tokenize", "text on stdin to token ids on stdout, or back");
+    CLI::App* c = app.add_subcommand("tokenize", "convert text on stdin to token ids on stdout, or back");
     c->add_option("-m,--model", f.model, kModelText)->type_name(kModel);
-    c->add_flag("--special", f.special, "recognise (or, decoding, show) control tokens")
+    c->add_flag("--special", f.special, "recognise control tokens (with --decode: show them)")
         ->disable_flag_override();
-    c->add_flag("--decode", f.decode, "ids on stdin to text on stdout")->disable_flag_override();
+    c->add_flag("--decode", f.decode, "convert token ids on stdin to text on stdout")
+        ->disable_flag_override();
     c->footer("echo hello | easel tokenize -m q4_k_m\necho 9259 | easel tokenize -m q4_k_m --decode");
     return {c, [flags] { return run_tokenize(*flags); }};
 }
@@ -284,18 +289,19 @@ Command tokenize_command(CLI::App& app) {
 Command logits_command(CLI::App& app) {
     const auto flags = std::make_shared<LogitsFlags>();
     LogitsFlags& f = *flags;
-    CLI::App* c =
-        app.add_subcommand("logits", "one denoise pass: softcapped logits as float32 [canvas, n_vocab]");
+    CLI::App* c = app.add_subcommand(
+        "logits", "write the softcapped logits of one denoise pass, float32 [canvas, vocabulary]");
     add_engine_flags(*c, f.engine);
-    c->get_option("--context")->description("tokens in all (default: those that are given)");
-    c->add_option("--prompt-ids", f.prompt_ids, "file of token ids to encode first")
+    c->get_option("--context")->description("context length (default: prompt and canvas)");
+    c->add_option("--prompt-ids", f.prompt_ids, "file with the prompt's token ids (default: no prompt)")
         ->type_name(kFileOrStream);
-    c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas' token ids")
+    c->add_option("--canvas-ids", f.canvas_ids, "file with the canvas's token ids")
         ->required()
         ->type_name(kFileOrStream);
-    c->add_option("--prev-logits", f.prev_logits, "an earlier output: the step before, for self-conditioning")
+    c->add_option("--prev-logits", f.prev_logits,
+                  "logits of the previous step, as written by this command, for self-conditioning")
         ->type_name(kFile);
-    c->add_option("--prev-temperature", f.prev_temperature, "that step's temperature")
+    c->add_option("--prev-temperature", f.prev_temperature, "temperature of that step (default: 1)")
         ->check(in_range(1e-3, 1e3));
     c->add_option("-o,--output", f.output, "file to write")->required()->type_name(kFileOrStream);
     c->footer("easel logits --prompt-ids prompt.txt --canvas-ids canvas.txt -o logits.f32");
@@ -305,13 +311,13 @@ Command logits_command(CLI::App& app) {
 Command convert_command(CLI::App& app) {
     const auto flags = std::make_shared<ConvertFlags>();
     ConvertFlags& f = *flags;
-    CLI::App* c = app.add_subcommand("convert", "a Hugging Face folder or a GGUF file to GGUF");
+    CLI::App* c = app.add_subcommand("convert", "convert a Hugging Face folder or a GGUF file to GGUF");
     c->add_option("source", f.source,
                   "folder with config.json and model*.safetensors, a GGUF file, or a fetched model's name")
         ->required()
         ->type_name(kModel);
     c->add_option("target", f.target, "GGUF file to write")->required()->type_name(kFile);
-    c->add_option("--type", f.type, "of the matrices")
+    c->add_option("--type", f.type, "type of the weight matrices")
         ->required()
         ->transform([](const std::string& type) { return CLI::detail::to_lower(type); })
         ->check(one_of({"f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"}));
@@ -322,34 +328,36 @@ Command convert_command(CLI::App& app) {
 Command bench_command(CLI::App& app) {
     const auto flags = std::make_shared<BenchFlags>();
     BenchFlags& f = *flags;
-    CLI::App* c =
-        app.add_subcommand("bench", "times passes, and the parts of a step, beside the machine's own peaks");
+    CLI::App* c = app.add_subcommand(
+        "bench", "time passes and the parts of a step against the machine's measured peaks");
     const std::vector<std::string> what = {"step", "kernels", "prefill", "load", "cpu", "all"};
     c->add_option("what", f.what,
-                  "on a GPU: step, part by part; kernels, each alone; prefill, prompts by length; load; "
-                  "on a CPU: cpu, prefill; all (default)")
+                  "on a GPU: step (part by part), kernels (each alone), prefill (by prompt length) or load; "
+                  "on a CPU: cpu (both passes) or prefill (default: all)")
         ->check(one_of(what));
-    c->add_option("-m,--model", f.model, "GGUF file or name (default: models made up for the purpose)")
+    c->add_option("-m,--model", f.model, "GGUF file or fetched model (default: --synthetic)")
         ->type_name(kModel);
     c->add_option("--synthetic", f.synthetic,
-                  "random weights of that shape, with :q4_k_m, :q8_0 ... for their type (default: "
+                  "random weights in this model's shapes; append a type, as in mid:q8_0 (default: "
                   "26b-a4b:q4_k_m on a GPU, mid:q4_k_m on a CPU)")
         ->type_name("{26b-a4b,mid,toy}");
     c->add_option("--router-skew", f.router_skew,
-                  "random weights only: an expert's share of the tokens falls as this power of its rank "
-                  "(default: 0, all have the same)")
+                  "random weights only: the expert of rank r gets a share of the tokens proportional to r^-X "
+                  "(default: 0, equal shares)")
         ->check(in_range(0.0, 8.0));
-    c->add_option("--device", f.device, "default: auto, cuda if there is one")->type_name(kDevices);
+    c->add_option("--device", f.device,
+                  "device to time (default: auto, the first GPU if there is one, else the CPU)")
+        ->type_name(kDevices);
     add_offload_flag(*c, f.n_offload, "0", c->get_option("--device")->get_group());
     c->add_option("-t,--threads", f.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
     c->add_option("--prefix", f.n_prefix,
-                  "prompt tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several)")
+                  "prompt length in tokens (default: 1024 on a GPU, 256 on a CPU; prefill: several lengths)")
         ->check(in_range(1, 1 << 20));
     c->add_option("--repeat", f.n_repeat,
-                  "passes a figure is the median of (default: 20 on a GPU, 5 on a CPU)")
+                  "runs per measurement; the median is reported (default: 20 on a GPU, 5 on a CPU)")
         ->check(in_range(1, 1000));
     c->add_option("--json", f.json,
-                  "also write the figures to this file (none named: bench/results/DEVICE.json)")
+                  "also write the figures as JSON (without FILE: to bench/results/DEVICE.json)")
         ->expected(0, 1)
         ->check([what](const std::string& s) {  // which CLI11 takes for the file's name
             const bool found = std::find(what.begin(), what.end(), s) != what.end();
@@ -368,9 +376,10 @@ Command fetch_command(CLI::App& app) {
     const auto flags = std::make_shared<FetchFlags>();
     FetchFlags& f = *flags;
     CLI::App* c =
-        app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name: list them");
-    c->add_option("name", f.name, "a name of the list")->type_name(kListed);
-    c->add_option("--list", f.list, "file with the models (default: $EASEL_MODELS_TXT, or a built-in list)")
+        app.add_subcommand("fetch", "download a model by name, for -m NAME; without a name, list the models");
+    c->add_option("name", f.name, "name of a model in the list")->type_name(kListed);
+    c->add_option("--list", f.list,
+                  "file that lists the models (default: $EASEL_MODELS_TXT, else a built-in list)")
         ->type_name(kFile);
     c->add_flag("-q,--quiet", f.quiet, "no progress on stderr")->disable_flag_override();
     c->footer("easel fetch q4_k_m\neasel generate -m q4_k_m -p \"Why is the sky blue?\"");
@@ -381,12 +390,10 @@ Command trace_command(CLI::App& app) {
     const auto flags = std::make_shared<TraceFlags>();
     TraceFlags& f = *flags;
     CLI::App* c =
-        app.add_subcommand("trace", "a trace of generate --trace as a page to look at, or as a figure");
-    c->add_option("file", f.file, "file that generate --trace has written")
-        ->required()
-        ->type_name(kFileOrStream);
+        app.add_subcommand("trace", "make an HTML page or an SVG figure from a trace of generate --trace");
+    c->add_option("file", f.file, "file written by generate --trace")->required()->type_name(kFileOrStream);
     c->add_option("-o,--output", f.output, "file to write (default: stdout)")->type_name(kFileOrStream);
-    c->add_flag("--svg", f.svg, "a figure of all steps as SVG instead of an HTML page")
+    c->add_flag("--svg", f.svg, "write one SVG figure of all steps instead of an HTML page")
         ->disable_flag_override();
     c->footer(
         "easel generate -p \"What is 47 + 35?\" --trace steps.jsonl\n"
@@ -396,14 +403,14 @@ Command trace_command(CLI::App& app) {
 
 Command completion_command(CLI::App& app) {
     const auto shell = std::make_shared<std::string>();
-    CLI::App* c = app.add_subcommand("completion", "a script that completes easel's command line");
-    c->add_option("shell", *shell, "of this shell")->required()->check(one_of({"bash", "zsh", "fish"}));
+    CLI::App* c = app.add_subcommand("completion", "print a script that completes easel's command line");
+    c->add_option("shell", *shell, "the shell")->required()->check(one_of({"bash", "zsh", "fish"}));
     c->footer("eval \"$(easel completion bash)\"");
     return {c, [&app, shell] { return write_stdout(completion_script(app, *shell)), 0; }};
 }
 
 Command man_command(CLI::App& app) {
-    CLI::App* c = app.add_subcommand("man", "the manual page, for man -l -");
+    CLI::App* c = app.add_subcommand("man", "print the manual page, for man -l -");
     c->footer("easel man | man -l -");
     return {c, [&app] { return write_stdout(manual_page(app, version_number())), 0; }};
 }
@@ -449,14 +456,14 @@ std::string parse_error_text(const CLI::ParseError& e, const CLI::App& app,
 }
 
 int run(std::vector<std::string> words) {
-    CLI::App app{"DiffusionGemma from a GGUF file: denoises a canvas of tokens at once."};
+    CLI::App app{"Runs DiffusionGemma, a text diffusion model, from a GGUF file."};
     app.formatter(help_formatter());
     app.footer(
         "Examples: easel generate -p \"What is 47 + 35?\"\n"
         "          easel COMMAND --help");
     app.require_subcommand(1);
-    app.set_version_flag("--version", version_text(), "what this program is and was built by");
-    app.get_help_ptr()->description("this text");
+    app.set_version_flag("--version", version_text(), "show version, devices and compilers");
+    app.get_help_ptr()->description("show this help");
     const std::vector<Command> commands = {
         generate_command(app), chat_command(app),   pipe_command(app),       info_command(app),
         tokenize_command(app), logits_command(app), convert_command(app),    bench_command(app),

@@ -118,40 +118,44 @@ void read_choices(const Json& v, PipeItem& item) {
 }
 
 const Key kOwnKeys[] = {
-    {"id", "string, integer", "names the request in every line about it; default: the line's number",
+    {"id", "string, integer", "identifies the request in all lines about it; default: the line number",
      nullptr},
-    {"cancel", "string, integer", "alone: ends the waiting or running request of this id", nullptr},
-    {"prompt", "string", "one user turn; exactly one of prompt, messages and prompt_ids",
+    {"cancel", "string, integer", "cancels the waiting or running request of this id; on a line of its own",
+     nullptr},
+    {"prompt", "string", "one user turn; a request has exactly one of prompt, messages and prompt_ids",
      [](const Json& v, PipeItem& item) {
          item.request.messages.push_back({Role::User, read_text(v, "prompt")});
      }},
-    {"messages", "list", "turns {\"role\": \"system|user|assistant\", \"content\": \"...\"}, the user's last",
+    {"messages", "list",
+     "turns {\"role\": \"system|user|assistant\", \"content\": \"...\"}; the last is the user's",
      read_messages},
-    {"prompt_ids", "list of integers", "token ids, used as they are", read_ids},
-    {"system", "string", "system text of prompt or messages", nullptr},
+    {"prompt_ids", "list of integers", "the prompt as token ids; no chat template", read_ids},
+    {"system", "string", "system prompt for prompt or messages", nullptr},
     {"think", "boolean", "let the model think first; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "think", item.request.think); }},
-    {"max_tokens", "integer", "answer tokens at most; default: 2048, or what the context has room for",
+    {"max_tokens", "integer", "maximum answer tokens; default: 2048, or what fits",
      [](const Json& v, PipeItem& item) { item.request.n_token = read_int(v, "max_tokens", 1, 1 << 30); }},
-    {"seed", "integer", "64 bits; default: 0",
+    {"seed", "integer", "random seed, 64 bits; default: 0",
      [](const Json& v, PipeItem& item) {
          require(v.is_number_unsigned(), "key seed is {}, expected an integer from 0 to {}", shown(v),
                  UINT64_MAX);
          item.request.seed = v.get<uint64_t>();
      }},
-    {"stop", "string, list", "the answer's text ends before the first of these; ids stay whole", read_stop},
-    {"canvas", "string", "the answer with holes: [[8]] of 8 tokens, [[A|B]] one of these, [[*]] what follows",
+    {"stop", "string, list", "the answer's text ends before the first of these texts; ids are not cut",
+     read_stop},
+    {"canvas", "string",
+     "answer with holes to fill: [[8]] 8 tokens, [[A|B]] one of these texts, [[*]] the rest",
      [](const Json& v, PipeItem& item) { item.request.canvas = read_text(v, "canvas"); }},
-    {"choices", "object", "texts for holes by number from 1: {\"2\": [\"A\", \"B\"]}", read_choices},
-    {"retry_empty", "integer", "tries with other seeds while the answer is empty; default: 0",
+    {"choices", "object", "choices by hole number, from 1: {\"2\": [\"A\", \"B\"]}", read_choices},
+    {"retry_empty", "integer", "new seeds to try on an empty answer; default: 0",
      [](const Json& v, PipeItem& item) { item.request.n_retry = read_int(v, "retry_empty", 0, 1000); }},
-    {"best_of", "integer", "answers, of which the most probable is kept; default: 1",
+    {"best_of", "integer", "answers to make; the most probable is kept; default: 1",
      [](const Json& v, PipeItem& item) { item.request.n_best = read_int(v, "best_of", 1, 1000); }},
-    {"log_probs", "boolean", "log_probs and entropies of the ids in the answer; default: false",
+    {"log_probs", "boolean", "add log_probs and entropies of the ids to the answer; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "log_probs", item.log_probs); }},
-    {"ignore_eos", "boolean", "go on past the end of the answer; default: false",
+    {"ignore_eos", "boolean", "continue past end-of-generation tokens; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "ignore_eos", item.request.ignore_eos); }},
-    {"frames", "boolean", "a line a denoise step; default: false",
+    {"frames", "boolean", "write a frame line per denoise step; default: false",
      [](const Json& v, PipeItem& item) { read_value(v, "frames", item.frames); }},
 };
 
@@ -254,31 +258,36 @@ std::unique_ptr<PipeItem> parse_pipe_line(std::string_view text, int64_t line,
 
 std::string pipe_schema() {
     std::string out =
-        "easel pipe: a JSON object a line on stdin, at most 16 MB each; JSON lines on stdout.\n\n"
-        "In: a request, or {\"cancel\": ID}. Settings that a line does not name: the flags', else the "
-        "model's.\n";
+        "easel pipe: JSON lines on stdin, an object of at most 16 MB on each; JSON lines on stdout.\n\n"
+        "In: a request, or {\"cancel\": ID}. Sampler settings default to those of the flags, else of the "
+        "model.\n";
     for (const Key& key : kKeys) out += fmt::format("  {:<22} {:<17} {}\n", key.name, key.type, key.text);
     out +=
-        "\nOut: lines with a \"type\", in the order of the input (with --unordered: as they come).\n"
+        "\n"
+        "Out: lines with a \"type\", in input order (with --unordered, in the order in which they are "
+        "answered).\n"
         "  done     id, text, thought, ids, finish_reason (stop, length or cancelled), usage "
         "{prompt_tokens,\n"
         "           reused_tokens, answer_tokens}, canvases, steps, timings_ms {wait, encode, denoise, "
         "commit},\n"
         "           mean_log_prob, seed, tries, hash (of the ids: equal answers have equal hashes), line;\n"
-        "           stop, where one of the request's has ended the answer: that text; with canvas: holes, a\n"
-        "           list of {text, confidence}; with log_probs: log_probs and entropies, nats of each id\n"
-        "  frame    id, canvas and step (from 0), text (what would be the answer now), accepted "
-        "(positions),\n"
-        "           mean_entropy (nats); with best_of or retry_empty: of one answer after the other\n"
-        "  error    id (null where the line has none that can be read), line, message; the next lines go on\n"
-        "  warning  id, line, message: a key that is ignored, a cancel of an id that was never seen (id is\n"
-        "           null), that much of a prompt had to be encoded again, or that a GPU does not compute in\n"
-        "           one graph\n\n"
-        "At most --queue lines wait (64 MB of them); then the input is left unread, cancels in it too.\n"
-        "Exit code: 0 at the end of the input or when nobody reads the output; 1 when the input cannot\n"
-        "be read, the output not be written, or a GPU is lost; 130 after Ctrl-C, 143 after SIGTERM. The\n"
-        "last two report all that was read and not answered as cancelled; where stdout takes nothing\n"
-        "for a second, its ids go to stderr instead.\n";
+        "           stop, if a text of the request's stop ended the answer: that text; with canvas: holes, "
+        "a\n"
+        "           list of {text, confidence}; with log_probs: log_probs and entropies of the ids, in nats\n"
+        "  frame    id, canvas and step (from 0), text (the best guess at the answer), accepted (a number "
+        "of\n"
+        "           positions), mean_entropy (nats); with best_of or retry_empty, of every answer in turn\n"
+        "  error    id (null if the line has no readable one), line, message; the lines after it are "
+        "answered\n"
+        "  warning  id, line, message: an ignored key, a cancel of an unknown id (id is null), a prompt of\n"
+        "           which much had to be encoded again, or a GPU that does not run an answer as one graph\n"
+        "\n"
+        "At most --queue lines wait (64 MB of them); then stdin is not read, nor are the cancels in it.\n"
+        "Exit code: 0 at the end of stdin or if nobody reads stdout; 1 if stdin cannot be read, stdout "
+        "cannot\n"
+        "be written, or a GPU is lost; 130 after Ctrl-C, 143 after SIGTERM. After these two, all requests\n"
+        "that were read and not answered are reported as cancelled; if stdout accepts nothing for a second,\n"
+        "their ids go to stderr instead.\n";
     return out;
 }
 

@@ -15,21 +15,27 @@ struct SamplerSetting {
 };
 
 inline constexpr SamplerSetting kSamplerSettings[] = {
-    {"max_steps", &SamplerConfig::max_steps, "denoise steps a canvas at most"},
-    {"t_min", &SamplerConfig::t_min, "what the temperature falls towards; the last step is still above it"},
+    {"max_steps", &SamplerConfig::max_steps, "maximum denoise steps per canvas"},
+    {"t_min", &SamplerConfig::t_min,
+     "temperature that the schedule falls towards, linearly; the last step is still above it"},
     {"t_max", &SamplerConfig::t_max, "temperature of the first step"},
-    {"entropy_bound", &SamplerConfig::entropy_bound, "nats of entropy accepted a step"},
-    {"stability", &SamplerConfig::stability, "equal argmax canvases before a canvas may end"},
-    {"confidence", &SamplerConfig::confidence, "mean entropy in nats below which it may end"},
-    {"greedy", &SamplerConfig::greedy, "take the most likely token instead of drawing one"},
-    {"top_k", &SamplerConfig::top_k, "logits a position that take part (0: all, exact)"},
-    {"top_k_start", &SamplerConfig::top_k_start, "top-k of the first step, changing evenly to ..."},
-    {"top_k_end", &SamplerConfig::top_k_end, "... top-k of the last"},
+    {"entropy_bound", &SamplerConfig::entropy_bound,
+     "entropy budget per step, in nats: the most certain tokens are accepted up to it"},
+    {"stability", &SamplerConfig::stability,
+     "consecutive steps without a change of any argmax token before a canvas may end"},
+    {"confidence", &SamplerConfig::confidence, "mean entropy, in nats, below which a canvas may end"},
+    {"greedy", &SamplerConfig::greedy, "take the most probable token instead of sampling one"},
+    {"top_k", &SamplerConfig::top_k, "logits per position to sample from (0: all, exact)"},
+    {"top_k_start", &SamplerConfig::top_k_start,
+     "top-k of the first step; from there it changes linearly to that of the last"},
+    {"top_k_end", &SamplerConfig::top_k_end, "top-k of the last step"},
     {"top_k_tail_correction", &SamplerConfig::top_k_tail_correction,
-     "entropy over all logits although top-k draws from few"},
-    {"self_cond_top_k", &SamplerConfig::self_cond_top_k, "probabilities a position fed back (0: all, exact)"},
+     "with top-k, still compute entropies over all logits"},
+    {"self_cond_top_k", &SamplerConfig::self_cond_top_k,
+     "probabilities per position that self-conditioning feeds back (0: all, exact)"},
     {"self_cond_drop", &SamplerConfig::self_cond_drop,
-     "probability a position that may be left out of it (0: none; default: 2^-24 in float32, else 2^-10)"},
+     "probability per position that self-conditioning may leave out (0: none; default: 2^-24 in float32, "
+     "else 2^-10)"},
 };
 // Every member takes 4 bytes, bools with their padding.
 static_assert(sizeof(SamplerConfig) == 4 * std::size(kSamplerSettings), "a setting is not in the table");

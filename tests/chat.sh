@@ -110,11 +110,11 @@ a command of capitals|/QUIT|the nearest is /quit
 /seed what|/seed -1|/seed got "-1", expected 0 to 18446744073709551615
 /seed past 64 bits|/seed 18446744073709551616|expected 0 to
 /drop without a turn|/drop 1|there are no turns
-/clear takes nothing|/clear all|takes nothing after it
-/save without a name|/save|expected a file's name
+/clear takes nothing|/clear all|takes no argument
+/save without a name|/save|expected a file name
 /save to no folder|/save DIR/none/x|/none/x: cannot be written: No such file
 /save to a full disk|/save /dev/full|/dev/full: cannot be written: No space left on device
-/load without a name|/load|expected a file's name
+/load without a name|/load|expected a file name
 /load of nothing|/load DIR/none|/none: cannot be opened: No such file
 /load of a folder|/load DIR|cannot be read: Is a directory
 /load of what has no end|/load /dev/zero|/dev/zero: is longer than 64000000 bytes
@@ -136,7 +136,7 @@ check "and the old file is as it was" "$(cat "$dir/old.json")" = old
 
 # The context: 64 tokens have room for a few turns of the demo model, whose canvas has 32.
 printf 'Hello\nHello\nHello\nHello\n/drop 9\n/clear\nHello\n' | chat -c 96
-has "a full context is told" "the context of 96 tokens is full: this message would make " "$dir/err"
+has "a full context is told" "the context of 96 tokens is full: the prompt would have " "$dir/err"
 has "with the way out" "/drop forgets the oldest turn, /clear all of them" "$dir/err"
 has "and answers go on after /clear" "a new conversation" "$dir/err"
 check "the last one is answered" "$(sed '1,/a new conversation/d' "$dir/err" | grep -c '^reused')" -eq 1

@@ -223,9 +223,9 @@ has "--help names the commands" "generate" "$dir/out"
 check "--help is not an error" ! -s "$dir/err"
 works "generate --help" generate --help
 works "info --help" info --help
-has "tells what memory is meant" "of a GPU's memory" "$dir/out"
+has "tells what memory is meant" "16G: GPU memory" "$dir/out"
 works "logits --help" logits --help
-has "tells its own context" "(default: those that are given)" "$dir/out"
+has "tells its own context" "(default: prompt and canvas)" "$dir/out"
 works "--version" --version
 check "--version has its commit, devices and compiler" "$(grep -c '^easel [0-9].* (commit \|^runs on: CPU\|^built by: ' "$dir/out")" -eq 3
 
@@ -256,7 +256,7 @@ error "prompt and canvas over -c" "40 prompt tokens and 1 canvas of 24 tokens ne
     generate -m "$tiny" --prompt-ids "$dir/prompt" -c 63 -n 24
 works "prompt and canvas that fill -c" generate -m "$tiny" --prompt-ids "$dir/prompt" -c 64 -n 24 --max-steps 1
 error "answer over the context" "the context has 4096" generate -m "$tiny" -p hi -n 1000000000
-error "--raw with a system text" "--raw goes without" generate -m "$tiny" -p hi --raw -s be
+error "--raw with a system prompt" "--raw goes without" generate -m "$tiny" -p hi --raw -s be
 error "--prompt-ids with --think" "--prompt-ids goes without" \
     generate -m "$tiny" --prompt-ids "$dir/prompt" --think
 
@@ -408,7 +408,7 @@ steps=$(sed -n 's/.* \([0-9]*\) steps, .*/\1/p' "$dir/err")
 check "--show-steps shows every step on stderr" "$(grep -c '^step ' "$dir/err")" -eq "${steps:-1000}"
 check "--show-steps keeps control bytes of the draws away" "$(generate -p hi --show-steps --t-min 100 --t-max 100 \
     --entropy-bound 1e9 --max-steps 4; LC_ALL=C tr -cd '\000-\011\013-\037\177' <"$dir/err" | wc -c)" -eq 0
-works "a system text and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
+works "a system prompt and a thought" generate -m "$tiny" -p hi -s "be brief" --think -n 24 --max-steps 3
 works "the built-in model" generate -p "What is 2 + 2?" -n 16
 cp "$dir/out" "$dir/demo"
 works "the built-in model in int8" generate -p "What is 2 + 2?" -n 16 --cpu-math int8

@@ -95,7 +95,7 @@ TEST_CASE("chat: the empty thought channel follows the file's template", "[chat]
     CHECK(tiny.prompt(messages, false, twice) == open);
 }
 
-TEST_CASE("chat: system text and several turns", "[chat]") {
+TEST_CASE("chat: system prompt and several turns", "[chat]") {
     const Tiny tiny;
     const std::vector<Message> messages = {
         {Role::System, "\n be brief\u3000"},

@@ -74,7 +74,7 @@ TEST_CASE("pipe: lines of a stream", "[pipe]") {
     CHECK(lines.n_kept() < 100);
 }
 
-TEST_CASE("pipe: an empty system text is none", "[pipe]") {
+TEST_CASE("pipe: an empty system prompt is none", "[pipe]") {
     const auto i = parse(R"({"prompt": "hi", "system": ""})");
     REQUIRE(i->error == "");
     CHECK(i->request.messages.size() == 1);
