@@ -156,8 +156,7 @@ std::string cpu_name() {
 }
 
 void require_room(const Config& c, int n_token, const char* what) {
-    require(n_token <= c.n_context, "{} needs {} tokens, the model's context has {}", what, n_token,
-            c.n_context);
+    require(n_token <= c.n_context, "{} {} tokens, the model's context has {}", what, n_token, c.n_context);
 }
 
 }  // namespace
@@ -200,10 +199,10 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
     models.push_back(named_model(flags, "mid"));
     const Config& largest = models.back().model->config;
     if (denoise && flags.n_prefix)
-        require_room(largest, flags.n_prefix + largest.n_canvas, "the prefix and a canvas");
+        require_room(largest, flags.n_prefix + largest.n_canvas, "the prefix and a canvas need");
     std::vector<int> prompts;
     if (prefill && flags.n_prefix) {
-        require_room(largest, flags.n_prefix, "the prompt");
+        require_room(largest, flags.n_prefix, "the prompt needs");
         prompts = {flags.n_prefix};
     } else if (prefill) {
         prompts = {128, 512, 2048};
@@ -215,12 +214,12 @@ static Json bench_cpu(const BenchFlags& flags, bool denoise, bool prefill) {
            {"gemm_peak_gflops", peak / 1e9}};
     if (flags.model.empty() && flags.router_skew > 0) j["router_skew"] = flags.router_skew;
     write_stdout(fmt::format(
-        "{}; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large product); products "
-        "by {}, int8 by {}\n",
+        "{}; float32 peak {:.0f} GFLOP/s (multiply-adds), {:.0f} GFLOP/s (large GEMM); GEMM by {}, in int8 "
+        "by {}\n",
         counted(n_threads(), "thread"), fma / 1e9, peak / 1e9, float_variants()[0].name,
         int8_variants()[0].name));
     write_stdout(fmt::format("{:<16} {:<8} {:>7} {:>10} {:>10} {:>10} {:>10}\n", "model", "pass", "tokens",
-                             "ms", "tok/s", "GFLOP/s", "of product"));
+                             "ms", "tok/s", "GFLOP/s", "of GEMM"));
     for (size_t i = 0; i < 2 * models.size(); i++) {  // every model in float, then in int8
         const CpuMath math = i % 2 ? CpuMath::Int8 : CpuMath::Float;
         const auto& model = models[i / 2].model;
@@ -270,7 +269,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
     plan.n_prefix = flags.n_prefix ? flags.n_prefix : std::min(1024, c.n_context - 2 * c.n_canvas);
     plan.n_repeat = flags.n_repeat ? flags.n_repeat : 20;
     options.n_context = plan.n_prefix + 2 * c.n_canvas;
-    require_room(c, options.n_context, "the prefix and two canvases");
+    require_room(c, options.n_context, "the prefix and two canvases need");
     if (flags.what == "prefill" && flags.n_prefix) {
         plan.prefill = {flags.n_prefix};
     } else if (asked("prefill")) {
@@ -297,7 +296,7 @@ static Json bench_gpu(const BenchFlags& flags, const DeviceInfo& device) {
 int run_bench(const BenchFlags& flags) {
     require(flags.model.empty() || flags.synthetic.empty(), "both -m and --synthetic given, expected one");
     require(flags.model.empty() || flags.router_skew == 0,
-            "--router-skew changes made-up weights, a model of a file has its own");
+            "--router-skew is for random weights, a model given with -m has its own");
     set_threads(flags.n_thread);
     const bool all = flags.what == "all", prefill = flags.what == "prefill", cpu = flags.what == "cpu";
     const int index = device_number(flags.device);
@@ -324,7 +323,7 @@ int run_bench(const BenchFlags& flags) {
     if (flags.json && path.empty()) {
         std::error_code error;
         std::filesystem::create_directories("bench/results", error);
-        require(!error, "bench/results: cannot be made: {}; --json FILE names another place",
+        require(!error, "bench/results: cannot be created: {}; --json FILE names another place",
                 error.message());
         path = "bench/results/" + file_name(on_gpu ? device->name : cpu_name()) + ".json";
     }

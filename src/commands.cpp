@@ -34,7 +34,8 @@ std::vector<int32_t> parse_ids(std::string_view text, const std::string& name) {
         const size_t end = std::min(text.find_first_of(" \t\r\n", at), text.size());
         const std::string word(text.substr(at, end - at));
         const bool digits = word.size() <= 9 && word.find_first_not_of("0123456789") == std::string::npos;
-        require(digits, "{}: \"{}\" at offset {} is not a token id, expected decimals separated by blanks",
+        require(digits,
+                "{}: \"{}\" at offset {} is not a token id, expected decimal numbers separated by whitespace",
                 name, word.substr(0, 32), at);
         ids.push_back(std::stoi(word));
         at = text.find_first_not_of(" \t\r\n", end);
@@ -91,14 +92,14 @@ Request make_request(const GenerateFlags& f) {
     Request r;
     if (!f.prompt_ids.empty()) {
         require(!f.raw && f.system.empty() && !f.think,
-                "--prompt-ids goes without --raw, --system and --think");
+                "--prompt-ids cannot be combined with --raw, --system or --think");
         r.prompt_ids = read_ids(f.prompt_ids);
     } else {
         std::string text = f.prompt.value_or("");
         if (f.prompt == "-") text = without_mark(read_input("-"));
         if (!f.prompt_file.empty()) text = without_mark(read_input(f.prompt_file));
         if (f.raw) {
-            require(f.system.empty() && !f.think, "--raw goes without --system and --think");
+            require(f.system.empty() && !f.think, "--raw cannot be combined with --system or --think");
             r.raw = std::move(text);
         } else {
             if (!f.system.empty()) r.messages.push_back({Role::System, f.system});
@@ -112,7 +113,8 @@ Request make_request(const GenerateFlags& f) {
     r.stop = f.stop;
     r.canvas = f.canvas;
     for (const std::string& flag : f.choices) add_choices(flag, r.choices);
-    require(!f.canvas || !f.n_token, "--canvas goes without -n: its text and holes say how long it is");
+    require(!f.canvas || !f.n_token,
+            "--canvas cannot be combined with -n: its text and holes set its length");
     r.n_retry = f.n_retry;
     r.n_best = f.n_best;
     return r;
@@ -230,10 +232,10 @@ static void print_memory(Engine& engine) {
 }
 
 int run_generate(const GenerateFlags& flags) {
-    require(!flags.show_steps || flags.view.view != "on", "--show-steps goes without --view on");
-    require(!flags.quiet || !flags.verbose, "--quiet goes without --verbose");
+    require(!flags.show_steps || flags.view.view != "on", "--show-steps cannot be combined with --view on");
+    require(!flags.quiet || !flags.verbose, "--quiet cannot be combined with --verbose");
     require(!flags.trace || (flags.n_best == 1 && flags.n_retry == 0),
-            "--trace goes without --best-of and --retry-empty: it is of one answer");
+            "--trace cannot be combined with --best-of or --retry-empty: a trace is of one answer");
     if (flags.trace) require_other(*flags.trace, {flags.prompt_file, flags.prompt_ids}, "an input");
     Request request = make_request(flags);  // a wrong flag is told before a model is loaded
     set_utf8_locale();

@@ -154,8 +154,7 @@ void refuse_overwriting(const Source& from, const std::string& source, const std
     require(found.type() != fs::file_type::none, "{}: cannot be written: {}", target, problem.message());
     require(!fs::is_directory(found), "{}: is a folder, expected the name of the file to write", target);
     require(!fs::exists(found) || fs::is_regular_file(found),
-            "{}: is a device or the like, which a file would replace; expected the name of the file to write",
-            target);
+            "{}: is not a regular file, expected the name of the file to write", target);
     for (const std::string& name : {target, replaced(target) + ".part"})
         for (const std::string& file : from.files) {
             std::error_code absent;
@@ -287,8 +286,8 @@ bool convert(const std::string& source, const std::string& target, const Convert
     } catch (const fs::filesystem_error& e) {  // a folder that may not be read, a name too long
         fail("{}", e.what());
     }
-    require(!Gguf::is_part(target), "{}: is the name of one of several parts, expected that of a whole file",
-            target);
+    require(!Gguf::is_part(target),
+            "{}: is the name of one part of a split file, expected that of a whole file", target);
     if (!options.quiet)
         for (const std::string& note : from.notes) tell(fmt::format("easel: {}\n", safe_line(note)));
 

@@ -20,7 +20,7 @@ nlohmann::json read_json(const std::string& path) {
     std::error_code error;
     const bool regular = fs::is_regular_file(path, error);  // a pipe would hang
     require(!error, "{}: cannot be read, expected a JSON file: {}", path, error.message());
-    require(regular, "{}: is not a file, expected one of JSON", path);
+    require(regular, "{}: is not a regular file, expected a JSON file", path);
     try {
         const std::string text = read_file(path);
         check_json(text, path);

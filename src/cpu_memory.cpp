@@ -91,7 +91,7 @@ int fit_cpu(const Model& model, int n_context, int64_t limit) {
     const int largest = largest_that_fits(least, c.n_context, [&](int n) { return needed(n) <= limit; });
     const int asked = n_context ? n_context : std::max(largest, least);
     if (needed(asked) <= limit) return asked;
-    const std::string needs = fmt::format("a context of {} needs {} beside the mapped file, the limit is {}",
+    const std::string needs = fmt::format("a context of {} needs {} besides the mapped file, the limit is {}",
                                           asked, human_bytes(needed(asked)), human_bytes(limit));
     require(!largest, "{}: the largest that fits is {} (-c {})", needs, largest, largest);
     fail("{}: no context fits", needs);

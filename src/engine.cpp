@@ -56,8 +56,8 @@ std::vector<Filled> filled_holes(const CanvasTokens& canvas, const Result& resul
 
 void check_tries(const Request& request) {
     require(request.n_best >= 1 && request.n_retry >= 0,
-            "the best of {} answers with {} retries asked for, expected 1 or more, and 0 or more",
-            request.n_best, request.n_retry);
+            "{} answers and {} retries requested, expected at least 1 and at least 0", request.n_best,
+            request.n_retry);
 }
 
 // The flags for options that only a GPU has and that are set; then the same of a CPU.
@@ -142,7 +142,7 @@ void Engine::open_backend(const EngineOptions& options) {
                 device_ = device->name;
                 if (const MemoryPlan p = backend_->plan(); p.n_offload) note_ = offload_cost(p);
                 if (const std::string lost = only_cpu(options); !lost.empty())
-                    note_ += (note_.empty() ? "" : "; ") + ("without effect on a GPU: " + lost);
+                    note_ += (note_.empty() ? "" : "; ") + ("ignored on a GPU: " + lost);
                 return;
             } catch (const Error& e) {
                 if (name != "auto") throw;
@@ -157,7 +157,7 @@ void Engine::open_backend(const EngineOptions& options) {
     }
     if (const std::string lost = only_gpu(options); !lost.empty()) {
         if (note_.empty()) note_ = fmt::format("the CPU is used: {}", why);
-        note_ += "; without effect on a CPU: " + lost;
+        note_ += "; ignored on a CPU: " + lost;
     }
     n_context_ = options.n_context ? options.n_context : model_context;
     if (options.memory_limit) n_context_ = fit_cpu(*model_, options.n_context, options.memory_limit);
@@ -203,7 +203,7 @@ int Result::n_step() const {
 
 Result Engine::generate(const Request& request, const FrameFn& on_frame, const ProgressFn& on_progress) {
     check_tries(request);
-    require(!busy_->exchange(true), "this Engine still works on another answer, it makes one at a time");
+    require(!busy_->exchange(true), "this Engine is still generating another answer; it makes one at a time");
     const std::unique_ptr<std::atomic<bool>, void (*)(std::atomic<bool>*)> idle(
         busy_.get(), [](std::atomic<bool>* busy) { *busy = false; });
     Result best;
@@ -272,13 +272,13 @@ Engine::Job Engine::prepare(const Request& request) const {
         require(!s.empty(), "a stop string is empty, expected some text");
     if (!request.ignore_eos) params.end_tokens = tokenizer_->end_of_generation;
     if (request.canvas) {
-        require(!request.think, "a canvas with holes goes without a thought");
+        require(!request.think, "a canvas with holes cannot be combined with thinking");
         require_utf8(*request.canvas, "the canvas");
         job.canvas = place_canvas(parse_canvas(*request.canvas, request.choices), *tokenizer_, n_canvas);
         params.given = job.canvas.given;
         params.end_tokens.clear();  // where it ends is known, or looked for after the last of the given text
     } else {
-        require(request.choices.empty(), "there are choices, but no canvas with holes that they are for");
+        require(request.choices.empty(), "choices are given, but no canvas with holes for them");
     }
 
     job.prompt = prompt_ids(request);
@@ -292,7 +292,7 @@ Engine::Job Engine::prepare(const Request& request) const {
     params.max_canvases = static_cast<int>((int64_t{job.n_token} + n_canvas - 1) / n_canvas);
     const int64_t needed = static_cast<int64_t>(n_prompt) + int64_t{params.max_canvases} * n_canvas;
     require(needed <= n_context_,
-            "{} and {} of {} tokens need {} places, the context has {}: shorten the prompt or ask for fewer "
+            "{} and {} of {} tokens need {} tokens, the context has {}: shorten the prompt or ask for fewer "
             "tokens{}",
             counted(n_prompt, "prompt token"), counted(params.max_canvases, "canvas", "canvases"), n_canvas,
             needed, n_context_,
@@ -315,8 +315,8 @@ bool Engine::encode(const std::vector<int32_t>& prompt, const ProgressFn& on_pro
     result.n_lost = n_shared - result.n_reused;
     if (result.n_lost > kWorthTelling)
         result.note = fmt::format(
-            "{} tokens of the prompt are encoded again: too much came after them for the cache to go back "
-            "there",
+            "{} tokens of the prompt are encoded again: the sliding layers' cache does not reach that far "
+            "back",
             result.n_lost);
     cached_.resize(result.n_reused);
 
@@ -356,8 +356,8 @@ Answer Engine::denoise(const Job& job, const Request& request, const FrameFn& on
     cached_.insert(cached_.end(), answer.tokens.begin(), answer.tokens.begin() + n_committed);
     require(
         std::all_of(answer.entropy.begin(), answer.entropy.end(), [](float x) { return std::isfinite(x); }),
-        "the model computed what is no number (NaN or infinity): its weights are damaged, or they overflow "
-        "in 16 bits, which a GPU computes in without --exact");
+        "the model computed NaN or infinity: its weights are damaged, or its activations overflow 16 bits, "
+        "which a GPU uses without --exact");
     return answer;
 }
 

@@ -130,7 +130,7 @@ class Part {
                         n < 0 ? std::strerror(errno) : "it has become shorter");
                 hash_.add({buffer.data(), static_cast<size_t>(n)});
                 done += n;
-                progress.show("checking what is here, ", done);
+                progress.show("checking the earlier download, ", done);
             }
         }
         const bool at_end = lseek(file_.fd, bytes_, SEEK_SET) == bytes_;
@@ -196,11 +196,11 @@ class Curl {
 
         int out[2], err[2];
         int made = pipe2(out, O_CLOEXEC);
-        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
+        require(made == 0, "cannot create a pipe: {}", std::strerror(errno));
         out_.fd = out[0];
         const File out_end(out[1]);
         made = pipe2(err, O_CLOEXEC);
-        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
+        require(made == 0, "cannot create a pipe: {}", std::strerror(errno));
         err_.fd = err[0];
         const File err_end(err[1]);
         posix_spawn_file_actions_t actions;
@@ -300,8 +300,7 @@ class Lock {
             require(file_.fd >= 0, "{}: cannot be written: {}; EASEL_MODELS=FOLDER sets another folder",
                     path_, std::strerror(errno));
             const bool held = flock(file_.fd, LOCK_EX | LOCK_NB) == 0;
-            require(held || errno != EWOULDBLOCK, "{} is being fetched by another easel at this moment",
-                    e.name);
+            require(held || errno != EWOULDBLOCK, "{} is being fetched by another easel process", e.name);
             require(held, "{}: cannot be locked: {}", path_, std::strerror(errno));
         } while (!is_named(file_.fd, path_));
         held_ = true;
@@ -354,8 +353,8 @@ bool download(const ModelEntry& e, Part& part, Progress& progress) {
     require_size(status != kTooLarge);
     require(status != kNoHost, "cannot find {}: is this machine online?", host_of(e.url));
     require(status != kNoConnection, "cannot connect to {}: is this machine online?", host_of(e.url));
-    require(status != kHttpError, "{}: the server does not give the file: {}", e.url, curl.message());
-    fail("{}: the download stopped at {} ({}); `easel fetch {}` goes on from there", e.name,
+    require(status != kHttpError, "{}: the server refuses the file: {}", e.url, curl.message());
+    fail("{}: the download stopped at {} ({}); `easel fetch {}` continues from there", e.name,
          amount(part.bytes(), e.bytes), curl.message(), e.name);
 }
 
@@ -363,7 +362,7 @@ bool download(const ModelEntry& e, Part& part, Progress& progress) {
 void complete(const ModelEntry& e, Part& part, Progress& progress) {
     const auto right = [&] { return e.sha256.empty() || part.sha256() == e.sha256; };
     const auto restart = [&](const char* why) {
-        progress.note(fmt::format("{}: {}; starting from zero", part.path(), why));
+        progress.note(fmt::format("{}: {}; starting over", part.path(), why));
         part.restart();
     };
     part.read(progress);
@@ -375,18 +374,18 @@ void complete(const ModelEntry& e, Part& part, Progress& progress) {
     }
     const int64_t first = part.bytes();
     progress.note(fmt::format("{}: {} {} to {}", e.name,
-                              first > 0 ? "going on after " + amount(first, e.bytes) + " from" : "from",
+                              first > 0 ? "resuming after " + amount(first, e.bytes) + " from" : "from",
                               e.url, model_path(e)));
     if (!download(e, part, progress)) {
-        restart("the server cannot go on in the middle");
+        restart("the server cannot resume a download");
         download(e, part, progress);
     } else if (!stopped && e.bytes == 0 && first > 0 && part.bytes() == first && !right()) {
         restart("the earlier download has a wrong sha256");
         download(e, part, progress);
     }
     if (stopped || e.bytes == 0 || part.bytes() == e.bytes) return;
-    fail("{}: the server's file has {} bytes, expected {}: it is not, or no longer, the one that was listed",
-         e.url, part.bytes(), e.bytes);
+    fail("{}: the server's file has {} bytes, expected {}: it is not, or no longer, the listed one", e.url,
+         part.bytes(), e.bytes);
 }
 
 int list_models(const std::vector<ModelEntry>& models) {
@@ -399,10 +398,10 @@ int list_models(const std::vector<ModelEntry>& models) {
         const bool here = stat(path.c_str(), &file) == 0;
         const bool whole = here && (e.bytes == 0 || file.st_size == e.bytes);
         const bool begun = !here && stat((path + ".part").c_str(), &part) == 0 && part.st_size > 0;
-        const std::string state = whole   ? "here"
-                                  : here  ? "of wrong size"
-                                  : begun ? human_bytes(part.st_size) + " of it"
-                                          : "not here";
+        const std::string state = whole   ? "downloaded"
+                                  : here  ? "wrong size"
+                                  : begun ? human_bytes(part.st_size) + " so far"
+                                          : "not downloaded";
         const std::string line = fmt::format("  {:<{}}  {:>10}  {:<16} {}", e.name, width,
                                              e.bytes > 0 ? human_bytes(e.bytes) : "?", state, e.note);
         out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
@@ -424,13 +423,13 @@ int run_fetch(const FetchFlags& flags) {
 
     Progress progress(e, flags.quiet);
     if (is_here(e)) {
-        progress.note(fmt::format("{} is here already", e.name));
+        progress.note(fmt::format("{} is already downloaded", e.name));
         write_stdout(path + "\n");
         return 0;
     }
     std::error_code error;
     std::filesystem::create_directories(folder, error);
-    require(!error, "{}: cannot be made: {}; EASEL_MODELS=FOLDER sets another folder", folder,
+    require(!error, "{}: cannot be created: {}; EASEL_MODELS=FOLDER sets another folder", folder,
             error.message());
     const Lock held(e);
     if (!is_here(e)) {  // another easel may have brought it just now
@@ -444,7 +443,7 @@ int run_fetch(const FetchFlags& flags) {
         complete(e, part, progress);
         progress.clear();
         if (stopped) {
-            progress.note(fmt::format("stopped after {}; `easel fetch {}` goes on from there",
+            progress.note(fmt::format("stopped after {}; `easel fetch {}` continues from there",
                                       amount(part.bytes(), e.bytes), e.name));
             return 128 + stopped;
         }
@@ -452,7 +451,7 @@ int run_fetch(const FetchFlags& flags) {
             const std::string found = part.sha256();
             if (found != e.sha256) part.restart();  // and it is removed
             require(found == e.sha256,
-                    "{}: deleted, as its sha256 is {}, expected {}; `easel fetch {}` starts from zero",
+                    "{}: deleted, as its sha256 is {}, expected {}; `easel fetch {}` starts over",
                     part.path(), found, e.sha256, e.name);
         }
         part.require_model();

@@ -166,8 +166,8 @@ struct Gguf::Part {
     static std::shared_ptr<Part> map(const std::string& path) {
         std::error_code ignored;
         require(!std::filesystem::is_directory(path, ignored),
-                "{0}: expected a GGUF file, found a folder; of a Hugging Face folder `easel convert {0} "
-                "model.gguf --type q4_k_m` makes one",
+                "{0}: expected a GGUF file, found a folder; a Hugging Face folder is converted by "
+                "`easel convert {0} model.gguf --type q4_k_m`",
                 path);
         auto part = std::make_shared<Part>();
         part->name = path;
@@ -320,7 +320,7 @@ void Gguf::read_part(std::shared_ptr<Part> part) {
     for (uint64_t i = 0; i < n_key; i++) {
         const std::string_view key = in.string("a key");
         Value value = read_value(in, key);
-        require(seen.insert(key).second, "{}: key {} stands twice", part->name, shown(key));
+        require(seen.insert(key).second, "{}: key {} appears twice", part->name, shown(key));
         if (key == "general.alignment") {
             require(value.is_number(), "{}: key general.alignment is of type {}, expected a number",
                     part->name, value_type_name(value.type));
@@ -339,8 +339,8 @@ void Gguf::read_part(std::shared_ptr<Part> part) {
     const size_t base = tensors_.size();
     for (uint64_t i = 0; i < n_tensor; i++) {
         Tensor t = read_tensor(in, offsets[i]);
-        require(tensor_idx_.emplace(t.name, tensors_.size()).second, "{}: tensor {} stands twice", part->name,
-                shown(t.name));
+        require(tensor_idx_.emplace(t.name, tensors_.size()).second, "{}: tensor {} appears twice",
+                part->name, shown(t.name));
         tensors_.push_back(t);
     }
     const uint64_t data_start = (in.at + alignment - 1) / alignment * alignment;

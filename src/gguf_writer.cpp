@@ -143,7 +143,7 @@ static uint64_t alignment_of(const std::string& path, const std::string* encoded
     value.data = reinterpret_cast<const uint8_t*>(encoded->data()) + 4;
     const int64_t a = value.is_number() ? to_integer(value) : 0;
     require(a >= 8 && a <= int64_t{kMaxAlignment} && (a & (a - 1)) == 0,
-            "{}: key general.alignment is to be a power of two from 8 to {}, got {}", path, kMaxAlignment, a);
+            "{}: key general.alignment is {}, expected a power of two from 8 to {}", path, a, kMaxAlignment);
     return static_cast<uint64_t>(a);
 }
 

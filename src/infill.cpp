@@ -25,7 +25,7 @@ constexpr std::string_view kOpen = "[[", kClose = "]]";
 Hole parse_hole(std::string_view inside, bool is_last) {
     Hole hole;
     if (inside == "*") {
-        require(is_last, "the canvas goes on after the hole [[*]], expected it at the end");
+        require(is_last, "the canvas continues after the hole [[*]], expected it at the end");
         hole.open = true;
     } else if (inside.find('|') != inside.npos) {
         hole.options = split_options(inside);
@@ -97,8 +97,8 @@ CanvasTokens place_canvas(const CanvasText& text, const Tokenizer& tokenizer, in
         const auto odd = std::find_if(choice.options.begin(), choice.options.end(), differs);
         if (odd != choice.options.end())
             fail(
-                "the choices of hole {} differ in length: \"{}\" has {} tokens, \"{}\" {}; expected equally "
-                "many",
+                "the choices of hole {} differ in length: \"{}\" has {} tokens, \"{}\" {}; expected the same "
+                "number",
                 i + 1, hole.options[0], choice.options[0].size(), hole.options[odd - choice.options.begin()],
                 odd->size());
         // A text that is there twice is one option: two would have half of its probability each.

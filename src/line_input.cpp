@@ -42,7 +42,7 @@ void wake_reader(char what) {
 void open_wake() {
     if (wake[0] >= 0) return;
     const int made = pipe(wake);
-    require(made == 0, "no pipe can be opened: {}", std::strerror(errno));
+    require(made == 0, "cannot create a pipe: {}", std::strerror(errno));
     for (int fd : wake) {
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
         fcntl(fd, F_SETFD, FD_CLOEXEC);

@@ -100,7 +100,7 @@ int64_t parse_bytes(const std::string& given) {
     const double bytes = value * std::pow(1000.0, static_cast<double>(power));
     require(
         error == std::errc() && unit.size() <= 1 && (unit.empty() || power > 0) && bytes >= 1 && bytes < 1e18,
-        "memory limit is {}, expected bytes or a number with K, M, G or T, like 16G", given);
+        "--memory-limit is {}, expected bytes, or a number with K, M, G or T, such as 16G", given);
     return static_cast<int64_t>(bytes);
 }
 
@@ -482,7 +482,7 @@ int run(std::vector<std::string> words) {
         std::vector<std::string> names;
         for (const Command& c : commands) names.push_back(c.app->get_name());
         require(!words.empty(), "expected a command, one of {} (see easel --help)", fmt::join(names, ", "));
-        require(!words[0].starts_with('-'), "a command comes before {}, one of {}", words[0],
+        require(!words[0].starts_with('-'), "expected a command before {}, one of {}", words[0],
                 fmt::join(names, ", "));
         const std::string meant = nearest_name(words[0], names);
         fail("there is no command \"{}\"{}, expected one of {}", words[0],

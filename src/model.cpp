@@ -34,7 +34,7 @@ struct Binder {
     std::vector<int64_t> per_layer(const std::string& name, int n_layer) const {
         std::vector<int64_t> v = file.integers(name);
         if (v.size() == 1) v.resize(n_layer, v[0]);
-        require(v.size() == size_t(n_layer), "{}: key {} has {} items, expected 1 or one a layer ({})",
+        require(v.size() == size_t(n_layer), "{}: key {} has {} items, expected 1 or one per layer ({})",
                 file.name(), name, v.size(), n_layer);
         return v;
     }
@@ -69,7 +69,7 @@ struct Binder {
     }
 };
 
-// Which layers are global: bools (true = sliding), one a layer or one for all; or a number n: every n-th is
+// Which layers are global: bools (true = sliding), one per layer or one for all; or a number n: every n-th is
 // global.
 std::vector<bool> global_layers(const Binder& b, int n_layer) {
     const std::string name = b.key("attention.sliding_window_pattern");
@@ -83,8 +83,8 @@ std::vector<bool> global_layers(const Binder& b, int n_layer) {
         return global;
     }
     if (value.is_number()) v.resize(n_layer, v[0]);
-    require(v.size() == size_t(n_layer), "{}: key {} has {} items, expected one a layer ({})", b.file.name(),
-            name, v.size(), n_layer);
+    require(v.size() == size_t(n_layer), "{}: key {} has {} items, expected one per layer ({})",
+            b.file.name(), name, v.size(), n_layer);
     for (int l = 0; l < n_layer; l++) global[l] = !v[l];
     return global;
 }

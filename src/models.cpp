@@ -87,7 +87,7 @@ std::vector<ModelEntry> parse_models(std::string_view text, const std::string& l
         if (first == line.npos || line[first] == '#') continue;
         const std::string where = fmt::format("{} line {}", list, n);
         ModelEntry m = parse_line(line, where);
-        require(!find_entry(models, m.name), "{}: the name {} is there twice", where, m.name);
+        require(!find_entry(models, m.name), "{}: the name {} appears twice", where, m.name);
         models.push_back(std::move(m));
     }
     return models;
@@ -154,7 +154,7 @@ std::string find_model(const std::string& model) {
     const ModelEntry* entry = find_entry(models, model);
     require(entry, "{}: cannot open the model file: No such file, and no model has that name{}", shown(model),
             name_hint(models, model));
-    fail("model {} is not here yet: easel fetch {}{}", model, model,
+    fail("model {} is not downloaded yet: easel fetch {}{}", model, model,
          entry->bytes ? " (" + human_bytes(entry->bytes) + ")" : "");
 }
 

@@ -125,7 +125,7 @@ class Reader {
     Reader(const Engine& engine, const PipeOptions& options, PipeQueue& queue, int in, int out)
         : engine_(engine), options_(options), queue_(queue), in_(in), out_(out) {
         const int made = pipe2(wake_, O_CLOEXEC | O_NONBLOCK);
-        require(made == 0, "cannot make a pipe: {}", std::strerror(errno));
+        require(made == 0, "cannot create a pipe: {}", std::strerror(errno));
         wake_fd = wake_[1];
         // Signals go to the thread that answers.
         sigset_t block, before;
@@ -244,7 +244,7 @@ class Server {
                 answer(*item);
         }
         if (!unanswered_.empty())
-            tell(fmt::format("easel: stopped while nobody read stdout; read and not answered: {} (ids {})\n",
+            tell(fmt::format("easel: stopped while nobody read stdout; read but not answered: {} (ids {})\n",
                              unanswered_.size(), fmt::join(unanswered_, ", ")));
         if (interrupted) return closed_ ? 0 : kInterrupted;
         require(reader_.error().empty(), "the input cannot be read: {}", reader_.error());
@@ -327,7 +327,7 @@ class Server {
                 cached_ = item.request.prompt_ids;
             } catch (const DeviceError& e) {
                 write_error(item, e.what());
-                fail("line {} and what came after it were not answered: {}", item.line, e.what());
+                fail("line {} and the lines after it were not answered: {}", item.line, e.what());
             } catch (const Error& e) {
                 error = e.what();
             }

@@ -104,7 +104,8 @@ struct Key {
 };
 
 void read_choices(const Json& v, PipeItem& item) {
-    require(v.is_object(), "key choices is {}, expected an object of lists of texts by hole", shown(v));
+    require(v.is_object(), "key choices is {}, expected an object with a list of texts for each hole",
+            shown(v));
     for (const auto& [name, texts] : v.items()) {
         int hole = 0;
         const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), hole);
@@ -112,7 +113,7 @@ void read_choices(const Json& v, PipeItem& item) {
                 "choices has the key {}, expected the number of a hole", brief(name));
         require(texts.is_array(), "choices of hole {} are {}, expected a list of texts", hole, shown(texts));
         const auto [choice, is_new] = item.request.choices.try_emplace(hole);  // an empty list is refused too
-        require(is_new, "choices of hole {} are there twice", hole);
+        require(is_new, "choices of hole {} appear twice", hole);
         for (const Json& text : texts) choice->second.push_back(read_text(text, "choices"));
     }
 }
@@ -191,7 +192,7 @@ void parse_line(std::string_view text, PipeItem& item) {
     const Json object = Json::parse(text);
     require(object.is_object(), "the line is {}, expected a JSON object", shown(object));
     if (twice != "id") item.id = object.contains("id") ? read_id(object["id"], "id") : Json(item.line);
-    require(!twice, "key {} is there twice", brief(twice.value_or("")));
+    require(!twice, "key {} appears twice", brief(twice.value_or("")));
     const bool is_cancel = object.contains("cancel");
     for (const auto& [name, value] : object.items()) {
         const auto known = [&name = name](const Key& key) { return name == key.name; };
@@ -215,12 +216,13 @@ void parse_line(std::string_view text, PipeItem& item) {
     std::vector<Message>& messages = item.request.messages;
     if (object.contains("system")) {
         const std::string system = read_text(object["system"], "system");
-        require(!object.contains("prompt_ids"), "key system goes without prompt_ids");
-        require(messages[0].role != Role::System, "there are key system and a system message, expected one");
+        require(!object.contains("prompt_ids"), "key system cannot be combined with prompt_ids");
+        require(messages[0].role != Role::System,
+                "key system and a system message are both given, expected one");
         if (!system.empty())
             messages.insert(messages.begin(), {Role::System, system});  // "": none, as with -s
     }
-    require(!item.request.think || !messages.empty(), "key think goes without prompt_ids");
+    require(!item.request.think || !messages.empty(), "key think cannot be combined with prompt_ids");
     check_sampler(*item.request.sampler);
 }
 

@@ -23,8 +23,8 @@ double floor_ms(const DeviceProfile& p, const Timing& t) {
 class FloorTable {
   public:
     FloorTable(const DeviceProfile& p, const char* title) : p_(p) {
-        out_ = fmt::format("{:<32} {:>5} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>6}\n", title, "times", "ms",
-                           "MB", "GFLOP", "GB/s", "TFLOP/s", "floor ms", "of it");
+        out_ = fmt::format("{:<32} {:>5} {:>9} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8}\n", title, "times", "ms",
+                           "MB", "GFLOP", "GB/s", "TFLOP/s", "floor ms", "of floor");
     }
     void add(const Timing& t, int n) {
         const double floor = floor_ms(p_, t);
@@ -41,7 +41,7 @@ class FloorTable {
 
   private:
     void row(const std::string& name, int n, double ms, double bytes, double flop, double floor) {
-        out_ += fmt::format("{:<32} {:>5} {:>9.3f} {:>9.1f} {:>9.2f} {:>8.0f} {:>8.2f} {:>9.3f} {:>5.0f}%\n",
+        out_ += fmt::format("{:<32} {:>5} {:>9.3f} {:>9.1f} {:>9.2f} {:>8.0f} {:>8.2f} {:>9.3f} {:>7.0f}%\n",
                             name, n, ms, bytes / 1e6, flop / 1e9, bytes / ms / 1e6, flop / ms / 1e9, floor,
                             100 * floor / ms);
     }
@@ -55,23 +55,23 @@ std::string step_tables(const DeviceProfile& p, const Config& c, const ProfilePl
     for (const Timing& t : p.parts) parts.add(t, 1);
     std::string out = parts.end() + "\n";
     out += fmt::format("{:<32} {:>9} {:>9} {:>14} {:>8}\n", "a step inside an answer", "ms", "launches",
-                       "by the host", "host ms");
+                       "host launches", "host ms");
     const auto loop = [&](const char* name, const LoopTimes& t) {
         out += fmt::format("{:<32} {:>9.3f} {:>9} {:>14.2f} {:>8.3f}\n", name, t.ms, p.n_launch, t.launches,
                            t.host_ms);
     };
     if (p.graph.ms > 0) {
-        loop("an answer is one graph", p.graph);
-        if (p.overlap_refused.empty()) loop("  its launches do not overlap", p.graph_in_order);
+        loop("one graph per answer", p.graph);
+        if (p.overlap_refused.empty()) loop("  launches do not overlap", p.graph_in_order);
     }
     if (!p.overlap_refused.empty())
-        out += fmt::format("launches do not overlap, as a graph of such ones is refused: {}\n",
+        out += fmt::format("launches do not overlap: the graph of overlapping launches is refused: {}\n",
                            p.overlap_refused);
-    loop("all launched by the host", p.host);
+    loop("every launch by the host", p.host);
     const double ms = p.graph.ms > 0 ? p.graph.ms : p.host.ms;
     out += fmt::format(
-        "{:.0f} tok/s at 16 steps a canvas of {}, commits left out; prefix {}; {:.1f} of {} experts have "
-        "tokens, the fullest {:.1f} of {}\n",
+        "{:.0f} tok/s at 16 steps per canvas of {}, without commits; prefix {}; {:.1f} of {} experts have "
+        "tokens, the busiest {:.1f} of {}\n",
         c.n_canvas * 1e3 / (16 * ms), c.n_canvas, plan.n_prefix, p.experts_used, c.n_expert, p.expert_tokens,
         c.n_canvas);
     return out;
@@ -155,19 +155,21 @@ std::string profile_tables(const DeviceProfile& p, const Model& m, const Profile
     std::string out;
     if (p.copy_gbs > 0)
         out += fmt::format(
-            "copy {:.0f} GB/s, reads {:.0f} GB/s, from L2 {:.0f} GB/s, tensor cores {:.1f} TFLOP/s (f16)\n\n",
+            "copy {:.0f} GB/s, memory reads {:.0f} GB/s, L2 reads {:.0f} GB/s, tensor cores {:.1f} TFLOP/s "
+            "(f16)\n\n",
             p.copy_gbs, p.read_gbs, p.l2_gbs, p.mma_tflops);
     if (!p.parts.empty()) out += step_tables(p, m.config, plan) + "\n";
     if (!p.kernels.empty()) {
-        FloorTable kernels(p, "kernel alone (ms of one)");
+        FloorTable kernels(p, "kernel alone (ms each)");
         for (const Timing& t : p.kernels) kernels.add(t, t.n);
         out += kernels.end() + "\n";
     }
     if (!p.prefill.empty()) {
-        out += fmt::format("{:<12} {:>9} {:>9} {:>9} {:>6}\n", "prefill", "ms", "tok/s", "TFLOP/s", "of it");
+        out +=
+            fmt::format("{:<12} {:>9} {:>9} {:>9} {:>8}\n", "prefill", "ms", "tok/s", "TFLOP/s", "of peak");
         for (const Timing& t : p.prefill) {
             const double tflops = encode_flop(m, t.n) / t.ms / 1e9;
-            out += fmt::format("{:<12} {:>9.1f} {:>9.0f} {:>9.2f} {:>5.0f}%\n", t.n, t.ms, t.n * 1e3 / t.ms,
+            out += fmt::format("{:<12} {:>9.1f} {:>9.0f} {:>9.2f} {:>7.0f}%\n", t.n, t.ms, t.n * 1e3 / t.ms,
                                tflops, 100 * tflops / p.mma_tflops);
         }
         out += "\n";

@@ -19,7 +19,7 @@ void check_append(int n_cached, size_t n_token, int n_context) {
 
 void check_room(const Config& c, int n_cached, int max_canvases, int n_context) {
     const int64_t needed = n_cached + int64_t{max_canvases} * c.n_canvas;
-    require(needed <= n_context, "{} of prompt and {} of {} need {} places, the context has {}",
+    require(needed <= n_context, "{} of prompt and {} of {} need {} tokens, the context has {}",
             counted(n_cached, "token"), counted(max_canvases, "canvas", "canvases"), c.n_canvas, needed,
             n_context);
 }

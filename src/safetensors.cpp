@@ -34,7 +34,7 @@ json parse_header(const std::string& path, std::string_view text) {
         fail("{}: the safetensors header is not JSON: {}", path, e.what());
     }
     require(header.is_object(), "{}: the safetensors header is not a JSON object", path);
-    require(!twice, "{}: tensor {} stands twice in the header", path, twice.value_or(""));
+    require(!twice, "{}: tensor {} appears twice in the header", path, twice.value_or(""));
     return header;
 }
 

@@ -262,8 +262,8 @@ struct Tokenizer::Tables {
 void Tokenizer::Tables::read_types(const Gguf& file) {
     const char* key = "tokenizer.ggml.token_type";
     const std::vector<int64_t> numbers = file.integers(key);
-    require(numbers.size() == texts.size(), "{}: {} has {} items, expected {}, one a token", file.name(), key,
-            numbers.size(), texts.size());
+    require(numbers.size() == texts.size(), "{}: {} has {} items, expected {}, one per token", file.name(),
+            key, numbers.size(), texts.size());
     types.reserve(numbers.size());
     for (size_t id = 0; id < numbers.size(); id++) {
         require(numbers[id] >= 1 && numbers[id] <= 6, "{}: {}[{}] is {}, expected 1 to 6", file.name(), key,
@@ -419,7 +419,7 @@ Tokenizer::Tokenizer(const Gguf& file) {
     // Scores are not used, but wrong ones tell of a broken file.
     if (const Value* scores = file.find("tokenizer.ggml.scores"))
         require(scores->is_array() && scores->item != ValueType::String && scores->count == tokens.size(),
-                "{}: tokenizer.ggml.scores: expected an array of {} numbers, one a token, found {} of {}",
+                "{}: tokenizer.ggml.scores: expected an array of {} numbers, one per token, found {} of {}",
                 file.name(), tokens.size(), scores->count,
                 value_type_name(scores->is_array() ? scores->item : scores->type));
     const size_t n_merges = file.strings("tokenizer.ggml.merges").size();

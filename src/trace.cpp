@@ -154,7 +154,7 @@ class Line {
 
     const Json& at(const char* key) const {
         const auto it = j_.find(key);
-        require(it != j_.end(), "{}: there is no key {}, expected one", where_, key);
+        require(it != j_.end(), "{}: key {} is missing", where_, key);
         return *it;
     }
     int integer(const char* key, int low = 0) const { return integer(at(key), key, low, INT32_MAX); }

@@ -88,7 +88,7 @@ int run_trace(const TraceFlags& flags) {
     require_other(flags.output, {flags.file}, "the trace itself");
     write_output(flags.output, out);
     if (trace.finish.empty())
-        tell(fmt::format("easel: {}: the trace is cut, {} of it {} shown\n", input_name(flags.file),
+        tell(fmt::format("easel: {}: the trace is cut short, {} {} shown\n", input_name(flags.file),
                          counted(trace.steps.size(), "whole step"), trace.steps.size() == 1 ? "is" : "are"));
     return 0;
 }

@@ -80,7 +80,7 @@ std::FILE* open_alone(const std::string& path, const std::string& name) {
     }
     const int problem = errno;
     if (!file) close(fd);
-    require(!taken, "{}: is being written by another easel at this moment", name);
+    require(!taken, "{}: is being written by another easel process", name);
     require_written(file, name, problem);
     return file;
 }

@@ -24,14 +24,14 @@ else
     for what in step kernels load; do error "bench $what" "there is no device cuda" bench $what; done
 fi
 error "bench on what is no device" "device is foo, expected auto, cpu, cuda or cuda:N" bench prefill --device foo
-error "a prefix that the model has no room for" "the prefix and a canvas needs" bench cpu --synthetic toy --prefix 1000000
+error "a prefix that the model has no room for" "the prefix and a canvas need " bench cpu --synthetic toy --prefix 1000000
 error "bench cpu on a GPU" "bench cpu measures the CPU, --device is cuda:0" bench cpu --device cuda:0
 error "experts left in the host's memory, on a CPU" "--expert-offload is for a GPU: the device is cpu" \
     bench prefill --device cpu --expert-offload 1
 error "bench kernels on a CPU" "needs a GPU, --device is cpu" bench kernels --device cpu
 error "bench of another shape" 'no synthetic model "big", expected toy, mid or 26b-a4b' bench cpu --synthetic big
 error "bench of two models" "both -m and --synthetic" bench cpu -m x --synthetic toy
-error "a router's skew for a file" "--router-skew changes made-up weights" bench cpu -m x --router-skew 1
+error "a router's skew for a file" "--router-skew is for random weights" bench cpu -m x --router-skew 1
 for what in cpu all; do
     error "$what after --json" "\"$what\" is something to measure, expected easel bench $what --json, or --json ./$what for" \
         bench --json $what

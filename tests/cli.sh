@@ -34,7 +34,7 @@ tr ' ' '\n' <"$dir/canvas" | sed '/^$/d' | sed '1!G;h;$!d' >"$dir/reversed"
 # ---- Files that are no models
 
 error "no such file" "nope.gguf: cannot open the model file: No such file" generate -m nope.gguf -p hi
-error "a folder" "found a folder; of a Hugging Face folder" generate -m tests -p hi
+error "a folder" "found a folder; a Hugging Face folder is converted by" generate -m tests -p hi
 error "not GGUF" "expected the bytes \"GGUF\" at offset 0" generate -m Makefile -p hi
 error "not GGUF, info" "expected the bytes \"GGUF\" at offset 0" info Makefile
 error "not GGUF, tokenize" "expected the bytes \"GGUF\" at offset 0" tokenize -m Makefile
@@ -58,8 +58,8 @@ error "a model without a tokenizer's file" "tokenizer.ggml" tokenize -m $fixture
 error "no command" "expected a command, one of generate, chat" # nothing else
 error "unknown command" "no command \"frobnicate\", expected one of generate, chat, pipe" frobnicate
 error "a misspelt command" "no command \"genrate\" (the nearest is generate), expected one of" genrate
-error "a flag before the command" 'a command comes before -m, one of generate, chat, pipe' -m "$tiny" generate -p hi
-error "an unknown flag instead of one" 'a command comes before --frobnicate' --frobnicate
+error "a flag before the command" 'expected a command before -m, one of generate, chat, pipe' -m "$tiny" generate -p hi
+error "an unknown flag instead of one" 'expected a command before --frobnicate' --frobnicate
 error "a flag with a value" "greedy" generate -m "$tiny" -p hi --greedy=3
 works "help of a command" help generate
 has "is the command's" "usage: easel generate" "$dir/out"
@@ -137,7 +137,7 @@ error "so in info" "device is cpu, expected cuda or all for --expert-offload" in
 error "what suits the device" "nope.gguf: cannot open" generate -m nope.gguf -p hi --device cuda --cpu-math float --exact
 if ! nvidia-smi -L >/dev/null 2>&1; then
     works "where auto comes to the other kind" generate -p "What is 2 + 2?" -n 16 --device auto --exact --in-order
-    check "a note tells, on one line" "$(grep -c 'the CPU is used: .*; without effect on a CPU: --exact, --in-order$' "$dir/err")" -eq 1
+    check "a note tells, on one line" "$(grep -c 'the CPU is used: .*; ignored on a CPU: --exact, --in-order$' "$dir/err")" -eq 1
     check "and nothing else does" "$(wc -l <"$dir/err")" -eq 2
     works "auto, and what suits the CPU" generate -p "What is 2 + 2?" -n 16 --device auto --cpu-math int8
     check "needs no note" "$(wc -l <"$dir/err")" -eq 1
@@ -187,15 +187,15 @@ Dear [[8~~the canvas has "[[" at offset 5 without "]]" after it
 [[0]]~~the canvas has the hole [[0]], expected [[N]] with a number of tokens from 1, [[TEXT|TEXT]] or [[*]]
 [[33]]~~the canvas text has 33 tokens, 33 of them in holes; a canvas of this model has 32
 [[30]]four~~tokens, 30 of them in holes; a canvas of this model has 32
-[[7|10]]~~the choices of hole 1 differ in length: "7" has 1 tokens, "10" 2; expected equally many
+[[7|10]]~~the choices of hole 1 differ in length: "7" has 1 tokens, "10" 2; expected the same number
 [[1]]~2=a|b~there are choices for hole 2, the canvas has holes 1 to 1
 [[1]]~a|b~choices are "a|b", expected HOLE=TEXT|TEXT with the hole's number
 [[1]]~1=~there are no choices for hole 1, expected one or more
-[[*]].~~the canvas goes on after the hole [[*]], expected it at the end
+[[*]].~~the canvas continues after the hole [[*]], expected it at the end
 END
-error "--canvas with -n" "--canvas goes without -n" generate -p hi --canvas '[[1]]' -n 5
+error "--canvas with -n" "--canvas cannot be combined with -n" generate -p hi --canvas '[[1]]' -n 5
 error "--choices without --canvas" "no canvas with holes" generate -p hi --choices '1=a|b'
-error "--canvas with --think" "goes without a thought" generate -p hi --think --canvas '[[1]]'
+error "--canvas with --think" "cannot be combined with thinking" generate -p hi --think --canvas '[[1]]'
 error "--best-of 0" "--best-of" generate -p hi --best-of 0
 error "--retry-empty -1" "--retry-empty" generate -p hi --retry-empty -1
 
@@ -252,12 +252,12 @@ printf 'ab\303' >"$dir/half"
 error "half a character" "not valid UTF-8: byte 0xc3 at offset 2" generate -m "$tiny" -f "$dir/half"
 printf 'x\355\240\200' >"$dir/surrogate"
 error "a surrogate" "not valid UTF-8: byte 0xed at offset 1" generate -m "$tiny" -f "$dir/surrogate"
-error "prompt and canvas over -c" "40 prompt tokens and 1 canvas of 24 tokens need 64 places, the context has 63" \
+error "prompt and canvas over -c" "40 prompt tokens and 1 canvas of 24 tokens need 64 tokens, the context has 63" \
     generate -m "$tiny" --prompt-ids "$dir/prompt" -c 63 -n 24
 works "prompt and canvas that fill -c" generate -m "$tiny" --prompt-ids "$dir/prompt" -c 64 -n 24 --max-steps 1
 error "answer over the context" "the context has 4096" generate -m "$tiny" -p hi -n 1000000000
-error "--raw with a system prompt" "--raw goes without" generate -m "$tiny" -p hi --raw -s be
-error "--prompt-ids with --think" "--prompt-ids goes without" \
+error "--raw with a system prompt" "--raw cannot be combined with" generate -m "$tiny" -p hi --raw -s be
+error "--prompt-ids with --think" "--prompt-ids cannot be combined with" \
     generate -m "$tiny" --prompt-ids "$dir/prompt" --think
 
 # ---- Files of ids
@@ -552,7 +552,7 @@ else
     skip "full disk" "there is no /dev/full here"
 fi
 mkfifo "$dir/pipe"
-error "convert into a pipe" "$dir/pipe: is a device or the like, which a file would replace" convert "$tiny" "$dir/pipe" --type f16
+error "convert into a pipe" "$dir/pipe: is not a regular file" convert "$tiny" "$dir/pipe" --type f16
 check "which is there still" -p "$dir/pipe"
 
 # Descriptors that are closed: the next file that the program opens is not to be taken for them.

@@ -75,13 +75,13 @@ END
 # ---- The list
 
 works "the built-in list" fetch
-has "it has the recommended model" "q4_k_m    16.81 GB  not here" "$dir/out"
+has "it has the recommended model" "q4_k_m    16.81 GB  not downloaded" "$dir/out"
 has "it tells the folder" "models in $models" "$dir/out"
 works "--list FILE" fetch --list "$dir/list.txt"
-has "notes are shown" "not here         a note of words" "$dir/out"
+has "notes are shown" "not downloaded   a note of words" "$dir/out"
 export EASEL_MODELS_TXT="$dir/list.txt"
 works "EASEL_MODELS_TXT" fetch
-has "sizes that are not known" "unknown                 ?  not here" "$dir/out"
+has "sizes that are not known" "unknown                 ?  not downloaded" "$dir/out"
 check "looking makes no folder" ! -e "$models"
 echo "demo 12 abc $url/x" >"$dir/broken.txt"
 error "a list with a wrong sha256" 'broken.txt line 1: the sha256 is "abc", expected 64' fetch --list "$dir/broken.txt"
@@ -95,8 +95,8 @@ error "a wrong name near several" 'there is no model "cut_unknow"; the nearest n
 error "a name like none" 'there is no model "banana-split-ii"; `easel fetch` lists the names' fetch banana-split-ii
 error "-m with a wrong name" "Demo: cannot open the model file: No such file, and no model has that name; the nearest" \
     generate -m Demo -p hi
-error "-m before the fetch" "model demo is not here yet: easel fetch demo (2.13 MB)" generate -m demo -p hi
-error "the same, size not known" "model unknown is not here yet: easel fetch unknown" info -m unknown
+error "-m before the fetch" "model demo is not downloaded yet: easel fetch demo (2.13 MB)" generate -m demo -p hi
+error "the same, size not known" "model unknown is not downloaded yet: easel fetch unknown" info -m unknown
 error "-m with a path is no name" "x/demo: cannot open the model file: No such file" info -m x/demo
 
 # ---- Downloads that go well
@@ -106,14 +106,14 @@ same "gives the file" "$models/demo.gguf" $demo
 check "its path is all that is on stdout" "$(cat "$dir/out")" = "$models/demo.gguf"
 check "no part is left" ! -e "$models/demo.gguf.part"
 works "a second fetch" fetch demo
-has "has nothing to do" "demo is here already" "$dir/err"
+has "has nothing to do" "demo is already downloaded" "$dir/err"
 works "--quiet" fetch --quiet moved
 check "says nothing on stderr" ! -s "$dir/err"
 same "a redirect is followed" "$models/moved.gguf" $demo
 works "size and sha256 not known" fetch unknown
 same "gives the file too" "$models/unknown.gguf" $demo
 works "the list afterwards" fetch
-has "shows what is here" "demo              2.13 MB  here             a note" "$dir/out"
+has "shows what is here" "demo              2.13 MB  downloaded       a note" "$dir/out"
 
 # ---- -m NAME
 
@@ -140,12 +140,12 @@ has "a path that exists wins" "wrong: GGUF version 3" "$dir/out"
 # ---- Broken connections
 
 error "a cut connection" "the download stopped at 1000000 of $n bytes" fetch cut
-has "says how to go on" '`easel fetch cut` goes on from there' "$dir/err"
+has "says how to go on" '`easel fetch cut` continues from there' "$dir/err"
 check "what has come is kept" "$(wc -c <"$models/cut.gguf.part")" -eq 1000000
 check "and is not used" ! -e "$models/cut.gguf"
 run fetch
-has "the list tells it" "1.00 MB of it" "$dir/out"
-error "-m does not take a part" "model cut is not here yet" info cut
+has "the list tells it" "1.00 MB so far" "$dir/out"
+error "-m does not take a part" "model cut is not downloaded yet" info cut
 error "the second run goes on" "the download stopped at 2000000 of $n bytes" fetch cut
 works "the third run ends it" fetch cut
 check "with range requests" "$(requests bytes=1000000-) $(requests bytes=2000000-)" = "1 1"
@@ -164,7 +164,7 @@ same "and keeps it" "$models/unknown.gguf" $demo
 
 head -c 700000 $demo >"$models/noranges.gguf.part"
 works "a server without ranges" fetch noranges
-has "is asked from zero" "the server cannot go on in the middle; starting from zero" "$dir/err"
+has "is asked from zero" "the server cannot resume a download; starting over" "$dir/err"
 same "and gives the file" "$models/noranges.gguf" $demo
 
 # ---- Files that are not the right ones
@@ -173,32 +173,32 @@ error "a wrong sha256" "deleted, as its sha256 is $sum, expected $wrong" fetch w
 check "nothing of it is left" "$(ls "$models" | grep -c '^wrong')" -eq 0
 cp $demo "$models/wrong.gguf.part"
 error "a part of it all" "deleted, as its sha256" fetch wrong
-has "is not kept either" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
+has "is not kept either" "the earlier download has a wrong sha256; starting over" "$dir/err"
 error "a wrong sha256, size not known" "deleted, as its sha256" fetch wrong_unknown
 cp $demo "$models/wrong_unknown.gguf.part"
 error "a part of it all, too" "deleted, as its sha256" fetch wrong_unknown
-has "is not kept either, then" "the earlier download has a wrong sha256; starting from zero" "$dir/err"
+has "is not kept either, then" "the earlier download has a wrong sha256; starting over" "$dir/err"
 check "no lock is left" "$(ls "$models" | grep -c 'lock$')" -eq 0
 error "a page where a model should be" 'deleted, as it begins with "<!do", expected a GGUF file' fetch page
 check "is not kept" "$(ls "$models" | grep -c '^page')" -eq 0
 cp $demo "$models/cut.gguf.part" && rm "$models/cut.gguf" && echo x | dd of="$models/cut.gguf.part" bs=1 seek=500 \
     conv=notrunc 2>/dev/null
 error "a spoilt part" "the download stopped at 1000000" fetch cut
-has "is thrown away" "starting from zero" "$dir/err"
+has "is thrown away" "starting over" "$dir/err"
 error "a short file" "the server's file has 50000 bytes, expected $n: it is not" fetch short
 error "is short the second time too" "the server's file has 50000 bytes, expected $n" fetch short
 error "a long file" "the server sends more than the 1000 bytes expected" fetch long
 check "is not begun" ! -e "$models/long.gguf.part"
 cp $demo "$models/long.gguf.part"
 error "a long part" "sends more than" fetch long
-has "is thrown away too" "longer than the model; starting from zero" "$dir/err"
+has "is thrown away too" "longer than the model; starting over" "$dir/err"
 cp Makefile "$models/gone.gguf"
 error "a present file of a wrong size" "expected $n; delete it to fetch it again" fetch gone
 rm "$models/gone.gguf"
 
 # ---- No file, no server, no network, no room
 
-error "404" "/ok/absent.gguf: the server does not give the file: The requested URL returned error: 404" fetch gone
+error "404" "/ok/absent.gguf: the server refuses the file: The requested URL returned error: 404" fetch gone
 check "leaves no part" ! -e "$models/gone.gguf.part"
 error "offline: nobody listens" "cannot connect to 127.0.0.1:1: is this machine online?" fetch offline
 error "offline: no such host" "cannot find easel.invalid: is this machine online?" fetch nohost
@@ -216,7 +216,7 @@ works "a .curlrc changes nothing" fetch --list "$dir/list.txt" unknown
 check "nor the file" "$(wc -c <"$models/unknown.gguf")" = "$n"
 rm "$HOME/.curlrc" "$models/unknown.gguf"
 : >"$dir/file"
-with "EASEL_MODELS=$dir/file/models" error "a folder below a file" "$dir/file/models: cannot be made: Not a directory" \
+with "EASEL_MODELS=$dir/file/models" error "a folder below a file" "$dir/file/models: cannot be created: Not a directory" \
     fetch demo
 with "EASEL_MODELS=$dir/file" error "a folder that is a file" "$dir/file" fetch demo
 mkdir "$dir/sealed"
@@ -260,7 +260,7 @@ same "is used" "$dir/cache/easel/demo.gguf" $demo
 "$easel" fetch slow </dev/null >"$dir/slow.out" 2>"$dir/slow.err" &
 pid=$!
 wait_for test -s "$models/slow.gguf.part"
-error "two at once" "slow is being fetched by another easel at this moment" fetch slow
+error "two at once" "slow is being fetched by another easel process" fetch slow
 wait $pid
 check "the first one ends well" $? -eq 0
 same "and has the file" "$models/slow.gguf" $demo
@@ -278,7 +278,7 @@ done
 check "Ctrl-C exits with 130" $status -eq 130
 check "Ctrl-C takes at most 2 seconds ($took ms)" $took -le 2000
 check "Ctrl-C keeps the part" -s "$models/slow.gguf.part"
-has "Ctrl-C says how to go on" '`easel fetch slow` goes on from there' "$dir/err"
+has "Ctrl-C says how to go on" '`easel fetch slow` continues from there' "$dir/err"
 part=$(wc -c <"$models/slow.gguf.part")
 "$easel" fetch slow </dev/null >"$dir/out" 2>"$dir/err" &
 pid=$!

@@ -135,7 +135,7 @@ inline void check_refusals(easel::Backend& backend) {
     backend.encode(std::vector<int32_t>(17, 5));
     easel::GenerateParams params;
     params.sampler.max_steps = 2;
-    CHECK_THROWS_WITH(backend.generate(params, {}), Catch::Contains("need 41 places, the context has 40"));
+    CHECK_THROWS_WITH(backend.generate(params, {}), Catch::Contains("need 41 tokens, the context has 40"));
     backend.truncate(16);
     CHECK(backend.generate(params, {}).tokens.size() == 24);
     CHECK_THROWS_WITH(backend.encode(std::vector<int32_t>{512}), Catch::Contains("token id 512"));

@@ -45,7 +45,7 @@ error "more layers than there are" "the experts of 7 layers" \
 error "offloading on a CPU" "expected cuda, cuda:N or auto for --expert-offload" generate -m "$tiny" -p hi --device cpu --expert-offload 1
 if ! nvidia-smi -L >/dev/null 2>&1; then
     works "offloading where there is no GPU" generate -m "$tiny" -p hi -n 16 --max-steps 1 --expert-offload 1
-    has "is told" "; without effect on a CPU: --expert-offload" "$dir/err"
+    has "is told" "; ignored on a CPU: --expert-offload" "$dir/err"
 fi
 for value in 0 -1 x 16GiB 16B 1e30 ""; do
     error "--memory-limit '$value'" "memory" generate -m "$tiny" -p hi --device cpu --memory-limit "$value"
@@ -67,7 +67,7 @@ generate="generate -m $tiny -p hello -n 24 --seed 5 --max-steps 3 --device cpu -
 tr -s ' \n' '\n\n' <<END | head -n 41 >"$dir/ids"
 $(seq 100 200 | tr '\n' ' ')
 END
-error "a prompt one token too long" "41 prompt tokens and 1 canvas of 24 tokens need 65 places, the context has 64" \
+error "a prompt one token too long" "41 prompt tokens and 1 canvas of 24 tokens need 65 tokens, the context has 64" \
     generate -m "$tiny" --prompt-ids "$dir/ids" -n 24 -c 64 --device cpu
 
 # ---- A model file that vanishes, and one that is cut short, between two requests

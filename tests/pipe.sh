@@ -383,7 +383,7 @@ for signal in INT:130 TERM:143; do
     check "at once ($signal, $took ms)" "$took" -le 2000
     sed -n '/}$/p' "$dir/out" >"$dir/answers"
     done_ids "$dir/answers" >"$dir/ids"
-    has "it says what is not answered ($signal)" "easel: stopped while nobody read stdout; read and not answered: " "$dir/err"
+    has "it says what is not answered ($signal)" "easel: stopped while nobody read stdout; read but not answered: " "$dir/err"
     sed -n 's/^easel: stopped.*(ids \(.*\))$/\1/p' "$dir/err" | tr -d ' ' | tr ',' '\n' >>"$dir/ids"
     seq "$(wc -l <"$dir/ids")" >"$dir/expected"
     same "answered and reported are all that was read ($signal)" "$dir/ids" "$dir/expected"
@@ -391,6 +391,6 @@ done
 
 # The reason is that of the call that failed.
 (ulimit -n 4 && exec "$easel" pipe --device cpu) </dev/null >"$dir/out" 2>"$dir/err"
-has "no file can be opened: why" "easel: cannot make a pipe: Too many open files" "$dir/err"
+has "no file can be opened: why" "easel: cannot create a pipe: Too many open files" "$dir/err"
 
 end

@@ -518,7 +518,7 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
     // A pipe that nobody writes to does not hang.
     REQUIRE(mkfifo((dir / "config.json").c_str(), 0600) == 0);
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
-              {"config.json: is not a file, expected one of JSON"});
+              {"config.json: is not a regular file, expected a JSON file"});
     fs::remove(dir / "config.json");
     HfFolder().write(dir.path(), 1);
     const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
@@ -680,7 +680,7 @@ TEST_CASE("a GGUF file becomes one of another precision") {
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "loop.gguf", as("f16")); }),
               {"loop.gguf: cannot be written: Too many levels of symbolic links"});
     check_has(error_of([&] { convert(dir / "q.gguf", dir / "t-00001-of-00002.gguf", as("f16")); }),
-              {"is the name of one of several parts"});  // it could not be opened
+              {"is the name of one part of a split file"});  // it could not be opened
     check_has(error_of([&] { convert(dir / "none.gguf", dir / "t.gguf", as("f16")); }), {"none.gguf"});
     check_has(error_of([&] { convert(source, dir / "t.gguf", as("q9")); }), {"unknown type q9"});
     CHECK(!fs::exists(dir / "t.gguf"));

@@ -424,9 +424,9 @@ TEST_CASE("device: options of the other kind are refused, and noted where auto c
     const Engine engine({.n_context = 64, .cpu_math = CpuMath::Int8, .exact = true});
     INFO(engine.note());
     if (engine.device() == "CPU")
-        check_has(engine.note(), {"the CPU is used", "; without effect on a CPU: --exact"});
+        check_has(engine.note(), {"the CPU is used", "; ignored on a CPU: --exact"});
     else
-        CHECK(engine.note() == "without effect on a GPU: --cpu-math int8");
+        CHECK(engine.note() == "ignored on a GPU: --cpu-math int8");
     CHECK(Engine({.n_context = 64, .device = "cpu", .cpu_math = CpuMath::Int8}).note().empty());
     // Who brings a backend decides alone.
     const auto make = [](std::shared_ptr<const Model> model) { return make_cpu_backend(model, 64); };
@@ -477,7 +477,7 @@ TEST_CASE("device: the profile of a step") {
 #endif
     const std::string table = profile_tables(p, *model, plan);
     for (const char* text : {"experts gate, up", "lm head", "floor ms", "a step inside an answer",
-                             "all launched by the host", "prefill", "repack s"})
+                             "every launch by the host", "prefill", "repack s"})
         CHECK(table.find(text) != std::string::npos);
 }
 

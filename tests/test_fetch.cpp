@@ -113,7 +113,7 @@ TEST_CASE("models: what is wrong with a list", "[fetch]") {
     check_has(error("x 1 -"), {"the url is \"\", expected http:// or https://"});
     check_has(error("x 1 - file:///etc/passwd"), {"the url is \"file:///etc/passwd\""});
     check_has(error("x 1 - --output"), {"the url is \"--output\""});
-    check_has(error("x 1 - " + kUrl + "\nx 1 - " + kUrl), {"line 3", "the name x is there twice"});
+    check_has(error("x 1 - " + kUrl + "\nx 1 - " + kUrl), {"line 3", "the name x appears twice"});
 }
 
 TEST_CASE("models: the built-in list", "[fetch]") {
@@ -176,10 +176,11 @@ TEST_CASE("models: what -m means", "[fetch]") {
     const Env list("EASEL_MODELS_TXT",
                    dir.write("list", "one 2132192 - " + kUrl + "\ntwo - - " + kUrl + "\ntests 1 - " + kUrl));
     const Env models("EASEL_MODELS", dir.path());
-    CHECK(error_of([] { find_model("one"); }) == "model one is not here yet: easel fetch one (2.13 MB)");
-    CHECK(error_of([] { find_model("two"); }) == "model two is not here yet: easel fetch two");
+    CHECK(error_of([] { find_model("one"); }) ==
+          "model one is not downloaded yet: easel fetch one (2.13 MB)");
+    CHECK(error_of([] { find_model("two"); }) == "model two is not downloaded yet: easel fetch two");
     dir.write("one.gguf.part", "x");
-    check_has(error_of([] { find_model("one"); }), {"not here yet"});
+    check_has(error_of([] { find_model("one"); }), {"not downloaded yet"});
     dir.write("one.gguf", "x");
     CHECK(find_model("one") == dir / "one.gguf");
     CHECK(find_model("tests") == "tests");  // a path that exists

@@ -319,9 +319,9 @@ TEST_CASE("gguf: general.alignment moves the tensor data") {
 }
 
 TEST_CASE("gguf: a key or tensor that stands twice is refused") {
-    CHECK(open_message(Raw::header(0, 2).u32_key("k", 1).u32_key("k", 1).s) == "test: key k stands twice");
+    CHECK(open_message(Raw::header(0, 2).u32_key("k", 1).u32_key("k", 1).s) == "test: key k appears twice");
     Raw r = Raw::header(2, 0).tensor("t", {2}, 0, 0).tensor("t", {2}, 0, 0).pad().zeros(8);
-    CHECK(open_message(r.s) == "test: tensor t stands twice");
+    CHECK(open_message(r.s) == "test: tensor t appears twice");
 }
 
 TEST_CASE("gguf: what a broken header is told") {
@@ -470,9 +470,11 @@ TEST_CASE("gguf: files that cannot be opened") {
     const auto message = [](const std::string& path) { return message_of([&] { Gguf::open(path); }); };
     CHECK(message(dir.path("absent.gguf")) ==
           dir.path("absent.gguf: cannot open the model file: No such file or directory"));
-    CHECK(message(dir.path("")) ==
-          dir.path("") + ": expected a GGUF file, found a folder; of a Hugging Face folder `easel convert " +
-              dir.path("") + " model.gguf --type q4_k_m` makes one");
+    CHECK(
+        message(dir.path("")) ==
+        dir.path("") +
+            ": expected a GGUF file, found a folder; a Hugging Face folder is converted by `easel convert " +
+            dir.path("") + " model.gguf --type q4_k_m`");
     CHECK(message("/dev/null") ==
           "/dev/null: expected a GGUF file, found something that is not a regular file");
     CHECK(message(dir.write("empty.gguf", "")) ==
@@ -559,7 +561,7 @@ TEST_CASE("gguf: what a broken split file is told") {
     SECTION("a part that repeats another's tensors") {
         Split split;
         split.write(3, part_bytes(3, 0, "b", 3));
-        CHECK(split.message() == split.path(3) + ": tensor b stands twice");
+        CHECK(split.message() == split.path(3) + ": tensor b appears twice");
     }
     SECTION("a truncated part") {
         Split split;

@@ -88,7 +88,7 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
               fmt::format("the canvas has the hole [[{}]], expected [[N]] with a number of tokens from 1, "
                           "[[TEXT|TEXT]] or [[*]]",
                           inside));
-    CHECK(parse_message("[[*]].") == "the canvas goes on after the hole [[*]], expected it at the end");
+    CHECK(parse_message("[[*]].") == "the canvas continues after the hole [[*]], expected it at the end");
     CHECK(parse_message("[[1]]", {{2, {"a"}}}) ==
           "there are choices for hole 2, the canvas has holes 1 to 1");
     CHECK(parse_message("[[1]]", {{0, {"a"}}}) ==
@@ -110,7 +110,7 @@ TEST_CASE("a canvas text that is wrong is refused with what was expected", "[inf
     CHECK(place_message("", 32) == "the canvas is empty, expected text with holes such as [[8]]");
     CHECK(place_message("[[a|]]", 32) == "hole 1 has an empty choice, expected some text");
     CHECK(place_message("[[1]][[7|10]]", 32) ==
-          "the choices of hole 2 differ in length: \"7\" has 1 tokens, \"10\" 2; expected equally many");
+          "the choices of hole 2 differ in length: \"7\" has 1 tokens, \"10\" 2; expected the same number");
 }
 
 TEST_CASE("a canvas is placed token by token", "[infill]") {
@@ -284,11 +284,11 @@ TEST_CASE("the engine fills holes and says how sure it is", "[infill]") {
     CHECK(ask_message(ask("Hi", "[[40]]")).find("a canvas of this model has 32") != std::string::npos);
     Request think = ask("Hi", "[[4]]");
     think.think = true;
-    CHECK(ask_message(think) == "a canvas with holes goes without a thought");
+    CHECK(ask_message(think) == "a canvas with holes cannot be combined with thinking");
     Request no_canvas = ask("Hi", "");
     no_canvas.canvas.reset();
     no_canvas.choices = {{1, {"a"}}};
-    CHECK(ask_message(no_canvas) == "there are choices, but no canvas with holes that they are for");
+    CHECK(ask_message(no_canvas) == "choices are given, but no canvas with holes for them");
 }
 
 TEST_CASE("check() refuses what generate() would", "[infill]") {
@@ -309,7 +309,7 @@ TEST_CASE("check() refuses what generate() would", "[infill]") {
     CHECK(ask_message(many) == message(many));
     Request none = ask("Hi", "[[2]]");
     none.n_best = 0;
-    CHECK(message(none).starts_with("the best of 0 answers"));
+    CHECK(message(none).starts_with("0 answers"));
     CHECK(ask_message(none) == message(none));
     Request two = ask("Hi", "[[2]]");
     two.raw = "Hi";
@@ -384,11 +384,10 @@ TEST_CASE("the best of several answers is the most probable one", "[infill]") {
     CHECK(stopped.finish == Finish::Cancelled);
     CHECK(stopped.n_try == 3);
     r.n_best = 0;
-    CHECK(ask_message(r) ==
-          "the best of 0 answers with 0 retries asked for, expected 1 or more, and 0 or more");
+    CHECK(ask_message(r) == "0 answers and 0 retries requested, expected at least 1 and at least 0");
     r.n_best = 1;
     r.n_retry = -1;
-    CHECK(ask_message(r).find("the best of 1 answers with -1 retries") == 0);
+    CHECK(ask_message(r).find("1 answers and -1 retries") == 0);
     r.n_retry = 0;
     r.n_token = -1;
     CHECK(ask_message(r) == "the answer's length is -1, expected 1 or more tokens");

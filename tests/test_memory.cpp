@@ -537,7 +537,7 @@ TEST_CASE("memory: an engine that works on an answer takes no other") {
         return true;
     };
     CHECK(engine.generate(r, again).ids == ids);
-    CHECK(text == "this Engine still works on another answer, it makes one at a time");
+    CHECK(text == "this Engine is still generating another answer; it makes one at a time");
     CHECK_THROWS_AS(engine.generate(r, [](const Frame&) -> bool { throw Error("stop"); }), Error);
     CHECK(engine.generate(r).ids == ids);
 }
@@ -551,7 +551,7 @@ TEST_CASE("memory: a prompt one token too long is refused, and nothing is encode
     r.prompt_ids = std::vector<int32_t>(41, 5);
     CHECK_THROWS_WITH(engine.generate(r),
                       Catch::Contains("41 prompt tokens and 1 canvas of 24 tokens need 65 "
-                                      "places, the context has 64"));
+                                      "tokens, the context has 64"));
     CHECK(engine.backend().n_cached() == 0);
     CHECK_THROWS_WITH(Engine({.model = fixture("tiny.gguf"), .n_context = -1, .device = "cpu"}),
                       "context is -1, expected 1 to 4096");

@@ -384,8 +384,8 @@ TEST_CASE("model: heads must divide") {
     CHECK(key_message(kv, array({2, 2, 2, 2, 2, 8})) ==
           "test: key " + kv + " is 8 for layer 5, expected a divisor of the 4 heads");
     CHECK(key_message(kv, array({2, 2, 2, 2, 2})) ==
-          "test: key " + kv + " has 5 items, expected 1 or one a layer (6)");
-    CHECK(key_message(kv, array({})) == "test: key " + kv + " has 0 items, expected 1 or one a layer (6)");
+          "test: key " + kv + " has 5 items, expected 1 or one per layer (6)");
+    CHECK(key_message(kv, array({})) == "test: key " + kv + " has 0 items, expected 1 or one per layer (6)");
     CHECK(key_message(q, Tiny::u32(0)) ==
           "test: key " + q + " is 0 for layer 0, expected the same number, 1 to 4096, for all");
     CHECK(key_message(q, Tiny::u32(4097)) ==
@@ -399,7 +399,7 @@ TEST_CASE("model: a pattern of the wrong length is refused") {
     for (size_t n : {0, 1, 5, 7}) {
         const std::string pattern = Tiny::raw_array(ValueType::Bool, std::vector<uint8_t>(n, 1));
         CHECK(key_message(key, pattern) ==
-              fmt::format("test: key {} has {} items, expected one a layer (6)", key, n));
+              fmt::format("test: key {} has {} items, expected one per layer (6)", key, n));
     }
     CHECK(key_message(key, Tiny::u32(7)) == "test: key " + key + " is 7, expected 0 to 6");
     CHECK(key_message(key, Tiny::raw(ValueType::I32, -1)) == "test: key " + key + " is -1, expected 0 to 6");

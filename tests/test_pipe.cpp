@@ -195,14 +195,15 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt_ids\": []}", "key prompt_ids is an empty list"},
         {"{\"prompt_ids\": [1, -1]}", "key prompt_ids is -1, expected an integer from 0"},
         {"{\"prompt_ids\": [4294967297]}", "key prompt_ids is 4294967297, expected"},
-        {"{\"prompt_ids\": [1], \"system\": \"x\"}", "key system goes without prompt_ids"},
-        {"{\"prompt_ids\": [1], \"think\": true}", "key think goes without prompt_ids"},
+        {"{\"prompt_ids\": [1], \"system\": \"x\"}", "key system cannot be combined with prompt_ids"},
+        {"{\"prompt_ids\": [1], \"think\": true}", "key think cannot be combined with prompt_ids"},
         {"{\"system\": \"s\", \"messages\": [{\"role\": \"system\", \"content\": \"x\"}]}", "expected one"},
-        {"{\"prompt\": \"x\", \"choices\": [1]}", "key choices is an array, expected an object of lists"},
+        {"{\"prompt\": \"x\", \"choices\": [1]}",
+         "key choices is an array, expected an object with a list of texts"},
         {"{\"prompt\": \"x\", \"choices\": {\"a\": [\"b\"]}}", "choices has the key a, expected the number"},
         {"{\"prompt\": \"x\", \"choices\": {\"1\": \"b\"}}", "choices of hole 1 are \"b\", expected a list"},
         {"{\"prompt\": \"x\", \"choices\": {\"1\": [\"a\"], \"01\": [\"b\"]}}",
-         "choices of hole 1 are there twice"},
+         "choices of hole 1 appear twice"},
         {"{\"prompt\": \"x\", \"best_of\": 0}", "key best_of is 0, expected an integer from 1"},
         {"{\"prompt\": \"x\", \"best_of\": 1001}", "key best_of is 1001, expected an integer from 1 to 1000"},
         {"{\"prompt\": \"x\", \"retry_empty\": 1001}", "key retry_empty is 1001, expected"},
@@ -219,12 +220,12 @@ TEST_CASE("pipe: what is wrong with a line", "[pipe]") {
         {"{\"prompt\": \"x\", \"top_k\": 5000000000}", "key top_k is 5000000000"},
         {"{\"prompt\": \"x\", \"max_steps\": 0}", "max steps is 0, expected 1 to 100000"},
         {"{\"cancel\": null}", "key cancel is null"},
-        {"{\"prompt\": \"x\", \"seed\": 1, \"seed\": 1}", "key seed is there twice"},
-        {"{\"prompt\": \"x\", \"\": 1, \"a\": {\"prompt\": 1}, \"\": 2}", "key  is there twice"},
-        {"{\"prompt\": \"x\", \"seed\": 1, \"se\\u0065d\": 1}", "key seed is there twice"},
+        {"{\"prompt\": \"x\", \"seed\": 1, \"seed\": 1}", "key seed appears twice"},
+        {"{\"prompt\": \"x\", \"\": 1, \"a\": {\"prompt\": 1}, \"\": 2}", "key  appears twice"},
+        {"{\"prompt\": \"x\", \"seed\": 1, \"se\\u0065d\": 1}", "key seed appears twice"},
         {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"content\": \"b\"}]}",
-         "key content is there twice"},
-        {"{\"prompt\": \"x\", \"choices\": {\"1\": [\"a\"], \"1\": [\"b\"]}}", "key 1 is there twice"},
+         "key content appears twice"},
+        {"{\"prompt\": \"x\", \"choices\": {\"1\": [\"a\"], \"1\": [\"b\"]}}", "key 1 appears twice"},
     };
     for (const auto& c : cases) {
         INFO(c.line);
@@ -448,7 +449,7 @@ TEST_CASE("pipe: a lost device ends it", "[pipe]") {
     const int in = open(dir.write("in", line + line + line).c_str(), O_RDONLY);
     const int out = open((dir / "out").c_str(), O_WRONLY | O_CREAT, 0600);
     CHECK_THROWS_WITH(serve_pipe(engine, options, in, out),
-                      "line 2 and what came after it were not answered: the device is gone");
+                      "line 2 and the lines after it were not answered: the device is gone");
     close(in);
     close(out);
     std::ifstream file(dir / "out");

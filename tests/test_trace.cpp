@@ -274,7 +274,7 @@ TEST_CASE("trace: files that are none say what is wrong", "[trace]") {
     check_has(changed(1, "e\":1", "e\":2"), {"file: is a trace of version 2, this program reads 1"});
     check_has(changed(1, "\"canvas\":2", "\"canvas\":0"),
               {"file line 1: key canvas has 0, expected an integer from 1"});
-    check_has(changed(1, "\"seed\":", "\"sed\":"), {"line 1: there is no key seed"});
+    check_has(changed(1, "\"seed\":", "\"sed\":"), {"line 1: key seed is missing"});
     check_has(changed(1, ":18446744073709551615", ":-1"), {"line 1: key seed is -1"});
     check_has(changed(1, "\"2\":{", "\"x\":{"), {"line 1: pieces has a key that is not a token id"});
     check_has(changed(1, "\"prompt\":\"p\"", "\"prompt\":7"),

@@ -216,7 +216,7 @@ TEST_CASE("hostile safetensors files are refused") {
     check_has(open(R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
                        "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}})",
                    24),
-              {"a stands twice"});
+              {"a appears twice"});
     write_file(dir / "short.safetensors", "1234");
     check_has(error_of([&] { SafeTensors::open_file(dir / "short.safetensors"); }), {"at least 8 bytes"});
     check_has(error_of([&] { SafeTensors::open_folder(dir.path()); }), {"expected model.safetensors"});

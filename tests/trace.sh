@@ -71,7 +71,7 @@ for part in 1 2 5 7 9; do
     head -c $n "$dir/demo.jsonl" >"$dir/cut.jsonl"
     works "the first $n bytes of a trace" trace "$dir/cut.jsonl" -o "$dir/cut.html"
     whole=$(($(wc -l <"$dir/cut.jsonl") - 1))
-    has "say so" "easel: $dir/cut.jsonl: the trace is cut, $whole whole step" "$dir/err"
+    has "say so" "easel: $dir/cut.jsonl: the trace is cut short, $whole whole step" "$dir/err"
     works "and give a figure" trace "$dir/cut.jsonl" --svg
 done
 : >"$dir/x"
