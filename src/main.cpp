@@ -131,7 +131,7 @@ void add_memory_flags(CLI::App& app, int64_t& limit, int& n_offload, const std::
 void add_engine_flags(CLI::App& app, EngineOptions& e) {
     app.add_option("-m,--model", e.model, kModelText)->type_name(kModel);
     app.add_option("-t,--threads", e.n_thread, "CPU threads (default: all cores)")->check(in_range(1, 4096));
-    app.add_option("-c,--context", e.n_context, "context length (default: the longest that fits)")
+    app.add_option("-c,--context", e.n_context, "context length (default: the model's, or what fits)")
         ->check(in_range(1, 1 << 30));
     app.add_option("--device", e.device,
                    "where to run (default: auto, the first GPU if the model fits there, else the CPU)")
