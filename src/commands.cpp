@@ -354,30 +354,46 @@ static std::string value_text(const Value& v) {
                        value_type_name(v.item));
 }
 
-// The memory figures of `easel info`.
-static std::string memory_text(const Model& model, const InfoFlags& flags) {
-    const Config& c = model.config;
-    std::string out;
+static std::string cpu_memory_text(const Model& model, const InfoFlags& flags, int& n_context) {
+    if (flags.memory_limit) n_context = fit_cpu(model, flags.n_context, flags.memory_limit);
+    return fmt::format("  CPU  {}; weights stay in the mapped file\n", plan_text(plan_cpu(model, n_context)));
+}
+
+static std::string gpu_memory_text(const Model& model, const InfoFlags& flags, int& n_context) {
     DeviceOptions options;
-    require(flags.n_context <= c.n_context, "context is {}, expected 1 to {}", flags.n_context, c.n_context);
-    options.n_context = flags.n_context;
+    options.n_context = flags.memory_limit ? flags.n_context : n_context;
     options.n_offload = flags.n_offload;
     if (const auto devices = cuda_devices(); !devices.empty()) options.n_sm = devices[0].n_sm;
-    if (flags.memory_limit && flags.device == "cuda")
-        options = fit_gpu(model, options, flags.memory_limit);
-    else if (flags.memory_limit)
-        options.n_context = fit_cpu(model, options.n_context, flags.memory_limit);
-    if (!options.n_context) options.n_context = std::min(8192, c.n_context);
+    if (flags.memory_limit) options = fit_gpu(model, options, flags.memory_limit);
+    n_context = options.n_context;
     options.n_offload = std::max(options.n_offload, 0);
-    out += fmt::format("memory at a context of {} tokens\n", options.n_context);
-    if (flags.device != "cuda")
-        out += fmt::format("  CPU  {}; weights stay in the mapped file\n",
-                           plan_text(plan_cpu(model, options.n_context)));
-    if (flags.device != "cpu") {
-        const MemoryPlan p = plan_gpu(model, options);
-        out += fmt::format("  GPU  {}, and {} for the driver\n", plan_text(p), human_bytes(kDeviceSlack));
-        if (p.host) out += fmt::format("       {}\n", offload_cost(p));
-    }
+    const MemoryPlan p = plan_gpu(model, options);
+    return fmt::format("  GPU  {}, and {} for the driver\n", plan_text(p), human_bytes(kDeviceSlack)) +
+           (p.host ? fmt::format("       {}\n", offload_cost(p)) : "");
+}
+
+// The memory figures of `easel info`. Within a limit, each device has the longest context that fits it.
+static std::string memory_text(const Model& model, const InfoFlags& flags) {
+    const Config& c = model.config;
+    require(flags.n_context <= c.n_context, "context is {}, expected 1 to {}", flags.n_context, c.n_context);
+    std::string out;
+    int n_shown = 0;
+    const auto add = [&](auto text_of) {
+        int n_context = flags.n_context ? flags.n_context : std::min(8192, c.n_context);
+        std::string text;
+        try {
+            text = text_of(model, flags, n_context);
+        } catch (const Error& e) {  // the other device may have room
+            if (flags.device != "all" || !flags.memory_limit) throw;
+            out += fmt::format("no memory plan: {}\n", e.what());
+            return;
+        }
+        if (n_context != n_shown) out += fmt::format("memory at a context of {} tokens\n", n_context);
+        n_shown = n_context;
+        out += text;
+    };
+    if (flags.device != "cuda") add(cpu_memory_text);
+    if (flags.device != "cpu") add(gpu_memory_text);
     return out;
 }
 

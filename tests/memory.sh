@@ -32,6 +32,11 @@ has "the context is the one asked for" "memory at a context of 1000 tokens" "$di
 run info "$tiny" --device cuda --memory-limit 3M --expert-offload 0
 largest=$(sed -n 's/^memory at a context of \([0-9]*\) tokens/\1/p' "$dir/out")
 check "the largest context within a limit ($largest)" "${largest:-0}" -gt 24 -a "${largest:-0}" -lt 4096
+run info "$tiny" --device cuda --memory-limit 3M
+grep '^  GPU ' "$dir/out" >"$dir/gpu"
+run info "$tiny" --memory-limit 3M
+check "info of both devices holds each to the limit: the CPU" $? -eq 0 -a "$(grep -c '^no memory plan: .* besides the mapped file, the limit is 3.00 MB' "$dir/out")" -eq 1
+check "and the GPU" "$(grep '^  GPU ' "$dir/out")" = "$(cat "$dir/gpu")"
 error "one token more does not fit" "the largest that fits is " \
     info "$tiny" --device cuda --memory-limit 3M -c 4096 --expert-offload 0
 has "it says what is needed and what there is" "needs 0.0" "$dir/err"
