@@ -311,7 +311,7 @@ class DeviceBackend final : public Backend {
         } catch (const Error& e) {
             graph_loop_ = false;
             note_ = fmt::format(
-                "the host launches each step, as the graph of a whole answer cannot be made: {}", e.what());
+                "the host launches every step: the graph of a whole answer cannot be created: {}", e.what());
         }
         return graph_loop_;
     }
@@ -340,15 +340,15 @@ class DeviceBackend final : public Backend {
         ring_.cancel();
         abandon_device(stream_.s);
         throw DeviceError(fmt::format(
-            "the GPU hangs: it is at work, but has ended no step for {} s (--host-loop does without "
-            "the graph of an answer, --in-order without launches that overlap)",
+            "the GPU hangs: it has been busy for {} s without finishing a step (--host-loop uses no graph, "
+            "--in-order no overlapping launches)",
             static_cast<double>(hang_.count()) / 1e3));
     }
     template <class Poll>
     void finish_graph(const Poll& poll) {
         require(graph_ends(silence_, poll),
-                "the GPU is idle, but the graph of the answer has not said for {} s that it has ended "
-                "(--host-loop does without this graph)",
+                "the GPU is idle, but for {} s the answer's graph has not reported its end (--host-loop uses "
+                "no graph)",
                 static_cast<double>(silence_.count()) / 1e3);
     }
 

@@ -334,8 +334,7 @@ static MemoryPlan plan(const Model& model, const DeviceOptions& options) {
 
 MemoryPlan plan_gpu(const Model& model, const DeviceOptions& options) {
     require(options.n_offload >= 0 && options.n_offload <= model.config.n_layer,
-            "the experts of {} layers are to stay in the host's memory, expected 0 to {}", options.n_offload,
-            model.config.n_layer);
+            "--expert-offload is {} layers, expected 0 to {}", options.n_offload, model.config.n_layer);
     return options.exact ? plan<float>(model, options) : plan<F16>(model, options);
 }
 

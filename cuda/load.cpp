@@ -46,7 +46,7 @@ DeviceOptions fit_device(const Model& model, const DeviceOptions& options) {
     const int64_t host = plan_gpu(model, out).host, there_is = host_memory();
     require(out.n_offload == options.n_offload || host <= there_is / 2,
             "the experts of {} layers do not fit the GPU's memory; {:.2f} GB of experts are more than half "
-            "of the host's {:.2f} GB (--expert-offload {} keeps them there all the same)",
+            "of the host's {:.2f} GB (--expert-offload {} keeps them there anyway)",
             out.n_offload, static_cast<double>(host) / 1e9, static_cast<double>(there_is) / 1e9,
             out.n_offload);
     return out;

@@ -45,7 +45,7 @@ has "but with some layers' experts in the host's memory" "the experts of 6 layer
 error "a limit below the minimum" "no context fits" info "$tiny" --device cuda --memory-limit 100K
 run info "$tiny" --device cuda --expert-offload 4
 has "offloading tells its cost" "cross the bus at every step" "$dir/out"
-error "more layers than there are" "the experts of 7 layers" \
+error "more layers than there are" "--expert-offload is 7 layers, expected 0 to 6" \
     info "$tiny" --device cuda --expert-offload 7
 error "offloading on a CPU" "expected cuda, cuda:N or auto for --expert-offload" generate -m "$tiny" -p hi --device cpu --expert-offload 1
 if ! nvidia-smi -L >/dev/null 2>&1; then

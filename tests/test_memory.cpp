@@ -412,7 +412,7 @@ TEST_CASE("memory: where a driver refuses the graph, the host launches the steps
     const Answer answer = backend->generate(params, {});
     sim::refusal = sim::Refusal::Never;
     CHECK(answer.tokens == expected);
-    CHECK(answer.note.find("the host launches each step") == 0);
+    CHECK(answer.note.find("the host launches every step") == 0);
     CHECK(two_canvases(*backend, c) == expected);
 }
 

@@ -56,7 +56,7 @@ same() {
         printf '%-18s %s\n' "$flags" "$line"
         hash=$(echo "$line" | sed -n 's/.* | hash \([0-9a-f]*\)$/\1/p')
         if [ -z "$hash" ] || [ "${first:=$hash}" != "$hash" ]; then fail "$1 and $2 answer alike: $prompt"; fi
-        case $line in *"cannot be made"*) fail "the graph of an answer ($flags)" ;; esac
+        case $line in *"cannot be created"*) fail "the graph of an answer ($flags)" ;; esac
     done
 }
 make_it() {
