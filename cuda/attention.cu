@@ -74,6 +74,11 @@ struct AttentionTile {
     static constexpr int KS = COLS / 16;                             // 16-column steps of q and k
     static constexpr int N_OCTET = 2 * M;                            // octets, 8 rows each, of a group
     static constexpr int OWN = N_OCTET / W;                          // of which a warp does the softmax
+    // A thread's fragments of the group's 32 rows.
+    using Query = uint32_t[M][KS][4];  // F16 of two columns
+    using Scores = float[M][NS][4];
+    using Probs = uint32_t[N_OCTET][NS];  // F16 of two keys
+    using Output = float[M][NO][4];
     // What a warp passes to the others of its group: to each, partial scores of that warp's octets; to all,
     // the probabilities of its own octets, and the factor for what has been accumulated of their output.
     struct Given {
@@ -99,7 +104,7 @@ DEVICE int thread_again() {
 
 // Where a thread works. Each warp numbers the octets of its group's 32 rows such that its own are 0, W, ..:
 // its number o is the group's octet o ^ (warp % W), which is own octet o / W of warp ^ (o % W). In the mma
-// fragments of row tile o / 2 it is rows g (o even) or g + 8 (o odd).
+// fragments of row tile o / 2 it is rows g (o even, so all own ones) or g + 8 (o odd).
 template <class Tile>
 struct Place {
     static constexpr int W = Tile::W;
@@ -144,6 +149,154 @@ DEVICE void load_rows(F16* dst, const KvLayer<F16>& cache, int kv_head, int head
     }
 }
 
+// ---- steps of attention_kernel, numbered as in its comment
+
+// q of all rows of the group, this warp's columns; 0 where there is no row or column.
+template <class Tile>
+DEVICE void load_q(typename Tile::Query& q_reg, const F16* q, const Row* rows, int ld, int head_dim,
+                   const Place<Tile>& at) {
+    UNROLL for (int m = 0; m < Tile::M; m++) {
+        UNROLL for (int i = 0; i < 2; i++) {
+            const Row row = rows[at.row(2 * m + i)];
+            const F16* src = q + int64_t{row.token} * ld + row.head * head_dim;
+            UNROLL for (int s = 0; s < Tile::KS; s++) {
+                UNROLL for (int j = 0; j < 2; j++) {
+                    const int col = at.col + 16 * s + 8 * j + at.lane % 4 * 2;
+                    q_reg[m][s][i + 2 * j] =
+                        row.token >= 0 && col < head_dim ? *reinterpret_cast<const uint32_t*>(src + col) : 0;
+                }
+            }
+        }
+    }
+}
+
+// 1. score = q k^T, of all rows, over this warp's columns: partial scores. Other warps are given those of
+// their rows.
+template <class Tile>
+DEVICE void multiply_q_k(typename Tile::Scores& score, const typename Tile::Query& q, const F16* k_smem,
+                         const F16* v_smem, const Place<Tile>& at) {
+    constexpr int W = Tile::W, LDK = Tile::LDK;
+    const int k_key = at.lane % 8 + at.lane / 16 * 8, k_col = at.lane / 8 % 2 * 8;
+    const F16* const k_row = k_smem + k_key * LDK + at.warp % W * Tile::K_COLS + k_col;
+    const F16* const kv_row = v_smem + k_key * Tile::LD + at.col + k_col;  // joint: K's other columns are V's
+    UNROLL for (int n = 0; n < Tile::NS; n += 2) {
+        UNROLL for (int s = 0; s < Tile::KS; s++) {
+            uint32_t b[4];
+            const bool in_k = 16 * s < Tile::K_COLS;
+            ldmatrix(b, in_k ? k_row + n * 8 * LDK + s * 16 : kv_row + n * 8 * Tile::LD + s * 16);
+            UNROLL for (int m = 0; m < Tile::M; m++) {
+                mma_m16n8k16_f16(score[m][n], q[m][s], b[0], b[1]);
+                mma_m16n8k16_f16(score[m][n + 1], q[m][s], b[2], b[3]);
+            }
+        }
+        UNROLL for (int o = 0; o < Tile::N_OCTET; o++) {
+            if (o % W == 0) continue;
+            UNROLL for (int i = 0; i < 4; i++) at.given->score[o % W - 1][o / W][2 * n + i][at.lane] =
+                score[o / 2][n + i / 2][o % 2 * 2 + i % 2];
+        }
+    }
+}
+
+// 2. score of own rows: this warp's partial scores and those that the others gave.
+template <class Tile>
+DEVICE void add_partial_scores(typename Tile::Scores& score, const Place<Tile>& at) {
+    constexpr int W = Tile::W;
+    UNROLL for (int k = 0; k < Tile::OWN; k++) {
+        UNROLL for (int i = 0; i < 2 * Tile::NS; i++) {
+            const auto part = [&](int of) { return at.taken[of]->score[of - 1][k][i][at.lane]; };
+            float& x = score[k * W / 2][i / 2][i % 2];
+            x += part(1);
+            if constexpr (W == 4) x += part(2) + part(3);  // each warp: (0 + 1) + (2 + 3)
+        }
+    }
+}
+
+// No score of own rows with keys that they do not see: those past their end and those more than `reach`
+// before it. key: the tile's first.
+template <class Tile>
+DEVICE void mask_scores(typename Tile::Scores& score, const Row* rows, int key, int reach,
+                        const Place<Tile>& at) {
+    UNROLL for (int k = 0; k < Tile::OWN; k++) {
+        const int end = rows[at.row(k * Tile::W)].end;
+        UNROLL for (int n = 0; n < Tile::NS; n++) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // 1: the last key seen
+                if (back < 1 || back > reach) score[k * Tile::W / 2][n][i] = kNone;
+            }
+        }
+    }
+}
+
+// Online softmax of own rows: row_max with this tile's scores, p = 2^12 exp(score - row_max), added to sum;
+// scale: the factor for sums that were made with the row_max before. Other warps are given p and scale.
+template <class Tile>
+DEVICE void softmax(typename Tile::Probs& p, float (&scale)[Tile::N_OCTET], float (&row_max)[Tile::OWN],
+                    float (&sum)[Tile::OWN], typename Tile::Scores& score, const Place<Tile>& at) {
+    constexpr int W = Tile::W, NS = Tile::NS;
+    UNROLL for (int k = 0; k < Tile::OWN; k++) {
+        float(&s)[NS][4] = score[k * W / 2];
+        float largest = row_max[k];
+        UNROLL for (int n = 0; n < NS; n++) largest = fmaxf(largest, fmaxf(s[n][0], s[n][1]));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+        // No key yet: exp(-inf - 0) is 0, -inf - -inf would be NaN.
+        const float base = largest == kNone ? 0 : largest;
+        scale[k * W] = at.given->scale[k][at.lane] = exponential<F16>(row_max[k] - base);
+        row_max[k] = largest;
+        sum[k] *= scale[k * W];
+        UNROLL for (int n = 0; n < NS; n++) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                s[n][i] = exponential<F16>(s[n][i] - (base - kShift));
+                sum[k] += s[n][i];
+            }
+            p[k * W][n] = at.given->p[k][n][at.lane] = pack_f16(s[n][0], s[n][1]);
+        }
+    }
+}
+
+// p and scale of the other warps' rows.
+template <class Tile>
+DEVICE void take_probs(typename Tile::Probs& p, float (&scale)[Tile::N_OCTET], const Place<Tile>& at) {
+    constexpr int W = Tile::W;
+    UNROLL for (int o = 0; o < Tile::N_OCTET; o++) {
+        if (o % W == 0) continue;
+        UNROLL for (int n = 0; n < Tile::NS; n++) p[o][n] = at.taken[o % W]->p[o / W][n][at.lane];
+        scale[o] = at.taken[o % W]->scale[o / W][at.lane];
+    }
+}
+
+// acc *= scale, unless no row has a new maximum.
+template <class Tile>
+DEVICE void rescale(typename Tile::Output& acc, const float (&scale)[Tile::N_OCTET]) {
+    UNROLL for (int m = 0; m < Tile::M; m++) {
+        const float low = scale[2 * m], high = scale[2 * m + 1];
+        if (!__any_sync(~0u, low != 1 || high != 1)) continue;
+        UNROLL for (int n = 0; n < Tile::NO; n++) {
+            acc[m][n][0] *= low, acc[m][n][1] *= low;
+            acc[m][n][2] *= high, acc[m][n][3] *= high;
+        }
+    }
+}
+
+// 3. acc += p v, of all rows, this warp's columns.
+template <class Tile>
+DEVICE void multiply_p_v(typename Tile::Output& acc, const typename Tile::Probs& p, const F16* v_smem,
+                         const Place<Tile>& at) {
+    const F16* v_row = v_smem + at.lane % 16 * Tile::LD + at.col + at.lane / 16 * 8;
+    UNROLL for (int s = 0; s < Tile::NS; s += 2) {
+        UNROLL for (int n = 0; n < Tile::NO; n += 2) {
+            uint32_t b[4];
+            ldmatrix_trans(b, v_row + s * 8 * Tile::LD + n * 8);
+            UNROLL for (int m = 0; m < Tile::M; m++) {
+                const auto &low = p[2 * m], &high = p[2 * m + 1];
+                const uint32_t a[4] = {low[s], high[s], low[s + 1], high[s + 1]};
+                mma_m16n8k16_f16(acc[m][n], a, b[0], b[1]);
+                mma_m16n8k16_f16(acc[m][n + 1], a, b[2], b[3]);
+            }
+        }
+    }
+}
+
 // out = softmax(q k^T) v, of rows (token, query head); or, of a split of the keys, into scratch.
 //   out, q  [n_token, n_head, head_dim] F16, rows of padded(n_head head_dim); head_dim even, at most HD
 //   cache   k, v [n_head_kv, n_slot, head_dim] F16; joint: k [., kJointRotated], and q in the order of v
@@ -178,10 +331,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                      KvSplits splits, float* scratch, const LoopState* state) {
     wait_for_last_launch();
     using Tile = AttentionTile<HD, JOINT>;
-    constexpr int M = Tile::M, W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LD = Tile::LD;
-    constexpr int LDK = Tile::LDK, KV = Tile::KV;
-    constexpr int NS = Tile::NS, NO = Tile::NO, KS = Tile::KS, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
-    SHARED(Keys, seen);         // by every row of the block: tiles within need no mask
+    constexpr int W = Tile::W, BLOCK_M = Tile::BLOCK_M, BLOCK_N = Tile::BLOCK_N, LDK = Tile::LDK;
+    constexpr int KV = Tile::KV, NO = Tile::NO, N_OCTET = Tile::N_OCTET, OWN = Tile::OWN;
+    SHARED(Keys, seen);         // that every row of the block sees: tiles within need no mask
     SHARED(int, n_split_smem);  // for the end: the loop has no register for it
     SHARED_ARRAY(Row, rows, BLOCK_M);
     SHARED_DYNAMIC(F16, shared);  // two stages of K [BLOCK_N, LDK], V [BLOCK_N, LD]; then Given, per warp
@@ -189,6 +341,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int group = shape.n_head / shape.n_head_kv, n_row = n_token * group;
     const int thread = threadIdx.x, first_row = blockIdx.x * BLOCK_M, ld = padded(shape.n_head * head_dim);
 
+    // Tokens first .. last; of the keys that any of them sees, this block's are begin .. stop - 1.
     const int first = first_row / group, last = min(first_row + BLOCK_M - 1, n_row - 1) / group;
     const int n_used = splits_used(splits, n_cached, n_token, shape.window);
     if (static_cast<int>(blockIdx.z) >= n_used) return;  // the whole block
@@ -223,23 +376,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     __syncthreads();  // seen, n_split_smem and rows are there
 
-    uint32_t q_reg[M][KS][4];
-    const Place<Tile> before(shared);
-    UNROLL for (int m = 0; m < M; m++) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            const Row row = rows[before.row(2 * m + i)];
-            const F16* src = q + int64_t{row.token} * ld + row.head * head_dim;
-            UNROLL for (int s = 0; s < KS; s++) {
-                UNROLL for (int j = 0; j < 2; j++) {
-                    const int col = before.col + 16 * s + 8 * j + before.lane % 4 * 2;
-                    q_reg[m][s][i + 2 * j] =
-                        row.token >= 0 && col < head_dim ? *reinterpret_cast<const uint32_t*>(src + col) : 0;
-                }
-            }
-        }
-    }
-
-    float acc[M][NO][4] = {};
+    typename Tile::Query q_reg;
+    load_q(q_reg, q, rows, ld, head_dim, Place<Tile>(shared));
+    typename Tile::Output acc = {};
     float row_max[OWN], sum[OWN] = {};  // of own rows; sum: over this lane's keys
     UNROLL for (int k = 0; k < OWN; k++) row_max[k] = kNone;
     for (int key = begin, stage = 0; key < stop; key += BLOCK_N, stage ^= 1) {
@@ -249,99 +388,22 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (key + BLOCK_N < stop) load(key + BLOCK_N, stage ^ 1);
         const F16 *const k_smem = shared + stage * KV, *const v_smem = k_smem + BLOCK_N * LDK;
 
-        float score[M][NS][4] = {};
-        const int k_key = at.lane % 8 + at.lane / 16 * 8, k_col = at.lane / 8 % 2 * 8;
-        const F16* const k_row = k_smem + k_key * LDK + at.warp % W * Tile::K_COLS + k_col;
-        const F16* const kv_row = v_smem + k_key * LD + at.col + k_col;  // joint: K's other columns are V's
-        UNROLL for (int n = 0; n < NS; n += 2) {
-            UNROLL for (int s = 0; s < KS; s++) {
-                uint32_t b[4];
-                ldmatrix(b,
-                         16 * s < Tile::K_COLS ? k_row + n * 8 * LDK + s * 16 : kv_row + n * 8 * LD + s * 16);
-                UNROLL for (int m = 0; m < M; m++) {
-                    mma_m16n8k16_f16(score[m][n], q_reg[m][s], b[0], b[1]);
-                    mma_m16n8k16_f16(score[m][n + 1], q_reg[m][s], b[2], b[3]);
-                }
-            }
-            UNROLL for (int o = 0; o < N_OCTET; o++) {
-                if (o % W == 0) continue;
-                UNROLL for (int i = 0; i < 4; i++) at.given->score[o % W - 1][o / W][2 * n + i][at.lane] =
-                    score[o / 2][n + i / 2][o % 2 * 2 + i % 2];
-            }
-        }
+        typename Tile::Scores score = {};
+        multiply_q_k(score, q_reg, k_smem, v_smem, at);
         at.wait_for_group();  // the other warps' partial scores are there
-        UNROLL for (int k = 0; k < OWN; k++) {
-            UNROLL for (int i = 0; i < 2 * NS; i++) {
-                const auto part = [&](int of) { return at.taken[of]->score[of - 1][k][i][at.lane]; };
-                float& x = score[k * W / 2][i / 2][i % 2];
-                x += part(1);
-                if constexpr (W == 4) x += part(2) + part(3);  // each warp: (0 + 1) + (2 + 3)
-            }
-        }
-
-        if (key < seen.low || key + BLOCK_N > seen.high) {
-            const int reach = mask == Mask::Causal && shape.window ? shape.window : INT_MAX;
-            UNROLL for (int k = 0; k < OWN; k++) {
-                const int end = rows[at.row(k * W)].end;
-                UNROLL for (int n = 0; n < NS; n++) {
-                    UNROLL for (int i = 0; i < 2; i++) {
-                        const int back = end - (key + 8 * n + at.lane % 4 * 2 + i);  // 1: the last key seen
-                        if (back < 1 || back > reach) score[k * W / 2][n][i] = kNone;
-                    }
-                }
-            }
-        }
-
-        // Online softmax of own rows.
-        uint32_t p[N_OCTET][NS];  // F16 of two keys
+        add_partial_scores(score, at);
+        if (key < seen.low || key + BLOCK_N > seen.high)
+            mask_scores(score, rows, key, mask == Mask::Causal && shape.window ? shape.window : INT_MAX, at);
+        typename Tile::Probs p;
         float scale[N_OCTET];
-        UNROLL for (int k = 0; k < OWN; k++) {
-            float(&s)[NS][4] = score[k * W / 2];
-            float x = row_max[k];
-            UNROLL for (int n = 0; n < NS; n++) x = fmaxf(x, fmaxf(s[n][0], s[n][1]));
-            x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-            x = fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-            const float base = x == kNone ? 0 : x;  // no key yet: exp(-inf - 0) is 0, -inf - -inf is NaN
-            scale[k * W] = at.given->scale[k][at.lane] = exponential<F16>(row_max[k] - base);
-            row_max[k] = x;
-            sum[k] *= scale[k * W];
-            UNROLL for (int n = 0; n < NS; n++) {
-                UNROLL for (int i = 0; i < 2; i++) {
-                    s[n][i] = exponential<F16>(s[n][i] - (base - kShift));
-                    sum[k] += s[n][i];
-                }
-                p[k * W][n] = at.given->p[k][n][at.lane] = pack_f16(s[n][0], s[n][1]);
-            }
-        }
+        softmax(p, scale, row_max, sum, score, at);
         at.wait_for_group();  // the other rows' probabilities are there
-        UNROLL for (int o = 0; o < N_OCTET; o++) {
-            if (o % W == 0) continue;
-            UNROLL for (int n = 0; n < NS; n++) p[o][n] = at.taken[o % W]->p[o / W][n][at.lane];
-            scale[o] = at.taken[o % W]->scale[o / W][at.lane];
-        }
-        UNROLL for (int m = 0; m < M; m++) {
-            const float low = scale[2 * m], high = scale[2 * m + 1];
-            if (__any_sync(~0u, low != 1 || high != 1)) UNROLL for (int n = 0; n < NO; n++) {
-                    acc[m][n][0] *= low, acc[m][n][1] *= low;
-                    acc[m][n][2] *= high, acc[m][n][3] *= high;
-                }
-        }
-
-        const F16* v_row = v_smem + at.lane % 16 * LD + at.col + at.lane / 16 * 8;
-        UNROLL for (int s = 0; s < NS; s += 2) {
-            UNROLL for (int n = 0; n < NO; n += 2) {
-                uint32_t b[4];
-                ldmatrix_trans(b, v_row + s * 8 * LD + n * 8);
-                UNROLL for (int m = 0; m < M; m++) {
-                    const auto &low = p[2 * m], &high = p[2 * m + 1];
-                    const uint32_t a[4] = {low[s], high[s], low[s + 1], high[s + 1]};
-                    mma_m16n8k16_f16(acc[m][n], a, b[0], b[1]);
-                    mma_m16n8k16_f16(acc[m][n + 1], a, b[2], b[3]);
-                }
-            }
-        }
+        take_probs(p, scale, at);
+        rescale<Tile>(acc, scale);
+        multiply_p_v(acc, p, v_smem, at);
     }
 
+    // out = acc / sum, the sum over all lanes' keys.
     const int n_split = n_split_smem, n_all = n_token * shape.n_head;
     const Place<Tile> after(shared);
     UNROLL for (int k = 0; k < OWN; k++) {
@@ -353,7 +415,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     UNROLL for (int o = 0; o < N_OCTET; o++) {
         const Row row = rows[after.row(o)];
         const float(&values)[NO][4] = acc[o / 2];
-        const int at = o % 2 * 2, index = row.token * shape.n_head + row.head;
+        const int first_value = o % 2 * 2, index = row.token * shape.n_head + row.head;
         if (row.token < 0) continue;
         if (n_split > 1 && o % W == 0 && after.lane % 4 == 0)
             row_split(scratch, blockIdx.z, n_all)[index] = {row_max[o / W], sum[o / W]};
@@ -363,11 +425,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                                 : out_split<F16>(scratch, blockIdx.z, n_split, n_all, head_dim) +
                                       int64_t{index} * head_dim;
         UNROLL for (int n = 0; n < NO; n++) {
-            const int place = after.col + 8 * n + after.lane % 4 * 2,
-                      col = JOINT ? joint_column(place) : place;
+            const int place = after.col + 8 * n + after.lane % 4 * 2;
+            const int col = JOINT ? joint_column(place) : place;
             if (col < head_dim)
                 *reinterpret_cast<uint32_t*>(dst + col) =
-                    pack_f16(values[n][at] * inverse, values[n][at + 1] * inverse);
+                    pack_f16(values[n][first_value] * inverse, values[n][first_value + 1] * inverse);
         }
     }
 }
