@@ -198,37 +198,42 @@ __global__ void __launch_bounds__(kSortThreads)
     permute_kernel(int* slot_of, int* token_of, ExpertGroup* groups, const int* chosen, int n_pair,
                    int n_used, int n_expert, int n_group, int group) {
     wait_for_last_launch();
-    SHARED_DYNAMIC(int, count);                   // [kSortWarps, n_expert]: pairs, then the next slot
-    SHARED_ARRAY(int, total, kMaxExperts);        // pairs of an expert; then its first slot
+    SHARED_DYNAMIC(int, count);                   // [kSortWarps, n_expert] pairs of a warp
+    SHARED_ARRAY(int, total, kMaxExperts);        // pairs of an expert
     SHARED_ARRAY(int, n_own_group, kMaxExperts);  // groups of an expert
+    // Then, in the places of count and total: the slot of a warp's next pair, and that of an expert's first.
+    int *const next_slot = count, *const first_slot = total;
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-    const int n_round = (n_pair + kSortThreads - 1) / kSortThreads;  // of 32 pairs per warp
+    int *const own_count = count + warp * n_expert, *const own_next_slot = own_count;  // of this warp
+    const int n_round = (n_pair + kSortThreads - 1) / kSortThreads;                    // of 32 pairs per warp
     const int begin = warp * n_round * 32;
-    int* const own = count + warp * n_expert;
 
+    // Pairs by warp and expert, then by expert.
     for (int i = thread; i < kSortWarps * n_expert; i += kSortThreads) count[i] = 0;
     for (int i = thread; i < n_group; i += kSortThreads) groups[i] = {};
     __syncthreads();  // the counters are zero, the groups empty
     for (int r = 0; r < n_round; r++) {
         const int p = begin + 32 * r + lane;
-        if (p < n_pair) atomicAdd(own + chosen[p], 1);
+        if (p < n_pair) atomicAdd(own_count + chosen[p], 1);
     }
     __syncthreads();  // the counters are complete
-
     for (int e = thread; e < n_expert; e += kSortThreads) {
         int sum = 0;
         for (int w = 0; w < kSortWarps; w++) sum += count[w * n_expert + e];
         total[e] = sum, n_own_group[e] = (sum + group - 1) / group;
     }
     __syncthreads();  // the totals are complete
+
+    // An expert's first group comes after those of the experts with more pairs, its first slot after those of
+    // the experts with lower numbers.
     constexpr int kOwn = kMaxExperts / kSortThreads;
-    int first[kOwn], n_own[kOwn];  // of expert e: its first group; its pairs
+    int first_group[kOwn], n_own[kOwn];  // of expert thread + i kSortThreads; its pairs
     UNROLL for (int i = 0; i < kOwn; i++) {
         const int e = thread + i * kSortThreads;
         if (e >= n_expert) continue;
-        n_own[i] = total[e], first[i] = 0;
+        n_own[i] = total[e], first_group[i] = 0;
         for (int o = 0; o < n_expert; o++)
-            if (total[o] > n_own[i] || (total[o] == n_own[i] && o < e)) first[i] += n_own_group[o];
+            if (total[o] > n_own[i] || (total[o] == n_own[i] && o < e)) first_group[i] += n_own_group[o];
     }
     __syncthreads();  // the totals have been read
     if (warp == 0) {
@@ -236,37 +241,40 @@ __global__ void __launch_bounds__(kSortThreads)
         for (int e0 = 0; e0 < n_expert; e0 += 32) {
             const int e = e0 + lane, n = e < n_expert ? total[e] : 0;
             const int sum = warp_running_sum(n);
-            if (e < n_expert) total[e] = before + sum - n;
+            if (e < n_expert) first_slot[e] = before + sum - n;
             before += __shfl_sync(~0u, sum, 31);
         }
     }
     __syncthreads();  // the first slots are complete
+
+    // The groups; where each warp's pairs of an expert begin.
     UNROLL for (int i = 0; i < kOwn; i++) {
         const int e = thread + i * kSortThreads;
         if (e >= n_expert) continue;
-        const int end = total[e] + n_own[i];
-        ExpertGroup* to = groups + first[i];
-        for (int at = total[e]; at < end; at += group) *to++ = {e, at, min(at + group, end)};
+        const int end = first_slot[e] + n_own[i];
+        ExpertGroup* to = groups + first_group[i];
+        for (int at = first_slot[e]; at < end; at += group) *to++ = {e, at, min(at + group, end)};
     }
     for (int e = thread; e < n_expert; e += kSortThreads) {
-        int next = total[e];
+        int next = first_slot[e];
         for (int w = 0; w < kSortWarps; w++) {
             const int n = count[w * n_expert + e];
-            count[w * n_expert + e] = next;
+            next_slot[w * n_expert + e] = next;
             next += n;
         }
     }
     __syncthreads();  // every warp knows where its pairs go
 
+    // Each warp places its pairs.
     for (int r = 0; r < n_round; r++) {
         const int p = begin + 32 * r + lane;
         const int expert = p < n_pair ? chosen[p] : -1;
         const unsigned same = __match_any_sync(~0u, expert);
-        const int rank = __popc(same & ((1u << lane) - 1));
-        const int slot = expert < 0 ? 0 : own[expert] + rank;
+        const int rank = __popc(same & ((1u << lane) - 1));  // among the lanes with this expert
+        const int slot = expert < 0 ? 0 : own_next_slot[expert] + rank;
         __syncwarp();  // all lanes have read their counter
         if (expert >= 0) {
-            if (rank == 0) own[expert] += __popc(same);
+            if (rank == 0) own_next_slot[expert] += __popc(same);
             slot_of[p] = slot;
             token_of[slot] = p / n_used;
         }
