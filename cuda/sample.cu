@@ -132,6 +132,18 @@ struct ZRow {
     int n_tile;
 };
 
+// The lowest id of the largest z.
+template <class T>
+DEVICE int find_argmax(const ZRow<T>& row) {
+    uint64_t best = 0;
+    for (int tile = threadIdx.x; tile < row.n_tile; tile += kThreads) {
+        const TileStats s = row.stats[tile];
+        best = max(best, uint64_t{order_key(s.max)} << 32 | ~static_cast<uint32_t>(s.argmax));
+    }
+    best = block_reduce(best, [](uint64_t a, uint64_t b) { return max(a, b); });
+    return static_cast<int>(~static_cast<uint32_t>(best));
+}
+
 // The k largest of a row: larger keys than `key`, and of the equal ones those up to id `last`.
 struct Cut {
     uint32_t key;
@@ -302,6 +314,58 @@ DEVICE int draw(const ZRow<T>& row, const Cut& cut, float u, int64_t sum, const 
     return first + find_in_warp(w, min(rest, total - 1));
 }
 
+// ---- from z to the probabilities that the next step is conditioned on
+
+// shift [n_tile], shared: what is to be added to a tile's z, p = exp(z + shift) * scale; -inf where the whole
+// tile becomes 0: the cut keeps nothing of it, or it has less than `least`, or its largest p is 0 as a T.
+// live becomes 1 for the other tiles. Returns, fixed point, what tiles with less than `least` had.
+template <class T>
+DEVICE int64_t shift_tiles(float* shift, uint8_t* live, const ZRow<T>& row, const Cut& cut, float max_z,
+                           float scale, float least) {
+    int64_t dropped = 0;
+    for (int tile = threadIdx.x; tile < row.n_tile; tile += kThreads) {
+        const TileStats s = row.stats[tile];
+        const float e = exponential<T>(s.max - max_z), mass = s.sum * e;  // of all entries, kept or not
+        const bool cut_off = !keeps(cut, order_key(s.max), s.argmax), unlikely = mass < least;
+        if (unlikely && !cut_off) dropped += fixed_point(mass);
+        const bool zero = cut_off || unlikely || to_f32(from_f32<T>(e * scale)) == 0;
+        shift[tile] = zero ? -INFINITY : z_offset<T>(s) - max_z;
+        if (!zero) live[tile] = 1;
+    }
+    return block_sum(dropped);  // its barriers: shift is complete
+}
+
+// z = exp(z + shift) * scale where the cut keeps it, else 0.
+template <class T>
+DEVICE void store_probabilities(const ZRow<T>& row, const float* shift, const Cut& cut, float scale) {
+    constexpr int BATCH = 4;  // loads in flight
+    const int lane = threadIdx.x % 32;
+    for (int first = threadIdx.x / 32 * BATCH; first < row.n_tile; first += kWarps * BATCH) {
+        Lane<T> raw[BATCH];
+        UNROLL for (int b = 0; b < BATCH; b++) {
+            raw[b] = {};
+            if (first + b < row.n_tile && shift[first + b] > -INFINITY)
+                raw[b] = load_lane(row.z + (first + b) * kVocabTile);
+        }
+        UNROLL for (int b = 0; b < BATCH; b++) {
+            const int tile = first + b;
+            if (tile >= row.n_tile) break;
+            float v[kLane], p[kLane];
+            unpack(v, raw[b]);
+            const float add = shift[tile];
+            UNROLL for (int i = 0; i < kLane; i++) p[i] = exponential<T>(v[i] + add) * scale;
+            if (cut.key > 0 && add > -INFINITY) {
+                const float offset = z_offset<T>(row.stats[tile]);
+                const int id = tile * kVocabTile + lane * kLane;
+                UNROLL for (int i = 0; i < kLane; i++) {
+                    if (!keeps(cut, order_key(v[i] + offset), id + i)) p[i] = 0;
+                }
+            }
+            store_lane(row.z + tile * kVocabTile, p);
+        }
+    }
+}
+
 // ---- rows whose token is given, and choices
 
 // Probabilities of a row, all 0.
@@ -423,17 +487,11 @@ __global__ void __launch_bounds__(kThreads, 2)
         return;
     }
 
-    // The largest z, its lowest id.
-    uint64_t best = 0;
-    for (int tile = threadIdx.x; tile < n_tile; tile += kThreads) {
-        const TileStats s = row.stats[tile];
-        best = max(best, uint64_t{order_key(s.max)} << 32 | ~static_cast<uint32_t>(s.argmax));
-    }
-    best = block_reduce(best, [](uint64_t a, uint64_t b) { return max(a, b); });
-    const int argmax = static_cast<int>(~static_cast<uint32_t>(best));
+    const int argmax = find_argmax(row);
     const float max_z = row.stats[argmax / kVocabTile].max;
     if (threadIdx.x == 0) rows[canvas_row].argmax = argmax;
 
+    // Entropy and draw, over the top_k largest entries.
     Sums sums = sum_all(row.stats, n_tile, max_z, weight), entropy_sums = sums;
     Cut cut{0, INT32_MAX};  // keeps all: no entry has key 0
     const int top_k = step_top_k(config, state->step);
@@ -453,52 +511,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int drawn = draw(row, cut, u, sums.sum, weight, n_vocab);
     if (threadIdx.x == 0) rows[canvas_row].drawn = drawn;
 
+    // What the next step is conditioned on: of these entries, the self_cond_top_k largest.
     const int keep = config.self_cond_top_k;
     if (keep > 0 && keep < (is_cut ? top_k : n_vocab)) cut = find_cut(row, keep, weight);
 
     __syncthreads();  // all have read weight, whose place `shift` takes, and z, which is overwritten
-    float* shift = reinterpret_cast<float*>(weight);  // [n_tile]: z becomes exp(z + shift) * scale
-    constexpr int kBits = sizeof(T) == 4 ? 24 : 11;   // of T's significand
+    float* const shift = reinterpret_cast<float*>(weight);
+    constexpr int kBits = sizeof(T) == 4 ? 24 : 11;  // of T's significand
     const float least = soft_drop(config, kBits) / static_cast<float>(n_tile) * from_fixed(sums.sum);
-    int64_t dropped = 0;
-    for (int tile = threadIdx.x; tile < n_tile; tile += kThreads) {
-        const TileStats s = row.stats[tile];
-        const float e = exponential<T>(s.max - max_z), mass = s.sum * e;  // of all entries, kept or not
-        const bool cut_off = !keeps(cut, order_key(s.max), s.argmax), unlikely = mass < least;
-        if (unlikely && !cut_off) dropped += fixed_point(mass);
-        const bool zero = cut_off || unlikely || to_f32(from_f32<T>(e * scale)) == 0;
-        shift[tile] = zero ? -INFINITY : z_offset<T>(s) - max_z;
-        if (!zero) live[tile] = 1;
-    }
-    dropped = block_sum(dropped);  // its barriers: shift is complete
+    const int64_t dropped = shift_tiles(shift, live, row, cut, max_z, scale, least);
     if (threadIdx.x == 0) rows[canvas_row].dropped = from_fixed(dropped) / from_fixed(sums.sum);
-
-    constexpr int BATCH = 4;  // loads in flight
-    const int lane = threadIdx.x % 32;
-    for (int first = threadIdx.x / 32 * BATCH; first < n_tile; first += kWarps * BATCH) {
-        Lane<T> raw[BATCH];
-        UNROLL for (int b = 0; b < BATCH; b++) {
-            raw[b] = {};
-            if (first + b < n_tile && shift[first + b] > -INFINITY)
-                raw[b] = load_lane(row.z + (first + b) * kVocabTile);
-        }
-        UNROLL for (int b = 0; b < BATCH; b++) {
-            const int tile = first + b;
-            if (tile >= n_tile) break;
-            float v[kLane], p[kLane];
-            unpack(v, raw[b]);
-            const float add = shift[tile];
-            UNROLL for (int i = 0; i < kLane; i++) p[i] = exponential<T>(v[i] + add) * scale;
-            if (cut.key > 0 && add > -INFINITY) {
-                const float offset = z_offset<T>(row.stats[tile]);
-                const int id = tile * kVocabTile + lane * kLane;
-                UNROLL for (int i = 0; i < kLane; i++) {
-                    if (!keeps(cut, order_key(v[i] + offset), id + i)) p[i] = 0;
-                }
-            }
-            store_lane(row.z + tile * kVocabTile, p);
-        }
-    }
+    store_probabilities(row, shift, cut, scale);
 }
 
 template <class T>
