@@ -41,6 +41,8 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     const int first_token = blockIdx.x * kTokens, first_expert = blockIdx.y * kExperts;
     const int first_column = blockIdx.z * kRouteColumns;
+
+    // Starts to copy the rows, each half of their columns as a group.
     UNROLL for (int half = 0; half < 2; half++) {
         constexpr int n_piece = kHalf / V;
         for (int i = thread; i < (kTokens + kExperts) * n_piece; i += kRouteThreads) {
@@ -55,9 +57,10 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
         cp_async_commit();
     }
 
+    // This pair's sums, over its columns.
     const int pair = warp / 2, t = warp % 2 * 4 + lane / 8, e = lane % 8;
     const float* const own_x = shared + t * kRouteLD;
-    const float* const own_w = shared + (kTokens + e) * kRouteLD;
+    const float* const own_router = shared + (kTokens + e) * kRouteLD;
     float sum[8][8] = {};
     UNROLL for (int half = 0; half < 2; half++) {
         if (half == 0)
@@ -69,12 +72,14 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
             Values<float, 4> a[8];
             UNROLL for (int i = 0; i < 8; i++) a[i] = load<4>(own_x + 8 * i * kRouteLD + k);
             UNROLL for (int j = 0; j < 8; j++) {
-                const auto b = load<4>(own_w + 8 * j * kRouteLD + k);
+                const auto b = load<4>(own_router + 8 * j * kRouteLD + k);
                 UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) sum[i][j] =
                     fmaf(a[i].v[c], b.v[c], sum[i][j]);
             }
         }
     }
+
+    // The sums of the four pairs together.
     __syncthreads();  // all have used the rows: sums may take their place
     UNROLL for (int i = 0; i < 8; i++) UNROLL for (int j = 0; j < 8; j++)
         shared[(pair * kTokens + t + 8 * i) * kSumLD + e + 8 * j] = sum[i][j];
