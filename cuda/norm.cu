@@ -204,6 +204,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
     const int row = job / n_job, head = job % n_job;
     if (row >= p.n_token) return;  // the whole warp
 
+    // Where this warp's head lies and where it goes.
     const bool is_q = head < n_head, is_v = head >= n_head + n_kv, is_k = !is_q && !is_v;
     const int kv_head = is_v ? head - n_head - n_kv : head - n_head;
     const float* x = is_q ? p.q + (int64_t{row} * n_head + head) * n
@@ -216,6 +217,7 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
              : is_v ? p.cache.v + kv_row * n
                     : p.cache.k + kv_row * (joint ? kJointRotated : n);
 
+    // Columns i and i + half, i = lane + 32 j, from the splits.
     float a[N_PAIR] = {}, b[N_PAIR] = {}, sum = 0;
     NO_UNROLL for (int s = 0; s < p.n_split; s++) {  // the loads of a split do not wait for each other
         UNROLL for (int j = 0; j < N_PAIR; j++) {
@@ -225,6 +227,8 @@ __global__ void __launch_bounds__(kThreads, 2) qkv_norm_kernel(QkvNorm<T> p) {
     }
     UNROLL for (int j = 0; j < N_PAIR; j++) sum = fmaf(b[j], b[j], fmaf(a[j], a[j], sum));
     const float scale = rms_scale(warp_sum(sum), n, p.eps);
+
+    // Normed, weighted and rotated.
     const float* weight = is_q ? p.q_norm : p.k_norm;
     const float *cos = p.cos + int64_t{row} * half, *sin = p.sin + int64_t{row} * half;
     UNROLL for (int j = 0; j < N_PAIR; j++) {
@@ -284,6 +288,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int n = p.n;
     const int64_t at = int64_t{blockIdx.x} * n, at_out = int64_t{blockIdx.x} * padded(n);
     const int64_t stride = int64_t{gridDim.x} * n;  // to the next split
+
+    // o, from its splits.
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         Values<float, V> own{};
@@ -301,6 +307,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     const float o_scale = block_rms_scale(sum, n, p.eps);
 
+    // h = x + rms(o) * post_attention_norm
     sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         auto own = scaled(load<V>(row + i), o_scale, load<V>(p.post_attention_norm + i));
@@ -312,6 +319,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     const float scale = block_rms_scale(sum, n, p.eps);
 
+    // ffn_in, expert_in and router_in, each rms(h) times a weight.
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         const auto own = load<V>(row + i);
         store(p.ffn_in + at_out + i, scaled(own, scale, load<V>(p.ffn_norm + i)));
@@ -359,6 +367,7 @@ __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
     }
     __syncthreads();  // expert_out and expert_weight are complete
 
+    // The experts' weighted sum, and the scales of both branches.
     float dense_sum = 0, mix_sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         const auto own_dense = load<V>(p.dense + at + i);  // in flight with the experts'
@@ -381,6 +390,7 @@ __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
     const float dense_scale = block_rms_scale(dense_sum, n, p.eps);
     const float mix_scale = block_rms_scale(mix_sum, n, p.eps);
 
+    // f1 + f2 = rms(dense) * post_ffw_norm_1 + rms(mix) * post_ffw_norm_2
     float sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         auto own = scaled(load<V>(p.dense + at + i), dense_scale, load<V>(p.post_ffw_norm_1 + i));
@@ -391,6 +401,7 @@ __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
     }
     const float branch_scale = block_rms_scale(sum, n, p.eps);
 
+    // x = (h + rms(f1 + f2) * post_ffw_norm) * scale
     sum = 0;
     for (int i = first_value<V>(); i < n; i += kStride<V>) {
         auto own = scaled(load<V>(row + i), branch_scale, load<V>(p.post_ffw_norm + i));
@@ -401,6 +412,8 @@ __global__ void __launch_bounds__(kThreads) layer_end_kernel(LayerEnd<T> p) {
         sum = sum_of_squares(own, sum);
     }
     if (!p.next_norm) return;
+
+    // next_in = rms(x) * next_norm
     const float scale = block_rms_scale(sum, n, p.eps);
     for (int i = first_value<V>(); i < n; i += kStride<V>)
         store(p.next_in + at_out + i, scaled(load<V>(row + i), scale, load<V>(p.next_norm + i)));
