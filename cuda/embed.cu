@@ -111,8 +111,17 @@ struct SoftTile {
 
     T probs[2][kSoftTokens * ldp];
     T embd[2][n_id * lde];
-    uint8_t raw[kSoftWarps * raw_bytes + 16];
+    uint8_t raw[kSoftWarps * raw_bytes + 16];  // + 16: not empty for float
 };
+
+// What probabilities are divided by if products are summed in F16: those of a row add up to 32768
+// (prob_scale()), so a sixteenth keeps sums in F16's range for embeddings of up to 32.
+template <class T>
+constexpr float kShrink = kHalfSums && sizeof(T) == 2 ? 16 : 1;
+// Two F16 divided by kShrink.
+DEVICE uint32_t shrunk(uint32_t two) {
+    return hmul2(two, 0x2c002c00);  // 1 / 16
+}
 
 // acc += a [32, K] b [K, 64], a and b in shared memory; acc[m][n] is laid out as the accumulators of
 // mma.m16n8k16 of rows 16 m .. and columns 8 n .., for float, too.
@@ -128,13 +137,8 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const float* a, int lda, const fl
                 acc[m][n][i] += sum;
             }
 }
-// What probabilities are divided by if products are summed in F16: those of a row add up to 32768
-// (prob_scale()), so a sixteenth keeps sums in F16's range for embeddings of up to 32.
-template <class T>
-constexpr float kShrink = kHalfSums && sizeof(T) == 2 ? 16 : 1;
-
-// A fragment of b serves both row tiles of a. Unrolled, the loop over K would not leave the registers that a
-// step's loads need.
+// With F16, a fragment of b serves both row tiles of a. Unrolled, the loop over K would not leave the
+// registers that a step's loads need.
 template <int K>
 DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16* b, int ldb) {
     constexpr int N_STEP = kHalfSums ? 2 : 1;  // k16 steps at once
@@ -144,8 +148,7 @@ DEVICE void multiply_32(float (&acc)[2][8][4], const F16* a, int lda, const F16*
         UNROLL for (int s = 0; s < N_STEP; s++) {
             UNROLL for (int m = 0; m < 2; m++) {
                 ldmatrix(x[s][m], a + (16 * m + lane % 16) * lda + j + 16 * s + lane / 16 * 8);
-                if constexpr (kHalfSums)
-                    UNROLL for (int i = 0; i < 4; i++) x[s][m][i] = hmul2(x[s][m][i], 0x2c002c00);  // 1 / 16
+                if constexpr (kHalfSums) UNROLL for (int i = 0; i < 4; i++) x[s][m][i] = shrunk(x[s][m][i]);
             }
         }
         UNROLL for (int n = 0; n < 8; n += 2) {
