@@ -192,20 +192,21 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     if (state->step == 0) return;
     SHARED_DYNAMIC(Tile, tile);
     const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
-    const int token = blockIdx.x * kSoftTokens, column = blockIdx.y * kSoftColumns, split = blockIdx.z;
+    const int first_token = blockIdx.x * kSoftTokens, first_column = blockIdx.y * kSoftColumns;
+    const int split = blockIdx.z;
     const int n_live = list[0], n_in_split = (n_live + gridDim.z - 1) / gridDim.z;
-    const int first = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first));
-    const int end = n_own * Tile::n_step;
-    int* const own = reinterpret_cast<int*>(tile + 1);
-    for (int i = thread; i < n_own; i += kSoftThreads) own[i] = list[1 + first + i];
-    __syncthreads();  // `own` is complete
+    const int first_live = split * n_in_split, n_own = max(0, min(n_in_split, n_live - first_live));
+    const int end = n_own * Tile::n_step;                    // of steps
+    int* const own_live = reinterpret_cast<int*>(tile + 1);  // [n_own] live tiles of this split
+    for (int i = thread; i < n_own; i += kSoftThreads) own_live[i] = list[1 + first_live + i];
+    __syncthreads();  // `own_live` is complete
     const auto first_id = [&](int step) {
-        return own[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_id;
+        return own_live[step / Tile::n_step] * kVocabTile + step % Tile::n_step * Tile::n_id;
     };
 
     // The chunk of E that this warp loads and decodes in each step: of row tile warp % 4 of the step's four
     // (float: two).
-    const int chunk = column / kChunk + warp / 4, own_tile = warp % 4;
+    const int chunk = first_column / kChunk + warp / 4, own_tile = warp % 4;
     const bool has_chunk = chunk * kChunk < ld;
     const auto record_of = [&](int step) {
         const int row_tile = min(first_id(step) / 16 + own_tile, n_tile - 1);
@@ -242,18 +243,18 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     // In each step a thread copies the same 16 bytes of every 32nd row of probabilities.
     constexpr int n_part = 8, n_in_part = Tile::n_id / n_part, row_step = kSoftThreads / n_part;
     const int first_row = thread / n_part, part = thread % n_part * n_in_part;
-    const int own_probs = (token + first_row) * ldp + part;  // below 2^31
+    const int own_probs = (first_token + first_row) * ldp + part;  // below 2^31
     const auto load_probs = [&](int step) {
         if (step >= end) return;
         const T* const from = probs + own_probs + first_id(step);
         UNROLL for (int i = 0; i < kSoftTokens; i += row_step)  // zeros past the canvas
             cp_async<16>(tile->probs[step % 2] + (first_row + i) * Tile::ldp + part, from + i * ldp,
-                         token + first_row + i < n_canvas ? 16 : 0);
+                         first_token + first_row + i < n_canvas ? 16 : 0);
     };
 
     float acc[2][8][4] = {};
     const int own_token = warp % 4 * 32;
-    const bool has_output = has_chunk && token + own_token < n_canvas;
+    const bool has_output = has_chunk && first_token + own_token < n_canvas;
     load_embd(0);
     cp_async_commit();
     cp_async_wait<0>();
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(kSoftThreads, 2)
     if (!has_output) return;
     UNROLL for (int m = 0; m < 2; m++) {
         UNROLL for (int h = 0; h < 2; h++) {
-            const int row = token + own_token + 16 * m + 8 * h + lane / 4;
+            const int row = first_token + own_token + 16 * m + 8 * h + lane / 4;
             if (row >= n_canvas) continue;
             float* out = partial + (int64_t{split} * n_canvas + row) * ld + chunk * kChunk + lane % 4 * 2;
             UNROLL for (int n = 0; n < 8; n++)
