@@ -45,8 +45,8 @@ LIB_OBJ := $(patsubst src/%.cpp,$(BUILD)/obj/%.o,$(filter-out src/main.cpp src/n
 KERNELS := $(patsubst cuda/%.cu,%,$(wildcard cuda/*.cu))
 ifneq ($(NVCC),)
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-# idirafter: a distribution's CUDA has its headers in /usr/include, which must stay behind the compiler's own.
-CUDA_FLAGS := -DEASEL_CUDA -idirafter $(CUDA_HOME)/include
+# A distribution's CUDA has its headers in /usr/include, which must stay behind the compiler's own.
+CUDA_FLAGS := -DEASEL_CUDA $(if $(filter-out /usr,$(CUDA_HOME)),-isystem $(CUDA_HOME)/include)
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
 NVCC_FLAGS := -std=c++20 -O3 -t0 -Iinclude -Icuda -Xcompiler=-Wall $(if $(STRICT),-Werror=all-warnings) $(if $(filter 0,$(WGMMA)),-DEASEL_NO_WGMMA) \
   $(if $(filter 0,$(HALF_SUMS)),-DEASEL_NO_HALF_SUMS) \
