@@ -43,7 +43,7 @@ struct RecordShape {
     static constexpr int N_K = N_K_, scale_bytes = SCALE_BYTES, chunk_bytes = CHUNK_BYTES;
     static constexpr int n_chunk = N_K / kChunk, bytes = scale_bytes + n_chunk * chunk_bytes;
     static constexpr int code_bits = CODE_BITS;  // 16 and 32: floats, no scales
-    static constexpr int offset = OFFSET;        // value = (code - offset) * scale + min
+    static constexpr int offset = OFFSET;        // value = (code - offset) * scale + min; not IQ4_NL
 };
 template <>
 struct Record<Type::Q4_0> : RecordShape<64, 64, 512, 4, 8> {};
