@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(32 * kWarps)
     // [m][n][2 h + j]: id g + 8 h of the warp's row tile m, canvas row 8 n + 2 t + j
     float acc[MT][NT][4];
     const int n_record = n_chunk / Record<TYPE>::n_chunk;
-    Gemm::multiply(acc, shared, records, first_tile * (kVocabTile / 16), n_tile, n_record, 0, n_record, x,
-                   ldx, row_of, n_row, true);
+    Gemm::multiply(acc, shared, {records, n_tile, n_record, first_tile * (kVocabTile / 16), 0, n_record},
+                   {x, ldx, row_of, n_row}, true);
 
     if (thread < n_own && blockIdx.x == 0) live[first_tile + thread] = 0;
     const auto id = [&](int m, int h) {  // of acc[m][.][2 h + .]

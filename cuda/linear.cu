@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(32 * n_warp<X>, n_block<N_TOKEN_TILE>)
     }
     __syncthreads();  // row_of is complete
     float acc[N_ROW_TILE][N_TOKEN_TILE][4];
-    Gemm::multiply(acc, shared, records, tile, n_tile, n_record, first_record, n_own, x, ldx, row_of, n_row,
-                   N_TOKEN_TILE != kFew && !groups);
+    Gemm::multiply(acc, shared, {records, n_tile, n_record, tile, first_record, n_own},
+                   {x, ldx, row_of, n_row}, N_TOKEN_TILE != kFew && !groups);
 
     // A warp's row tiles are four apart (Gemm::row_tile()). Of each tile a lane has output g, and, if not
     // gated, output g + 8.

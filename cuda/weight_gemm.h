@@ -83,15 +83,26 @@ struct WeightGemm {
     // one of each warp, are neighbours.
     DEVICE static int row_tile(int warp, int m) { return warp / 4 * (4 * MT) + 4 * m + warp % 4; }
 
-    // records: the matrix, n_tile row tiles of n_record records each. The block multiplies the N_TILE row
-    // tiles from `tile` on (acc of tiles past the end is undefined) over the columns of n_own records from
-    // first_record on. row_of [8 NT], shared: rows of x, all of them valid; the first n_row count. early: the
-    // kernel has not called wait_for_last_launch(); it is called here, when loads of the first weights have
-    // started. Only for weights that nothing in a pass writes: all but experts, which may be copied in. Ends
-    // with a barrier: `shared` is free again.
-    DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const uint8_t* records, int tile,
-                                int n_tile, int n_record, int first_record, int n_own, const X* x, int ldx,
-                                const int* row_of, int n_row, bool early) {
+    // What a block multiplies of W: the N_TILE row tiles from `tile` on (acc of tiles past the end is
+    // undefined), the columns of n_own records from first_record on.
+    struct Part {
+        const uint8_t* records;
+        int n_tile, n_record;  // of W: row tiles, records of each
+        int tile, first_record, n_own;
+    };
+    // The rows of x that it multiplies these with.
+    struct Rows {
+        const X* x;
+        int ldx;
+        const int* row_of;  // [8 NT], shared: rows of x, all of them valid; the first n_row count
+        int n_row;
+    };
+
+    // early: the kernel has not called wait_for_last_launch(); it is called here, when loads of the first
+    // weights have started. Only for weights that nothing in a pass writes: all but experts, which may be
+    // copied in. Ends with a barrier: `shared` is free again.
+    DEVICE static void multiply(float (&acc)[MT][NT][4], uint8_t* shared, const Part& w, const Rows& rows,
+                                bool early) {
         static_assert(AHEAD > 0 && own_bytes <= kSharedBytes - kCallersBytes);
         const int thread = threadIdx.x, warp = warp_index(), lane = thread % 32;
         shared = kept(shared + -shared_address(shared) % kAlign);
@@ -101,11 +112,11 @@ struct WeightGemm {
         // In place of a row tile past the end, a warp takes the last one. If the whole warpgroup is past the
         // end (none), it loads no weights and multiplies nothing (idle); with wgmma it multiplies whatever is
         // in shared memory, as ptxas makes wgmma in a branch wait for one another.
-        const bool none = tile + row_tile(warp / 4 * 4, 0) >= n_tile, idle = none && !ASYNC;
+        const bool none = w.tile + row_tile(warp / 4 * 4, 0) >= w.n_tile, idle = none && !ASYNC;
         const uint8_t* src[MT];
         UNROLL for (int m = 0; m < MT; m++) {
-            const int own = min(tile + row_tile(warp, m), n_tile - 1);
-            src[m] = records + (int64_t{own} * n_record + first_record) * R::bytes + lane * 16;
+            const int own = min(w.tile + row_tile(warp, m), w.n_tile - 1);
+            src[m] = w.records + (int64_t{own} * w.n_record + w.first_record) * R::bytes + lane * 16;
         }
         // A thread copies the same piece of 16 bytes of the same N_COPY rows of every chunk.
         constexpr int n_part = kChunk * int{sizeof(X)} / 16, row_step = N_THREAD / n_part;
@@ -114,7 +125,8 @@ struct WeightGemm {
         const int row = thread / n_part, part = thread % n_part;
         const X* from[N_COPY];
         UNROLL for (int i = 0; i < N_COPY; i++) from[i] =
-            x + row_of[row + i * row_step] * ldx + first_record * R::N_K + part * (16 / int{sizeof(X)});
+            rows.x + rows.row_of[row + i * row_step] * rows.ldx + w.first_record * R::N_K +
+            part * (16 / int{sizeof(X)});
         const int to = (row * LDX + piece(row, part)) * int{sizeof(X)};
 
         // Start copies into the stage at offset `stage`: of chunk c of the record that comes `later` records
@@ -133,7 +145,7 @@ struct WeightGemm {
         const auto load_rows = [&](int stage, int later, int c) {
             UNROLL for (int i = 0; i < N_COPY; i++)  // zeros for rows that do not count
                 cp_async<16>(shared + stage + to + i * (row_step * LDX * int{sizeof(X)}),
-                             from[i] + later * R::N_K + c * kChunk, row + i * row_step < n_row ? 16 : 0);
+                             from[i] + later * R::N_K + c * kChunk, row + i * row_step < rows.n_row ? 16 : 0);
         };
 
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int n = 0; n < NT; n++) acc[m][n][0] = acc[m][n][1] =
@@ -141,7 +153,7 @@ struct WeightGemm {
         uint32_t a[MT][4][4];
         constexpr int all_stages = STAGES * stage_bytes;
         const auto first_weights = [&](int i) {
-            if (i / R::n_chunk < n_own && !none)
+            if (i / R::n_chunk < w.n_own && !none)
                 load_weights(i * stage_bytes, all_stages + i / R::n_chunk * slot_bytes, i / R::n_chunk,
                              i % R::n_chunk);
         };
@@ -151,12 +163,12 @@ struct WeightGemm {
         }
         UNROLL for (int i = 0; i < AHEAD; i++) {
             if (!early) first_weights(i);
-            if (i / R::n_chunk < n_own) load_rows(i * stage_bytes, i / R::n_chunk, i % R::n_chunk);
+            if (i / R::n_chunk < w.n_own) load_rows(i * stage_bytes, i / R::n_chunk, i % R::n_chunk);
             cp_async_commit();
         }
         int use = 0, fill = AHEAD * stage_bytes;  // offsets of the stages to multiply, to load into
         int slot = all_stages, other_slot = all_stages + slot_bytes;  // scales of this record, of the next
-        for (int record = 0; record < n_own; record++) {
+        for (int record = 0; record < w.n_own; record++) {
             UNROLL for (int c = 0; c < R::n_chunk; c++) {
                 cp_async_wait<AHEAD - 1>();
                 if constexpr (ASYNC) fence_proxy_async();
@@ -164,7 +176,7 @@ struct WeightGemm {
                 // used by all.
                 __syncthreads();
                 const int later = (c + AHEAD) / R::n_chunk, next = (c + AHEAD) % R::n_chunk;
-                if (record + later < n_own) {
+                if (record + later < w.n_own) {
                     if (!none) load_weights(fill, later % 2 ? other_slot : slot, later, next);
                     load_rows(fill, later, next);
                 }
@@ -175,7 +187,7 @@ struct WeightGemm {
                 fill = fill + stage_bytes == all_stages ? 0 : fill + stage_bytes;
                 if (idle) continue;
                 if constexpr (sizeof(X) == 4) {
-                    add_floats(acc, reinterpret_cast<const float*>(tiles), chunk_x, n_row, lane);
+                    add_floats(acc, reinterpret_cast<const float*>(tiles), chunk_x, rows.n_row, lane);
                 } else {
                     UNROLL for (int m = 0; m < MT; m++) {
                         if constexpr (ASYNC) wgmma_wait<MT - 1>();  // a[m] of the chunk before has been used
@@ -184,9 +196,9 @@ struct WeightGemm {
                             decode<TYPE>(a[m], shared + slot + own_scales + m * R::scale_bytes, own, c, lane);
                         else
                             decode<TYPE>(a[m], own, own + R::scale_bytes, c, lane);
-                        if constexpr (ASYNC) start_products(acc[m], a[m], chunk_x, n_row);
+                        if constexpr (ASYNC) start_products(acc[m], a[m], chunk_x, rows.n_row);
                     }
-                    if constexpr (!ASYNC) add_products(acc, a, chunk_x, n_row, lane);
+                    if constexpr (!ASYNC) add_products(acc, a, chunk_x, rows.n_row, lane);
                 }
             }
             UNROLL for (int m = 0; m < MT; m++) src[m] += R::bytes;
