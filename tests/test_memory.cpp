@@ -182,7 +182,7 @@ TEST_CASE("memory: a context that does not fit is refused with the largest that 
     CHECK(make_cuda_backend(tiny(), o)->n_context() >= 25);
     o.n_offload = 7;
     CHECK_THROWS_WITH(make_cuda_backend(tiny(), o),
-                      Catch::Contains("experts of 7 layers") && Catch::Contains("expected 0 to 6"));
+                      Catch::Contains("--expert-offload is 7 layers") && Catch::Contains("expected 0 to 6"));
     limit_device_memory(0);
 }
 
