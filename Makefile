@@ -172,7 +172,7 @@ uninstall:
 
 deps: $(DEPS)/ready
 $(DEPS)/ready: tools/deps.sh
-	@CXX=$(CXX) sh tools/deps.sh $(DEPS)
+	@CXX='$(CXX)' sh tools/deps.sh $(DEPS)
 
 -include $(wildcard $(BUILD)/obj/*.d $(BUILD)/obj/tests/*.d $(BUILD)/obj/tests/ptx/*.d $(BUILD)/obj/sim/*.d $(CUDA_OBJ)/*.d $(CUDA_OBJ)/gpu/*.d)
 
@@ -183,7 +183,7 @@ unit: $(BUILD)/unit
 	$(BUILD)/unit $(UNIT_FILTER)
 
 test:
-	@BUILD=$(BUILD) CXX=$(CXX) sh tests/run.sh
+	@BUILD=$(BUILD) CXX='$(CXX)' sh tests/run.sh
 
 asan:
 	$(MAKE) BUILD=build/asan OPT=-O1 SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" UNIT_FILTER="~[slow]" unit

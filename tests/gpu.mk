@@ -24,7 +24,7 @@ ifeq ($(NVCC),)
 	@echo "SKIPPED cuda-build: there is no nvcc"
 else
 	$(MAKE) ARCH=90a EASEL=$(BUILD)/cuda/easel all unit-gpu
-	CXX=$(CXX) sh tools/launches.sh >/dev/null
+	CXX='$(CXX)' sh tools/launches.sh >/dev/null
 	$(BUILD)/cuda/easel info
 endif
 
@@ -32,7 +32,7 @@ endif
 PTXAS_ARCH ?= 90a
 PTXAS_FLAGS = $(filter-out -gencode arch=% -t0,$(NVCC_FLAGS))
 ptxas: | $(DEPS)/ready
-	@CXX=$(CXX) sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
+	@CXX='$(CXX)' sh tools/ptxas.sh "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
 sass:
 	@python3 tools/sass.py "$(NVCC)" $(PTXAS_ARCH) $(PTXAS_FLAGS)
 

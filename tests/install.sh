@@ -198,6 +198,15 @@ has "is told" "$dir/nvcc is nvcc 11.8, expected 12.4 or later; make NVCC= builds
 mk NVCC= "$dir/b/easel" >"$dir/log"
 check "and without it there is a program" $? -eq 0
 
+# ---- CXX may be several words, "ccache g++" say; what is fetched already serves again
+
+mkdir "$dir/deps"
+ln -s "$PWD/build/deps/usr" "$dir/deps/usr"
+${MAKE:-make} NVCC= DEPS="$dir/deps" CXX="env ${CXX:-g++}" deps >"$dir/log" 2>&1
+check "make CXX=\"env g++\" finds the headers ($(head -n 1 "$dir/log"))" -e "$dir/deps/ready"
+${MAKE:-make} NVCC= CXX="env g++" -n test >"$dir/log" 2>&1
+has "and hands the words on to the tests" "CXX='env g++' sh" "$dir/log"
+
 install uninstall
 check "make uninstall" $? -eq 0
 check "leaves nothing" -z "$(find "$root" -mindepth 1)"

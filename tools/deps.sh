@@ -5,12 +5,13 @@
 # DIR/edit.libs, which compile and link libedit: `easel chat` does without it where it cannot be had (both are empty).
 set -eu
 dir=$1
-cxx=${CXX:-g++}
+cxx=${CXX:-g++}  # a command and its arguments: "ccache g++"
 mkdir -p "$dir"
 
 have() {  # have HEADER...
+    # shellcheck disable=SC2086
     for h; do echo "#include <$h>"; done |
-        "$cxx" -std=c++20 -DFMT_HEADER_ONLY -isystem "$dir/usr/include" -x c++ -fsyntax-only - 2>/dev/null
+        $cxx -std=c++20 -DFMT_HEADER_ONLY -isystem "$dir/usr/include" -x c++ -fsyntax-only - 2>/dev/null
 }
 
 # edits: whether a program that uses libedit links; how is left in edit.libs. Packages under DIR are linked statically:
@@ -24,7 +25,7 @@ edits() {
         echo "$libs" >"$dir/edit.libs"
         # shellcheck disable=SC2086
         if printf '#include <stdio.h>\n#include <histedit.h>\nint main() { return !el_init("", stdin, stdout, stderr); }\n' |
-            "$cxx" -isystem "$dir/usr/include" -x c++ - -x none $libs -o "$dir/edit.test" 2>/dev/null; then
+            $cxx -isystem "$dir/usr/include" -x c++ - -x none $libs -o "$dir/edit.test" 2>/dev/null; then
             rm "$dir/edit.test"
             echo "-DEASEL_EDIT" >"$dir/edit.flags"
             return
