@@ -152,12 +152,13 @@ class Part {
         bytes_ = 0;
         hash_ = {};
     }
+    bool is_model() const { return magic() == "GGUF"; }
     // Error if it is no GGUF file, but an error page, say; then it is removed.
     void require_model() {
-        char magic[5] = {};
-        if (pread(file_.fd, magic, 4, 0) == 4 && std::string_view(magic) == "GGUF") return;
+        const std::string begin = magic();
+        if (begin == "GGUF") return;
         restart();
-        fail("{}: deleted, as it begins with \"{}\", expected a GGUF file", path_, shown(magic));
+        fail("{}: deleted, as it begins with \"{}\", expected a GGUF file", path_, shown(begin));
     }
     void move_to(const std::string& path) {
         moved_ = fsync(file_.fd) == 0 && std::rename(path_.c_str(), path.c_str()) == 0;
@@ -168,6 +169,11 @@ class Part {
     const std::string& path() const { return path_; }
 
   private:
+    std::string magic() const {
+        char bytes[5] = {};
+        return pread(file_.fd, bytes, 4, 0) == 4 ? bytes : "";
+    }
+
     std::string path_;
     bool hashed_, moved_ = false;
     File file_;
@@ -367,6 +373,8 @@ void complete(const ModelEntry& e, Part& part, Progress& progress) {
     };
     part.read(progress);
     if (stopped) return;
+    // A page that a proxy has sent instead, say. Found only at the end, the whole download would go to waste.
+    if (part.bytes() > 0 && !part.is_model()) restart("not the beginning of a GGUF file");
     if (e.bytes > 0 && part.bytes() > e.bytes) restart("longer than the model");
     if (e.bytes > 0 && part.bytes() == e.bytes) {
         if (right()) return;
@@ -384,6 +392,7 @@ void complete(const ModelEntry& e, Part& part, Progress& progress) {
         download(e, part, progress);
     }
     if (stopped || e.bytes == 0 || part.bytes() == e.bytes) return;
+    if (part.bytes() > 0) part.require_model();
     fail("{}: the server's file has {} bytes, expected {}: it is not, or no longer, the listed one", e.url,
          part.bytes(), e.bytes);
 }

@@ -67,6 +67,7 @@ long 1000 - $url/ok/demo.gguf
 slow $n $sum $url/slow/300000/demo.gguf
 gone $n $sum $url/ok/absent.gguf
 page - - $url/ok/trace.html
+page_sized $n - $url/ok/trace.html
 offline $n $sum http://127.0.0.1:1/demo.gguf
 nohost $n $sum http://easel.invalid/demo.gguf
 huge 9000000000000000000 - $url/ok/demo.gguf
@@ -180,7 +181,12 @@ error "a part of it all, too" "deleted, as its sha256" fetch wrong_unknown
 has "is not kept either, then" "the earlier download has a wrong sha256; starting over" "$dir/err"
 check "no lock is left" "$(ls "$models" | grep -c 'lock$')" -eq 0
 error "a page where a model should be" 'deleted, as it begins with "<!do", expected a GGUF file' fetch page
+error "the same, of a known size" 'deleted, as it begins with "<!do", expected a GGUF file' fetch page_sized
 check "is not kept" "$(ls "$models" | grep -c '^page')" -eq 0
+head -c 5000 src/trace.html >"$models/moved.gguf.part" && rm "$models/moved.gguf"
+works "a part that is a page" fetch moved
+has "is not gone on with" "moved.gguf.part: not the beginning of a GGUF file; starting over" "$dir/err"
+same "but fetched from zero" "$models/moved.gguf" $demo
 cp $demo "$models/cut.gguf.part" && rm "$models/cut.gguf" && echo x | dd of="$models/cut.gguf.part" bs=1 seek=500 \
     conv=notrunc 2>/dev/null
 error "a spoilt part" "the download stopped at 1000000" fetch cut
