@@ -16,13 +16,21 @@ namespace easel {
 
 namespace fs = std::filesystem;
 
-nlohmann::json read_json(const std::string& path) {
+bool is_there(const fs::path& path) {
+    return fs::exists(fs::symlink_status(path));
+}
+
+std::string read_text(const std::string& path, const char* kind) {
     std::error_code error;
     const bool regular = fs::is_regular_file(path, error);  // a pipe would hang
-    require(!error, "{}: cannot be read, expected a JSON file: {}", path, error.message());
-    require(regular, "{}: is not a regular file, expected a JSON file", path);
+    require(!error, "{}: cannot be read, expected a {} file: {}", path, kind, error.message());
+    require(regular, "{}: is not a regular file, expected a {} file", path, kind);
+    return read_file(path);
+}
+
+nlohmann::json read_json(const std::string& path) {
+    const std::string text = read_text(path, "JSON");
     try {
-        const std::string text = read_file(path);
         check_json(text, path);
         return nlohmann::json::parse(text);
     } catch (const nlohmann::json::exception& e) {
@@ -421,7 +429,7 @@ Source read_hf_folder(const std::string& folder) {
 
     Source out;
     const fs::path generation_path = dir / "generation_config.json";
-    const json generation = fs::exists(generation_path) ? read_json(generation_path) : json::object();
+    const json generation = is_there(generation_path) ? read_json(generation_path) : json::object();
     require(generation.is_object(), "{}: expected an object", generation_path.string());
     const Section sampling{generation, generation_path.string() + ": "};
 

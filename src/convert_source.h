@@ -1,6 +1,7 @@
 // convert_source.h: what convert.cpp needs of a Hugging Face folder to write a GGUF file. Filled by
 // convert_hf.cpp (config and tensors) and convert_tokenizer.cpp.
 #pragma once
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -43,7 +44,11 @@ struct SpecialIds {
 // The tokenizer.* keys, from tokenizer.json and the chat template. n_vocab: rows of the embedding.
 void add_tokenizer(const std::string& folder, int64_t n_vocab, const SpecialIds& ids, Source& out);
 
-// The whole of a JSON file; Error when it is missing or not JSON.
+// Whether a folder has that name, be it of a link that leads nowhere: read_text() says so then.
+bool is_there(const std::filesystem::path& path);
+// The whole of a file; `kind` is for messages. Error when it is missing, no regular file or not readable.
+std::string read_text(const std::string& path, const char* kind);
+// The same as a value; Error when it is not JSON.
 nlohmann::json read_json(const std::string& path);
 
 }  // namespace easel

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 
 #include "check.h"
@@ -109,10 +107,10 @@ Vocab read_vocab(const std::string& path, const json& tokenizer, int64_t n_vocab
 
 // chat_template.jinja, or chat_template in tokenizer_config.json: a text, or a list of {name, template}.
 std::string read_chat_template(const fs::path& dir) {
-    std::ifstream jinja(dir / "chat_template.jinja", std::ios::binary);
-    if (jinja.good()) return {std::istreambuf_iterator<char>(jinja), {}};
+    const fs::path jinja = dir / "chat_template.jinja";
+    if (is_there(jinja)) return read_text(jinja, "Jinja");
     for (const char* file : {"tokenizer_config.json", "chat_template.json"}) {
-        if (!fs::exists(dir / file)) continue;
+        if (!is_there(dir / file)) continue;
         const json config = read_json(dir / file);
         const json text = config.is_object() ? config.value("chat_template", json()) : json();
         if (text.is_string()) return text.get<std::string>();

@@ -521,6 +521,18 @@ TEST_CASE("what a Hugging Face folder lacks or has wrong is named") {
               {"config.json: is not a regular file, expected a JSON file"});
     fs::remove(dir / "config.json");
     HfFolder().write(dir.path(), 1);
+    // Nor does one as a file that a folder need not have; one that cannot be read is not as good as none.
+    for (const char* name : {"chat_template.jinja", "generation_config.json", "tokenizer_config.json"}) {
+        fs::remove(dir / name);
+        REQUIRE(mkfifo((dir / name).c_str(), 0600) == 0);
+        check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+                  {name, ": is not a regular file, expected a J"});
+        fs::remove(dir / name);
+        fs::create_symlink("gone", dir / name);
+        check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
+                  {name, ": cannot be read, expected a J", "No such file"});
+        fs::remove(dir / name);
+    }
     const std::string deep = std::string(1 << 20, '[') + std::string(1 << 20, ']');
     std::ofstream(dir / "tokenizer.json") << "{\"normalizer\":" << deep << "}";
     check_has(error_of([&] { convert(dir.path(), dir / "a.gguf", as("f32")); }),
