@@ -146,6 +146,8 @@ $(BUILD)/obj/version.facts: FORCE
 PREFIX ?= /usr/local
 override PREFIX := $(abspath $(PREFIX))
 ROOT := $(DESTDIR)$(PREFIX)
+# To make, and to the rm of `make uninstall`, a name with a blank would be two.
+NO_BLANKS = $(if $(word 2,$(ROOT)),$(error PREFIX and DESTDIR give "$(ROOT)", expected a folder without blanks in its name))
 HEADERS := easel.h backend.h chat.h error.h gguf.h model.h quant.h sampler.h tokenizer.h
 INSTALLED := bin/easel lib/libeasel.a lib/pkgconfig/easel.pc share/man/man1/easel.1 \
   share/bash-completion/completions/easel share/zsh/site-functions/_easel share/fish/vendor_completions.d/easel.fish \
@@ -155,7 +157,7 @@ $(BUILD)/libeasel.a: $(LIB_OBJ) $(DEVICE_OBJ) $(EASEL).archs
 	rm -f $@
 	$(AR) rcs $@ $(filter %.o,$^)
 install: $(EASEL) $(BUILD)/libeasel.a
-	mkdir -p $(sort $(dir $(addprefix $(ROOT)/,$(INSTALLED))))
+	$(NO_BLANKS)mkdir -p $(sort $(dir $(addprefix $(ROOT)/,$(INSTALLED))))
 	install -s -m 755 $(EASEL) $(ROOT)/bin/easel
 	install -m 644 $(BUILD)/libeasel.a $(ROOT)/lib
 	install -m 644 $(addprefix include/,$(HEADERS)) $(ROOT)/include/easel
@@ -167,7 +169,7 @@ install: $(EASEL) $(BUILD)/libeasel.a
 	$(EASEL) completion zsh >$(ROOT)/share/zsh/site-functions/_easel
 	$(EASEL) completion fish >$(ROOT)/share/fish/vendor_completions.d/easel.fish
 uninstall:
-	rm -f $(addprefix $(ROOT)/,$(INSTALLED))
+	$(NO_BLANKS)rm -f $(addprefix $(ROOT)/,$(INSTALLED))
 	cd $(ROOT) && rmdir -p --ignore-fail-on-non-empty $(sort $(dir $(INSTALLED))) 2>/dev/null || true
 
 deps: $(DEPS)/ready

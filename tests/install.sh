@@ -207,6 +207,16 @@ check "make CXX=\"env g++\" finds the headers ($(head -n 1 "$dir/log"))" -e "$di
 ${MAKE:-make} NVCC= CXX="env g++" -n test >"$dir/log" 2>&1
 has "and hands the words on to the tests" "CXX='env g++' sh" "$dir/log"
 
+# ---- make uninstall; nothing of it where a folder's name would fall apart
+
+echo mine >"$dir/a"
+for target in install uninstall; do
+    # shellcheck disable=SC2086
+    $limit ${MAKE:-make} BUILD="${BUILD:-build}" EASEL="$easel" $cpu_only PREFIX="$dir/a b" $target >"$dir/log" 2>&1
+    check "make $target into a folder with a blank" $? -eq 2
+    has "says so ($target)" "expected a folder without blanks in its name" "$dir/log"
+    check "and does nothing ($target)" "$(cat "$dir/a")" = mine
+done
 install uninstall
 check "make uninstall" $? -eq 0
 check "leaves nothing" -z "$(find "$root" -mindepth 1)"
