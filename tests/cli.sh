@@ -509,7 +509,9 @@ fi
 } >"$dir/large.gguf"
 truncate -s 2147484000 "$dir/large.gguf"
 for signal in 1 2 15; do  # SIGHUP, SIGINT, SIGTERM
-    "$easel" convert "$dir/large.gguf" "$dir/stopped.gguf" --type q4_k_m </dev/null >"$dir/out" 2>"$dir/err" &
+    # Under nohup, SIGHUP is ignored, and convert leaves it so.
+    env --default-signal=HUP "$easel" convert "$dir/large.gguf" "$dir/stopped.gguf" --type q4_k_m \
+        </dev/null >"$dir/out" 2>"$dir/err" &
     pid=$!
     wait_for test -s "$dir/stopped.gguf.part"
     kill -$signal $pid
